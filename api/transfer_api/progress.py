@@ -1,0 +1,136 @@
+"""What a pod says while it works (`GET /progress`) and when it ends (its termination message)."""
+
+from __future__ import annotations
+
+import enum
+import json
+from typing import Any
+
+from pydantic import Field
+
+from transfer_api.base import Observed
+
+TERMINATION_MESSAGE_BYTES = 4096  # the kubelet cuts there
+
+
+class Activity(enum.StrEnum):
+    """What a pod is doing now."""
+
+    STARTING = "Starting"
+    RENDEZVOUS = "Rendezvous"
+    LOADING = "Loading"
+    RUNNING = "Running"
+    SAVING = "Saving"
+    DONE = "Done"
+
+
+class Progress(Observed):
+    """Answer of `/progress`. Steps are optimizer steps in training, documents or items elsewhere."""
+
+    pod: str = ""
+    stage: str = ""
+    activity: Activity = Activity.STARTING
+    step: int = 0
+    total_steps: int = 0
+    tokens: int = Field(default=0, description="Tokens done by the whole stage.")
+    tokens_per_second: float = 0.0
+    loss: float | None = None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    world_size: int = Field(default=0, description="Processes in the current round of the rendezvous.")
+    round: int = Field(default=0, description="Round of the rendezvous: grows with every change of membership.")
+    remaining_seconds: float | None = None
+    checkpoint_step: int | None = None
+    checkpoint_time: float | None = Field(default=None, description="Unix time of the last complete checkpoint.")
+    lost_steps: int = Field(default=0, description="Steps done again after a restart.")
+    productive_seconds: float = Field(default=0.0, description="Time in which steps were done for the first time.")
+    last_step_time: float | None = Field(default=None, description="Unix time of the last finished step.")
+    metrics: dict[str, float] = Field(default={}, description="Latest values by name, such as bits_per_byte/udhr-id.")
+
+
+class ArtifactReference(Observed):
+    """An artifact in the storage."""
+
+    key: str
+    path: str = Field(description="Relative to the storage.")
+    digest: str = Field(description="sha256:<hex> of its manifest.")
+
+
+class Score(Observed):
+    """One line of the table. Everything is computed from per-item scores; nothing is typed in."""
+
+    suite: str
+    task: str
+    language: str
+    metric: str
+    value: float
+    baseline: float | None = None
+    difference: float | None = Field(default=None, description="value - baseline, over the items that both have.")
+    interval: tuple[float, float] | None = Field(
+        default=None, description="95 % bootstrap interval of difference, or of value without a baseline."
+    )
+    items: int = Field(description="Number of items (documents or questions).")
+    higher_is_better: bool = True
+    harness: str = Field(default="", description="What produced it: name, version, shots, scoring mode.")
+
+
+class Outcome(enum.StrEnum):
+    """How a pod ended."""
+
+    COMPLETE = "Complete"
+    SAVED = "Saved"
+    FAILED = "Failed"
+
+
+class ResultMessage(Observed):
+    """Termination message of a pod: at most 4 KiB of JSON; the long form is in the artifact."""
+
+    outcome: Outcome
+    reason: str = Field(default="", description="CamelCase class of the error, such as DataError.")
+    message: str = ""
+    artifact: ArtifactReference | None = None
+    reused: bool = Field(default=False, description="The artifact was there already; nothing was computed.")
+    scores: list[Score] = []
+    scores_left_out: int = Field(default=0, description="Scores that did not fit; results.json in the artifact has all.")
+    step: int = 0
+    tokens: int = 0
+    lost_steps: int = 0
+    productive_seconds: float = 0.0
+    numbers: dict[str, float] = Field(default={}, description="A few more figures by name, such as added_tokens.")
+
+    def encode(self) -> str:
+        """JSON of at most `TERMINATION_MESSAGE_BYTES` bytes: scores are left out from the end, then the message is cut."""
+        message = self
+        while len(text := message._json().encode()) > TERMINATION_MESSAGE_BYTES:
+            if message.scores:
+                message = message.model_copy(update={"scores": message.scores[:-1], "scores_left_out": message.scores_left_out + 1})
+            elif message.message:
+                excess = len(text) - TERMINATION_MESSAGE_BYTES
+                keep = max(0, len(message.message) - max(excess // 4, 16))
+                message = message.model_copy(update={"message": message.message[:keep]})
+            else:
+                message = message.model_copy(update={"numbers": {}, "reason": message.reason[:64]})
+        return text.decode()
+
+    def _json(self) -> str:
+        def compact(value: Any) -> Any:
+            if isinstance(value, float):
+                return float(f"{value:.6g}")
+            if isinstance(value, dict):
+                return {k: compact(v) for k, v in value.items()}
+            if isinstance(value, list):
+                return [compact(v) for v in value]
+            return value
+
+        plain = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return json.dumps(compact(plain), separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def decode(cls, text: str) -> ResultMessage | None:
+        """Reads a termination message. What a pod writes is untrusted: None for anything that is not one."""
+        if not text or len(text.encode()) > 2 * TERMINATION_MESSAGE_BYTES:
+            return None
+        try:
+            return cls.model_validate_json(text)
+        except ValueError:
+            return None

@@ -1,0 +1,309 @@
+"""`TransferExperiment.spec`: what a user writes.
+
+Each field carries its description, unit and default; `crds/` and docs/reference.md are generated from here. Rules across
+fields are in `rules.py`, once as CEL for the API server and once as Python for `transfer validate`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+
+from transfer_api.amount import Amount, DecimalString
+from transfer_api.base import Contract
+from transfer_api.language import LANGUAGE_PATTERN, check_language
+
+API_GROUP = "transfer-operator.dev"
+API_VERSION = f"{API_GROUP}/v1alpha1"
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+NAME_LENGTH = 52  # child names add up to 11 characters, and a label value ends at 63
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)]
+Language = Annotated[
+    str,
+    AfterValidator(check_language),
+    WithJsonSchema({"type": "string", "pattern": LANGUAGE_PATTERN, "maxLength": 35}),
+]
+Path = Annotated[str, Field(min_length=1, max_length=1024)]
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
+class Method(enum.StrEnum):
+    """Which weights are trained."""
+
+    FULL = "Full"
+    LORA = "LoRA"
+
+
+class Initialization(enum.StrEnum):
+    """How the rows of added tokens start."""
+
+    SUBTOKEN_MEAN = "SubtokenMean"
+    MEAN = "Mean"
+    RANDOM = "Random"
+
+
+class Schedule(enum.StrEnum):
+    """Learning rate after the warm-up."""
+
+    COSINE = "Cosine"
+    LINEAR = "Linear"
+    CONSTANT = "Constant"
+
+
+class Precision(enum.StrEnum):
+    """Number format of the forward and backward pass; weights and optimizer are always float32."""
+
+    FLOAT32 = "Float32"
+    BFLOAT16 = "BFloat16"
+
+
+class SecretKey(Contract):
+    """A key of a Secret in the experiment's namespace."""
+
+    name: Name = Field(description="Name of the Secret.")
+    key: str = Field(default="token", max_length=253, description="Key inside the Secret.")
+
+
+class ModelSource(Contract):
+    """A base model: on a hub, pinned to a commit, or a folder in the storage."""
+
+    name: Annotated[str, Field(max_length=255)] | None = Field(
+        default=None, description="Repository on the model hub, such as meta-llama/Llama-2-7b-hf. Exactly one of name and path."
+    )
+    path: Path | None = Field(
+        default=None,
+        description="Folder with config.json, safetensors and tokenizer; relative to the storage. Exactly one of name and path.",
+    )
+    revision: Revision | None = Field(
+        default=None, description="Commit of the repository, 40 hexadecimal digits. Required with name: a branch moves."
+    )
+    token_secret: SecretKey | None = Field(default=None, description="Hub token, for a gated repository.")
+    parameters: Amount | None = Field(
+        default=None, description="Number of parameters, such as 6.74B. Only for `transfer plan` where the model is not at hand."
+    )
+
+
+class TextSource(Contract):
+    """Texts of one language: a hub data set or files in the storage (.jsonl, .txt; .gz of both)."""
+
+    hub: Annotated[str, Field(max_length=255)] | None = Field(
+        default=None, description="Data set on the hub, such as wikimedia/wikipedia. Exactly one of hub and path."
+    )
+    subset: Annotated[str, Field(max_length=255)] | None = Field(
+        default=None, description="Configuration of the hub data set, such as 20231101.id."
+    )
+    split: Annotated[str, Field(max_length=255)] = Field(default="train", description="Split of the hub data set.")
+    revision: Revision | None = Field(default=None, description="Commit of the hub data set, 40 hexadecimal digits.")
+    path: Path | None = Field(
+        default=None, description="File or glob, relative to the storage. .jsonl: one object a line; .txt: documents parted by blank lines."
+    )
+    field: Annotated[str, Field(max_length=255)] = Field(default="text", description="Field that holds the text.")
+    language: Language | None = Field(default=None, description="BCP 47 code of the texts. Default: the experiment's language.")
+
+
+class WeightedSource(TextSource):
+    """One part of a mixture."""
+
+    weight: int = Field(default=1, ge=0, le=1_000_000, description="Share of rows drawn from this source, relative to the others.")
+
+
+class NamedText(TextSource):
+    """A held-out text."""
+
+    name: Name = Field(description="Name under which its scores are shown.")
+
+
+class InstructionSource(Contract):
+    """Instruction data: objects with instruction, input (may be empty) and output, or with messages."""
+
+    hub: Annotated[str, Field(max_length=255)] | None = Field(default=None, description="Data set on the hub. Exactly one of hub and path.")
+    subset: Annotated[str, Field(max_length=255)] | None = Field(default=None, description="Configuration of the hub data set.")
+    split: Annotated[str, Field(max_length=255)] = Field(default="train", description="Split of the hub data set.")
+    revision: Revision | None = Field(default=None, description="Commit of the hub data set, 40 hexadecimal digits.")
+    path: Path | None = Field(default=None, description="JSON Lines file or glob, relative to the storage.")
+
+
+class Storage(Contract):
+    """Where models, data and artifacts are. `transfer run` uses its --storage folder instead."""
+
+    claim: Name | None = Field(default=None, description="ReadWriteMany PersistentVolumeClaim. Exactly one of claim and url.")
+    url: Annotated[str, Field(pattern=r"^[a-z0-9]+://.+", max_length=1024)] | None = Field(
+        default=None, description="Object storage, such as s3://bucket/prefix. Exactly one of claim and url."
+    )
+    credentials_secret: Name | None = Field(default=None, description="Secret with the credentials of url.")
+
+
+class Vocabulary(Contract):
+    """Adds tokens of the target language to the base model's tokenizer and embeddings."""
+
+    added_tokens: Amount = Field(description="Rows to add to the vocabulary.")
+    initialization: Initialization = Field(
+        default=Initialization.SUBTOKEN_MEAN,
+        description="Start of the new rows: mean of the rows the old tokenizer would use, mean of all rows, or normal noise.",
+    )
+    corpus: list[TextSource] = Field(min_length=1, max_length=32, description="Texts from which the tokens are learned.")
+
+
+class Lora(Contract):
+    """Low-rank adapters (arXiv 2106.09685)."""
+
+    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapters.")
+    alpha: int = Field(default=32, ge=1, le=4096, description="Scale: updates are multiplied by alpha / rank.")
+    targets: list[Annotated[str, Field(max_length=255)]] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1, max_length=32, description="Names of the linear modules that get an adapter.",
+    )  # fmt: skip
+    train_embeddings: bool = Field(default=False, description="Train embeddings and head in full beside the adapters.")
+
+
+class Optimization(Contract):
+    """What pretraining and instruction tuning share."""
+
+    method: Method = Field(default=Method.FULL, description="Full: every weight; LoRA: adapters, merged at the end.")
+    lora: Lora = Field(default_factory=Lora, description="Adapters; used with method LoRA.")
+    sequence_length: int = Field(default=2048, ge=8, le=1_048_576, description="Tokens in a packed row.")
+    global_batch_tokens: Amount = Field(
+        default=524_288,
+        description="Tokens in an optimizer step over all workers; never depends on how many there are. Rounded down to whole rows.",
+    )
+    learning_rate: DecimalString = Field(default="2e-5", description="Peak learning rate.")
+    embedding_learning_rate: DecimalString | None = Field(
+        default=None, description="Peak learning rate of embeddings and head. Default: learningRate."
+    )
+    schedule: Schedule = Field(default=Schedule.COSINE, description="Learning rate after the warm-up.")
+    warmup: DecimalString = Field(default="0.05", description="Share of the steps in which the learning rate rises to its peak.")
+    weight_decay: DecimalString = Field(default="0.01", description="AdamW weight decay of matrices.")
+    gradient_clipping: DecimalString = Field(default="1.0", description="Largest norm of the gradient; 0 for none.")
+    precision: Precision = Field(default=Precision.BFLOAT16, description="Number format of forward and backward pass.")
+    micro_batch_tokens: Amount | None = Field(
+        default=None, description="Most tokens in one forward pass of a worker. Speed and memory only; results do not depend on it."
+    )
+    checkpoint_steps: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Steps between two checkpoints. Default: a tenth of the run, at most 500."
+    )
+
+
+class Pretraining(Optimization):
+    """Continues pretraining on a mixture of texts. Exactly one budget: tokens, steps or epochs."""
+
+    tokens: Amount | None = Field(default=None, description="Budget in tokens, such as 500M.")
+    steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Budget in optimizer steps.")
+    epochs: int | None = Field(
+        default=None, ge=1, le=1000, description="Budget in passes over the source that lasts longest at its weight."
+    )
+    max_epochs: int = Field(default=1, ge=1, le=1000, description="How often a source may be repeated to fill the budget.")
+    mixture: list[WeightedSource] = Field(min_length=1, max_length=32, description="Texts and their shares.")
+    validation_steps: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Steps between two measurements of bits per byte on evaluation.texts. Default: none."
+    )
+
+
+class InstructionTuning(Optimization):
+    """Tunes on instructions; the loss is on the answers only. At most one budget: epochs (default 1) or steps."""
+
+    method: Method = Field(default=Method.LORA, description="Full: every weight; LoRA: adapters, merged at the end.")
+    global_batch_tokens: Amount = Field(default=65_536, description="Tokens in an optimizer step over all workers.")
+    learning_rate: DecimalString = Field(default="1e-4", description="Peak learning rate.")
+    data: list[InstructionSource] = Field(min_length=1, max_length=32, description="Instruction data.")
+    examples: Amount | None = Field(
+        default=None, description="Size of the subset, chosen by seed; a larger subset contains every smaller one. Default: all."
+    )
+    epochs: int | None = Field(default=None, ge=1, le=1000, description="Passes over the examples. Default: 1.")
+    steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Budget in optimizer steps instead of epochs.")
+    template: Literal["Model", "ChatML", "Alpaca"] = Field(
+        default="Model", description="Chat template: the model's own (ChatML where it has none), or a named one."
+    )
+
+
+class Evaluation(Contract):
+    """Scores the result, and the untouched base model beside it."""
+
+    suites: list[Name] = Field(
+        default=["perplexity"], min_length=1, max_length=32,
+        description="perplexity, or the name of a task or group of lm-evaluation-harness or of taskFolders.",
+    )  # fmt: skip
+    baseline: bool = Field(default=True, description="Score the base model too and compare item by item.")
+    texts: list[NamedText] = Field(default=[], max_length=64, description="Held-out texts of the suite perplexity.")
+    task_folders: list[Path] = Field(
+        default=[], max_length=8, description="Folders with task files of lm-evaluation-harness, relative to the storage."
+    )
+    shots: int | None = Field(default=None, ge=0, le=64, description="Examples before each question. Default: what the task says.")
+    limit: int | None = Field(default=None, ge=1, le=1_000_000, description="Most items of one task or text. Default: all.")
+    precision: Precision = Field(default=Precision.FLOAT32, description="Number format of the forward pass.")
+
+
+class Resources(Contract):
+    """Compute resources of a worker, as in a pod."""
+
+    limits: dict[str, int | str] = Field(default={}, description="Limits, such as nvidia.com/gpu: 8. One process is started per GPU.")
+    requests: dict[str, int | str] = Field(default={}, description="Requests; default: the limits.")
+
+
+class Workers(Contract):
+    """How many training pods; may be changed while training."""
+
+    min: int = Field(default=1, ge=1, le=1024, description="Training goes on while at least this many run.")
+    replicas: int = Field(default=1, ge=1, le=1024, description="Workers wanted.")
+    max: int | None = Field(default=None, ge=1, le=1024, description="Most workers that replicas may be set to. Default: replicas.")
+    resources: Resources = Field(default_factory=Resources, description="Compute resources of each worker.")
+
+
+class Restarts(Contract):
+    """How many restarts of one cause an experiment may spend. Saving on request is never counted."""
+
+    application: int = Field(default=3, ge=0, le=10_000, description="Crashes of our or the model's code.")
+    infrastructure: int = Field(default=20, ge=0, le=10_000, description="Lost pods and nodes.")
+    stall: int = Field(default=3, ge=0, le=10_000, description="No step within the stall deadline.")
+    preemption: int | None = Field(default=None, ge=0, le=100_000, description="Preemptions, drains and evictions. Default: unlimited.")
+
+
+class Deadlines(Contract):
+    """How long to wait before something counts as stuck, in seconds."""
+
+    startup_seconds: int = Field(default=1800, ge=1, le=604_800, description="From creation of a pod until it runs.")
+    stall_seconds: int = Field(default=1800, ge=1, le=604_800, description="Without a step while pods run.")
+    below_min_seconds: int = Field(
+        default=600, ge=1, le=604_800, description="Fewer than min workers, before the attempt gives its nodes back."
+    )
+
+
+class ExperimentSpec(Contract):
+    """One experiment. vocabulary, pretraining, instructionTuning and evaluation are optional; at least one must be there."""
+
+    model: ModelSource = Field(description="The base model.")
+    language: Language = Field(description="BCP 47 code of the language to learn; English is what must not be lost.")
+    storage: Storage = Field(description="Where models, data and artifacts are.")
+    vocabulary: Vocabulary | None = Field(default=None, description="Vocabulary extension.")
+    pretraining: Pretraining | None = Field(default=None, description="Further pretraining.")
+    instruction_tuning: InstructionTuning | None = Field(default=None, description="Instruction tuning.")
+    evaluation: Evaluation | None = Field(default=None, description="Evaluation of the result and of the base model.")
+    workers: Workers = Field(default_factory=Workers, description="Training pods.")
+    restarts: Restarts = Field(default_factory=Restarts, description="Restart budgets by cause.")
+    deadlines: Deadlines = Field(default_factory=Deadlines, description="When something counts as stuck.")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of data order, subsets and random initialisation.")
+    suspend: bool = Field(default=False, description="Save, release the workers and wait; false goes on from there.")
+
+
+class Metadata(Contract):
+    """The part of Kubernetes' object metadata that is read here; the rest is the API server's."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
+    namespace: Annotated[str, Field(max_length=63)] = "default"
+    uid: str = ""
+    generation: int = 1
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class TransferExperiment(Contract):
+    """The resource as a user writes it; the status is a model of its own (`status.py`)."""
+
+    api_version: Literal["transfer-operator.dev/v1alpha1"]
+    kind: Literal["TransferExperiment"]
+    metadata: Metadata
+    spec: ExperimentSpec

@@ -1,0 +1,305 @@
+"""Stages: what an experiment is cut into, and the key that lets two experiments share one.
+
+A stage is a plan: its kind, the parameters that decide its result, and which earlier stages it reads. Its key is the
+SHA-256 of all that and of the version of the code contract. What does not change the result (number of workers, size of a
+micro-batch, checkpoint interval) is in `Execution`, which the key leaves out; so a finished artifact is found again after
+a resize, and by a study that shares a stage between cells.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from transfer_api.base import Observed
+from transfer_api.spec import (
+    Evaluation,
+    ExperimentSpec,
+    Initialization,
+    InstructionSource,
+    InstructionTuning,
+    Lora,
+    Method,
+    ModelSource,
+    NamedText,
+    Precision,
+    Pretraining,
+    Schedule,
+    TextSource,
+    WeightedSource,
+)
+
+KEY_LENGTH = 32  # hexadecimal digits: 128 bits, and short enough for a Kubernetes label
+
+
+class StageKind(enum.StrEnum):
+    """What a stage does."""
+
+    VOCABULARY = "vocabulary"
+    DATASET = "dataset"
+    PRETRAINING = "pretraining"
+    INSTRUCTION_TUNING = "instruction-tuning"
+    EVALUATION = "evaluation"
+
+    @property
+    def elastic(self) -> bool:
+        """Whether its pods are the workers of a rendezvous, rather than independent shards."""
+        return self in (StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING)
+
+
+# Raise a number when the same parameters would give another artifact: everything of that kind is then computed again.
+CONTRACT_VERSION: Mapping[StageKind, int] = {
+    StageKind.VOCABULARY: 1,
+    StageKind.DATASET: 1,
+    StageKind.PRETRAINING: 1,
+    StageKind.INSTRUCTION_TUNING: 1,
+    StageKind.EVALUATION: 1,
+}
+
+
+class VocabularyParameters(Observed):
+    """Artifact: `model/` (resized model and tokenizer), `vocabulary.json` (counts, fertility before and after)."""
+
+    model: ModelSource
+    added_tokens: int
+    initialization: Initialization
+    corpus: list[TextSource]
+    seed: int
+
+
+class DatasetParameters(Observed):
+    """Artifact: packed rows, one folder for each source; see `transfer_trainer.store`.
+
+    Exactly one of `mixture` (pretraining) and `instructions` is filled. `model` gives the tokenizer, unless the stage has
+    an input `model`.
+    """
+
+    model: ModelSource
+    sequence_length: int
+    mixture: list[WeightedSource] = []
+    instructions: list[InstructionSource] = []
+    examples: int | None = None
+    template: str = "Model"
+    seed: int
+
+
+class TrainingParameters(Observed):
+    """Artifact: `model/` (plain safetensors and tokenizer), `ledger.jsonl`, `training.json`.
+
+    Inputs: `dataset`, and `model` unless training starts from the base model. Exactly one of `tokens`, `steps` and
+    `epochs` is set. A row is `sequence_length` tokens, a step is `rows_per_step` rows.
+    """
+
+    model: ModelSource
+    method: Method
+    lora: Lora | None
+    sequence_length: int
+    rows_per_step: int
+    tokens: int | None
+    steps: int | None
+    epochs: int | None
+    max_epochs: int
+    learning_rate: str
+    embedding_learning_rate: str
+    schedule: Schedule
+    warmup: str
+    weight_decay: str
+    gradient_clipping: str
+    precision: Precision
+    validation_steps: int | None
+    validation_texts: list[NamedText]
+    seed: int
+
+
+class EvaluationParameters(Observed):
+    """Artifact: `results.json`, `items/<suite>.<task>.jsonl`.
+
+    Inputs: `model` unless the base model is scored, and `baseline` (an evaluation) where items are to be compared.
+    """
+
+    model: ModelSource
+    suites: list[str]
+    texts: list[NamedText]
+    task_folders: list[str]
+    shots: int | None
+    limit: int | None
+    precision: Precision
+    seed: int
+
+
+Parameters = VocabularyParameters | DatasetParameters | TrainingParameters | EvaluationParameters
+
+PARAMETERS: Mapping[StageKind, type[Observed]] = {
+    StageKind.VOCABULARY: VocabularyParameters,
+    StageKind.DATASET: DatasetParameters,
+    StageKind.PRETRAINING: TrainingParameters,
+    StageKind.INSTRUCTION_TUNING: TrainingParameters,
+    StageKind.EVALUATION: EvaluationParameters,
+}
+
+
+class Execution(Observed):
+    """How a stage is run, without any say in its result."""
+
+    micro_batch_tokens: int | None = None
+    checkpoint_steps: int | None = None
+
+
+class StagePlan(Observed):
+    """One stage of an experiment, complete enough to run it."""
+
+    name: str = Field(description="Unique in the experiment: pretraining-dataset, baseline, …")
+    kind: StageKind
+    key: str
+    parameters: dict[str, Any]
+    inputs: dict[str, str] = {}
+    execution: Execution = Execution()
+
+    def typed_parameters(self) -> Parameters:
+        """The parameters as the model of the stage's kind."""
+        return PARAMETERS[self.kind].model_validate(self.parameters)  # type: ignore[return-value]
+
+
+def stage_key(kind: StageKind, parameters: Mapping[str, Any], inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
+    """SHA-256 over everything that decides the artifact, as `KEY_LENGTH` hexadecimal digits.
+
+    Args:
+        kind: the stage's kind; its contract version goes in too.
+        parameters: JSON-ready parameters.
+        inputs: role to key of the stage that is read.
+        fingerprints: `path` to content digest, where the caller can see the files (`transfer run` does, the operator
+            cannot); only paths that the parameters name are used.
+    """
+    named = sorted(path for path in _paths(parameters) if path in fingerprints)
+    content = {
+        "kind": kind.value,
+        "contract": CONTRACT_VERSION[kind],
+        "parameters": parameters,
+        "inputs": dict(inputs),
+        "files": {path: fingerprints[path] for path in named},
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def input_paths(spec: ExperimentSpec) -> list[str]:
+    """Every `path` and task folder that the experiment reads, in order of appearance and once each."""
+    return list(dict.fromkeys(_paths(spec.model_dump(mode="json"))))
+
+
+def _paths(value: Any) -> list[str]:
+    found: list[str] = []
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key == "path" and isinstance(item, str):
+                found.append(item)
+            elif key in ("task_folders", "taskFolders"):
+                found.extend(item)
+            else:
+                found.extend(_paths(item))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            found.extend(_paths(item))
+    return found
+
+
+def plan_stages(spec: ExperimentSpec, fingerprints: Mapping[str, str] | None = None) -> tuple[StagePlan, ...]:
+    """Cuts an experiment into stages, each after the stages it reads.
+
+    The same spec and fingerprints always give the same keys. The baseline stands first among what needs no training, so
+    that a cluster with room runs it beside the training and a single machine before it.
+    """
+    planner = _Planner(spec, fingerprints or {})
+    return planner.plan()
+
+
+class _Planner:
+    def __init__(self, spec: ExperimentSpec, fingerprints: Mapping[str, str]) -> None:
+        self.spec = spec
+        self.fingerprints = fingerprints
+        # Neither the hub token nor the size hint changes a result.
+        self.model = spec.model.model_copy(update={"token_secret": None, "parameters": None})
+        self.stages: list[StagePlan] = []
+
+    def plan(self) -> tuple[StagePlan, ...]:
+        spec = self.spec
+        trained: str | None = None
+        baseline: str | None = None
+        has_training = spec.vocabulary or spec.pretraining or spec.instruction_tuning
+        if spec.evaluation and spec.evaluation.baseline and has_training:
+            baseline = self._evaluation("baseline", spec.evaluation, None, None)
+        if spec.vocabulary:
+            trained = self._add("vocabulary", StageKind.VOCABULARY, self._vocabulary(), {})
+        if spec.pretraining:
+            dataset = self._add("pretraining-dataset", StageKind.DATASET, self._mixture(spec.pretraining), _roles(model=trained))
+            trained = self._train("pretraining", StageKind.PRETRAINING, spec.pretraining, dataset, trained)
+        if spec.instruction_tuning:
+            # The tokenizer is that of the vocabulary stage or of the base model: training does not change it.
+            tokenizer = next((s.key for s in self.stages if s.kind is StageKind.VOCABULARY), None)
+            instructions = self._instructions(spec.instruction_tuning)
+            dataset = self._add("instruction-dataset", StageKind.DATASET, instructions, _roles(model=tokenizer))
+            trained = self._train("instruction-tuning", StageKind.INSTRUCTION_TUNING, spec.instruction_tuning, dataset, trained)
+        if spec.evaluation:
+            self._evaluation("evaluation", spec.evaluation, trained, baseline)
+        return tuple(self.stages)
+
+    def _add(self, name: str, kind: StageKind, parameters: Parameters, inputs: dict[str, str], execution: Execution | None = None) -> str:
+        plain = parameters.model_dump(mode="json", by_alias=True)
+        key = stage_key(kind, plain, inputs, self.fingerprints)
+        stage = StagePlan(name=name, kind=kind, key=key, parameters=plain, inputs=inputs, execution=execution or Execution())
+        self.stages.append(stage)
+        return key
+
+    def _vocabulary(self) -> VocabularyParameters:
+        assert self.spec.vocabulary
+        wanted = self.spec.vocabulary
+        return VocabularyParameters(
+            model=self.model, added_tokens=wanted.added_tokens, initialization=wanted.initialization,
+            corpus=wanted.corpus, seed=self.spec.seed,
+        )  # fmt: skip
+
+    def _mixture(self, wanted: Pretraining) -> DatasetParameters:
+        return DatasetParameters(model=self.model, sequence_length=wanted.sequence_length, mixture=wanted.mixture, seed=self.spec.seed)
+
+    def _instructions(self, wanted: InstructionTuning) -> DatasetParameters:
+        return DatasetParameters(
+            model=self.model, sequence_length=wanted.sequence_length, instructions=wanted.data,
+            examples=wanted.examples, template=wanted.template, seed=self.spec.seed,
+        )  # fmt: skip
+
+    def _train(self, name: str, kind: StageKind, wanted: Pretraining | InstructionTuning, dataset: str, model: str | None) -> str:
+        pretraining = wanted if isinstance(wanted, Pretraining) else None
+        validation_steps = pretraining.validation_steps if pretraining else None
+        texts = self.spec.evaluation.texts if self.spec.evaluation and validation_steps else []
+        epochs = wanted.epochs
+        if pretraining is None and wanted.epochs is None and wanted.steps is None:
+            epochs = 1
+        parameters = TrainingParameters(
+            model=self.model, method=wanted.method, lora=wanted.lora if wanted.method is Method.LORA else None,
+            sequence_length=wanted.sequence_length, rows_per_step=wanted.global_batch_tokens // wanted.sequence_length,
+            tokens=pretraining.tokens if pretraining else None, steps=wanted.steps, epochs=epochs,
+            max_epochs=pretraining.max_epochs if pretraining else 1_000_000,
+            learning_rate=wanted.learning_rate,
+            embedding_learning_rate=wanted.embedding_learning_rate or wanted.learning_rate,
+            schedule=wanted.schedule, warmup=wanted.warmup, weight_decay=wanted.weight_decay,
+            gradient_clipping=wanted.gradient_clipping, precision=wanted.precision,
+            validation_steps=validation_steps, validation_texts=texts, seed=self.spec.seed,
+        )  # fmt: skip
+        execution = Execution(micro_batch_tokens=wanted.micro_batch_tokens, checkpoint_steps=wanted.checkpoint_steps)
+        return self._add(name, kind, parameters, _roles(dataset=dataset, model=model), execution)
+
+    def _evaluation(self, name: str, wanted: Evaluation, model: str | None, baseline: str | None) -> str:
+        parameters = EvaluationParameters(
+            model=self.model, suites=wanted.suites, texts=wanted.texts, task_folders=wanted.task_folders,
+            shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
+        )  # fmt: skip
+        return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline))
+
+
+def _roles(**keys: str | None) -> dict[str, str]:
+    return {role: key for role, key in keys.items() if key is not None}

@@ -1,0 +1,1 @@
+"""`transfer`: the same experiment file on one machine."""

@@ -1,0 +1,1 @@
+"""Scores, statistics, report: what runs in an evaluation pod."""

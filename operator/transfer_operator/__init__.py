@@ -1,0 +1,1 @@
+"""Watches, decides, applies: Kopf at the edge, pure functions inside."""

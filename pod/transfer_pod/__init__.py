@@ -1,0 +1,1 @@
+"""What every experiment pod needs, whatever its stage: its task, the storage, `/metrics` and `/progress`, a clean end."""

@@ -1,0 +1,151 @@
+"""Artifacts: what a stage leaves in the storage, addressed by its key and sealed by a manifest.
+
+    <storage>/artifacts/<kind>/<key>/            the files and manifest.json, complete or not there at all
+    <storage>/work/<kind>/<key>/                 checkpoints, ledger and files of a stage that is not finished
+
+A folder is filled under `work/`, its manifest is written last, and one rename puts it in place; so whatever is killed
+whenever, a reader finds a complete artifact or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transfer_api.errors import ArtifactError, StorageError
+from transfer_api.progress import ArtifactReference
+from transfer_api.stage import StageKind, StagePlan
+
+MANIFEST = "manifest.json"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class ArtifactStore:
+    """The artifacts below one storage root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, kind: StageKind, key: str) -> Path:
+        """Folder of a finished artifact (which need not exist)."""
+        return self.root / "artifacts" / kind.value / key
+
+    def work(self, kind: StageKind, key: str) -> Path:
+        """Folder of an unfinished stage, created when it is not there."""
+        folder = self.root / "work" / kind.value / key
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def find(self, kind: StageKind, key: str) -> ArtifactReference | None:
+        """The artifact if its manifest is there; its files are not read (`verify` does)."""
+        manifest = self.path(kind, key) / MANIFEST
+        try:
+            content = manifest.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ArtifactError(f"{manifest} cannot be read: {error.strerror}") from error
+        return ArtifactReference(
+            key=key, path=str(self.path(kind, key).relative_to(self.root)), digest=f"sha256:{hashlib.sha256(content).hexdigest()}"
+        )
+
+    def manifest(self, kind: StageKind, key: str) -> dict[str, Any]:
+        """Content of the manifest: `stage` (the plan), `files` (path to size and sha256), `numbers`, `scores`.
+
+        Raises:
+            ArtifactError: there is none, or it is not what `commit` wrote.
+        """
+        path = self.path(kind, key) / MANIFEST
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text())
+            if manifest["key"] != key or not isinstance(manifest["files"], dict):
+                raise ValueError("it is of another artifact")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path} is not a readable manifest: {error}", next_step=_REMOVE.format(path.parent)) from error
+        return manifest
+
+    def open(self, kind: StageKind, key: str, *, verify: bool = True) -> Path:
+        """Folder of a finished artifact, every file checked against the manifest unless `verify` is false.
+
+        Raises:
+            ArtifactError: incomplete, cut short or altered; the message names the file.
+        """
+        folder = self.path(kind, key)
+        for name, entry in self.manifest(kind, key)["files"].items():
+            file = folder / name
+            size = file.stat().st_size if file.is_file() else None
+            if size != entry["size"] or (verify and sha256(file) != entry["sha256"]):
+                raise ArtifactError(
+                    f"{file} is {'missing' if size is None else 'not the file that was written'}", next_step=_REMOVE.format(folder)
+                )
+        return folder
+
+    def commit(self, stage: StagePlan, folder: Path, **facts: Any) -> ArtifactReference:
+        """Seals a filled folder: writes the manifest and moves it into place. `facts` go into the manifest.
+
+        Where another pod was first, its artifact stays and this folder is dropped: the same key means the same content.
+        """
+        target = self.path(stage.kind, stage.key)
+        with storage_errors(target):
+            files = {
+                str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)}
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
+            manifest = {"key": stage.key, "stage": stage.model_dump(mode="json", by_alias=True), "files": files, **facts}
+            write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                shutil.rmtree(folder, ignore_errors=True)
+        reference = self.find(stage.kind, stage.key)
+        assert reference is not None
+        return reference
+
+
+_REMOVE = "Remove {} to have it made again"
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns a full or read-only disk into a StorageError that names the folder and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            free = "Free space there, or choose another folder; what is finished is kept and the run goes on from its last checkpoint"
+            raise StorageError("no space left", field="storage", value=str(path), next_step=free) from error
+        if error.errno in _NO_WRITE:
+            raise StorageError(
+                "cannot be written", field="storage", value=str(path), allowed="a folder in which this user may write",
+                next_step="Change its permissions or choose another folder",
+            ) from error  # fmt: skip
+        raise
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Writes a file that is complete or not there, even when the machine stops in between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

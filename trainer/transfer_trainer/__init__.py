@@ -1,0 +1,1 @@
+"""Vocabulary, data, elastic training: what runs in a training pod."""
