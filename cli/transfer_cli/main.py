@@ -1,0 +1,52 @@
+"""`transfer`: one entry, one module a command.
+
+A command's module is imported only when it is the one that runs, so that `transfer --help` stays far from torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from transfer_api.errors import ExitCode, TransferError
+
+COMMANDS: dict[str, str] = {
+    "run": "run an experiment on this machine, or go on with it",
+    "plan": "show stages, keys, what is cached, tokens, FLOPs and expected time",
+    "validate": "check experiment files; needs no model and no network",
+    "status": "print the status of an experiment that ran on this machine",
+    "report": "write the report of a finished experiment again",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 refused before anything ran, else as in docs/concepts.md."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="transfer",
+        description="Adapt a language model to another language: one experiment file in, a scored table out.",
+        epilog="`transfer COMMAND --help` lists the options of a command.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in arguments if word in COMMANDS), None)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == chosen:
+            module = importlib.import_module(f"transfer_cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except TransferError as error:
+        print(f"transfer {options.command}: {error}", file=sys.stderr)
+        return ExitCode.REFUSED
+    except BrokenPipeError:  # `transfer plan … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Finds the folder of the model that a stage starts from, and refuses what cannot be loaded safely.
+
+Only safetensors are read, code of a repository is never run, and nothing here imports torch: `transfer run` asks the
+same questions before it starts anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transfer_api.errors import ModelError
+from transfer_api.spec import ModelSource
+from transfer_api.stage import StageKind
+from transfer_pod.artifact import ArtifactStore
+from transfer_pod.context import PodContext
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def model_folder(context: PodContext) -> Path:
+    """The model of a stage: that of its input `model`, else the base model.
+
+    Raises:
+        ModelError, DataError: the base model is missing or cannot be used.
+        ArtifactError: the input is incomplete or altered.
+    """
+    key = context.stage.inputs.get("model")
+    if key is not None:
+        return _of_artifact(context, key)
+    source = ModelSource.model_validate(context.stage.parameters["model"])
+    if source.path is not None:
+        return check_model_folder(context.find(source.path, "spec.model.path"), "spec.model.path")
+    return _from_hub(source)
+
+
+def _of_artifact(context: PodContext, key: str) -> Path:
+    store = ArtifactStore(context.storage)
+    for kind in (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING):
+        if store.find(kind, key) is not None:
+            return store.open(kind, key) / "model"
+    raise ModelError(f"the stage that makes this stage's model has left no artifact {key}", next_step="Run the experiment again")
+
+
+def _from_hub(source: ModelSource) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    assert source.name is not None
+    try:
+        folder = snapshot_download(
+            source.name,
+            revision=source.revision,
+            token=os.environ.get("HF_TOKEN"),
+            ignore_patterns=[*PICKLES, "*.gguf", "*.h5", "*.msgpack", "original/*"],
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"cannot be fetched from the hub: {type(error).__name__}", field="spec.model.name", value=source.name,
+            next_step="Check name, revision and network; a gated repository needs spec.model.tokenSecret (HF_TOKEN on one machine)",
+        ) from error  # fmt: skip
+    return check_model_folder(Path(folder), "spec.model.name")
+
+
+def check_model_folder(folder: Path, field: str = "spec.model.path") -> Path:
+    """Returns the folder when a plain transformers model can be loaded from it without running code.
+
+    Raises:
+        ModelError: no config.json, no tokenizer, weights missing, cut short, or only as pickles.
+    """
+    if not folder.is_dir():
+        raise ModelError("is not a folder", field=field, value=str(folder), next_step="Give the folder that holds config.json")
+    config = read_config(folder, field)
+    if "auto_map" in config:
+        raise ModelError(
+            "needs code of its own to load, which is not run here", field=field, value=str(folder),
+            next_step="Use a model whose class is part of transformers",
+        )  # fmt: skip
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(
+            "has no tokenizer", field=field, value=str(folder), allowed=" or ".join(TOKENIZER_FILES),
+            next_step="Save the tokenizer into the same folder: AutoTokenizer.from_pretrained(…).save_pretrained(folder)",
+        )  # fmt: skip
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
+        problem = f"has its weights as a pickle ({pickles[0]}), which can run code when read" if pickles else "has no weights"
+        raise ModelError(
+            problem, field=field, value=str(folder), allowed="*.safetensors",
+            next_step="Load it once where you trust it and save it again: model.save_pretrained(folder)",
+        )  # fmt: skip
+    for path in weights:
+        safetensors_header(path, field)
+    return folder
+
+
+def read_config(folder: Path, field: str = "spec.model.path") -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        ModelError: missing or not JSON.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"has no readable config.json: {error}", field=field, value=str(folder), next_step="Give the folder of a transformers model"
+        ) from error
+    return config
+
+
+def safetensors_header(path: Path, field: str = "spec.model.path") -> dict[str, Any]:
+    """Names, types and shapes of the tensors in a safetensors file, without reading the tensors.
+
+    Raises:
+        ModelError: the file is cut short or not safetensors.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            if not 2 <= length <= min(size, 100_000_000):
+                raise ValueError("no header")
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if 8 + length + end != size:
+            raise ValueError(f"{size} bytes instead of {8 + length + end}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path.name} is not a complete safetensors file ({error})", field=field, value=str(path.parent), next_step="Fetch it again"
+        ) from error
+    return header
