@@ -1,0 +1,283 @@
+"""`TransferExperiment.status`: what the operator answers.
+
+Numbers are integers or strings, lists are bounded, and whatever must not be forgotten when a pod is deleted (generations,
+restarts by cause, usage) is kept here and nowhere else. Times are RFC 3339 in UTC, to the second.
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import UTC, datetime
+
+from pydantic import Field
+
+from transfer_api.base import Contract, Observed
+from transfer_api.stage import StageKind
+
+
+class Phase(enum.StrEnum):
+    """A printed summary; the conditions are the truth."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+    @property
+    def terminal(self) -> bool:
+        """Complete and Failed are for ever."""
+        return self in (Phase.COMPLETE, Phase.FAILED)
+
+
+class StageState(enum.StrEnum):
+    """Where a stage stands."""
+
+    WAITING = "Waiting"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class Cause(enum.StrEnum):
+    """Why a pod was replaced, or an attempt begun again. `saved` is not counted against any budget."""
+
+    APPLICATION = "application"
+    INFRASTRUCTURE = "infrastructure"
+    PREEMPTION = "preemption"
+    STALL = "stall"
+    SAVED = "saved"
+
+
+class ConditionType(enum.StrEnum):
+    """Conditions of an experiment."""
+
+    ACCEPTED = "Accepted"
+    WORKERS_READY = "WorkersReady"
+    STALLED = "Stalled"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class Reason(enum.StrEnum):
+    """Reasons of conditions and failures: one list for status, events and docs."""
+
+    ACCEPTED = "Accepted"
+    INVALID_SPEC = "InvalidSpec"
+    ALL_READY = "AllReady"
+    BELOW_REPLICAS = "BelowReplicas"
+    BELOW_MIN = "BelowMin"
+    NO_WORKERS = "NoWorkers"
+    PROGRESSING = "Progressing"
+    NO_STEP_WITHIN_DEADLINE = "NoStepWithinDeadline"
+    SUSPEND_REQUESTED = "SuspendRequested"
+    RESUMED = "Resumed"
+    STAGES_REMAIN = "StagesRemain"
+    ALL_STAGES_COMPLETE = "AllStagesComplete"
+    CANNOT_WORK = "CannotWork"
+    CHECKPOINT_UNREADABLE = "CheckpointUnreadable"
+    OUT_OF_MEMORY = "OutOfMemory"
+    RESTART_LIMIT_EXCEEDED = "RestartLimitExceeded"
+    STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
+
+
+REASON_TEXT: dict[Reason, str] = {
+    Reason.ACCEPTED: "The spec is valid and cut into stages.",
+    Reason.INVALID_SPEC: "The spec cannot work; the message names the field.",
+    Reason.ALL_READY: "Every wanted worker runs.",
+    Reason.BELOW_REPLICAS: "Training goes on with fewer workers than wanted.",
+    Reason.BELOW_MIN: "Fewer workers than min can run; training waits.",
+    Reason.NO_WORKERS: "No stage needs workers now.",
+    Reason.PROGRESSING: "Steps are being done.",
+    Reason.NO_STEP_WITHIN_DEADLINE: "Pods run but no step was done within deadlines.stallSeconds; the attempt begins again.",
+    Reason.SUSPEND_REQUESTED: "spec.suspend is true: progress is saved and the workers are released.",
+    Reason.RESUMED: "spec.suspend is false.",
+    Reason.STAGES_REMAIN: "Stages remain to be done.",
+    Reason.ALL_STAGES_COMPLETE: "Every stage has left its artifact.",
+    Reason.CANNOT_WORK: "The spec, data or model cannot work (exit code 10); the message says which and why.",
+    Reason.CHECKPOINT_UNREADABLE: "An artifact or checkpoint is unreadable or of another experiment (exit code 11).",
+    Reason.OUT_OF_MEMORY: "A pod ran out of memory twice in one stage.",
+    Reason.RESTART_LIMIT_EXCEEDED: "A restart budget is spent; the message says which cause and the last error.",
+    Reason.STARTUP_DEADLINE_EXCEEDED: "A pod did not start within deadlines.startupSeconds; the message says what it waited for.",
+}
+
+
+class Restarts(Contract):
+    """How often something was begun again, by cause. Never falls."""
+
+    application: int = Field(default=0, ge=0)
+    infrastructure: int = Field(default=0, ge=0)
+    preemption: int = Field(default=0, ge=0)
+    stall: int = Field(default=0, ge=0)
+    saved: int = Field(default=0, ge=0)
+
+    def count(self, cause: Cause) -> int:
+        """Restarts of one cause."""
+        return int(getattr(self, cause.value))
+
+    def plus(self, cause: Cause, times: int = 1) -> Restarts:
+        """One more of a cause."""
+        return self.model_copy(update={cause.value: self.count(cause) + times})
+
+    def __add__(self, other: Restarts) -> Restarts:
+        return Restarts(**{cause.value: self.count(cause) + other.count(cause) for cause in Cause})
+
+
+class Condition(Contract):
+    """As metav1.Condition."""
+
+    type: ConditionType
+    status: bool | str = Field(description="True, False or Unknown.")
+    reason: Reason
+    message: str = Field(default="", max_length=4096)
+    last_transition_time: datetime
+    observed_generation: int = 0
+
+
+class WorkerRecord(Contract):
+    """One worker index of the current attempt (or shard of a stage without rendezvous)."""
+
+    index: int = Field(ge=0)
+    generation: int = Field(default=1, ge=1, description="The how-manieth pod of this index; part of its name.")
+    cause: Cause | None = Field(default=None, description="Why the previous generation was replaced.")
+    message: str = Field(default="", max_length=512, description="Last words of the previous generation.")
+
+
+class ArtifactStatus(Contract):
+    """An artifact in the storage."""
+
+    path: str = Field(max_length=512, description="Relative to the storage.")
+    digest: str = Field(max_length=80, description="sha256:<hex> of its manifest.")
+    reused: bool = Field(default=False, description="It was there already.")
+
+
+class StageStatus(Contract):
+    """One stage. `workers` and `restarts` are the only record of what was replaced and why."""
+
+    name: str = Field(max_length=63)
+    kind: StageKind
+    key: str = Field(max_length=64)
+    state: StageState = StageState.WAITING
+    attempt: int = Field(default=0, ge=0, description="The how-manieth set of pods; 0 before the first.")
+    workers: list[WorkerRecord] = Field(default=[], max_length=1024)
+    restarts: Restarts = Restarts()
+    out_of_memory: int = Field(default=0, ge=0, description="How often a pod of the stage ran out of memory.")
+    start_time: datetime | None = None
+    completion_time: datetime | None = None
+    retry_time: datetime | None = Field(default=None, description="When the next try begins, while backing off.")
+    below_min_since: datetime | None = Field(default=None, description="Since when fewer than min workers run.")
+    last_step: int = Field(default=0, ge=0, description="Highest step seen.")
+    last_step_time: datetime | None = Field(default=None, description="When a new highest step was seen, or the attempt began.")
+    artifact: ArtifactStatus | None = None
+    message: str = Field(default="", max_length=1024)
+
+
+class WorkersStatus(Contract):
+    """Training pods of the stage that trains now."""
+
+    desired: int = 0
+    ready: int = 0
+    world_size: int = Field(default=0, description="Processes in the current round of the rendezvous.")
+    selector: str = Field(default="", max_length=512, description="Label selector of the worker pods, for autoscalers.")
+
+
+class ProgressStatus(Contract):
+    """How far the running stage is."""
+
+    stage: str = Field(max_length=63)
+    step: int = 0
+    total_steps: int = 0
+    tokens: int = 0
+    percentage: int = Field(default=0, ge=0, le=100)
+    tokens_per_second: str = "0"
+    remaining_seconds: int | None = None
+    last_updated: datetime | None = None
+
+
+class Metric(Contract):
+    """A latest value, such as loss or bits_per_byte/udhr-id."""
+
+    name: str = Field(max_length=128)
+    value: str = Field(max_length=32)
+    step: int = 0
+
+
+class CheckpointStatus(Contract):
+    """The last complete checkpoint."""
+
+    stage: str = Field(max_length=63)
+    step: int
+    time: datetime | None = None
+
+
+class ScoreStatus(Contract):
+    """One line of the table; the numbers as strings."""
+
+    suite: str = Field(max_length=63)
+    task: str = Field(max_length=128)
+    language: str = Field(max_length=35)
+    metric: str = Field(max_length=63)
+    value: str = Field(max_length=32)
+    baseline: str | None = Field(default=None, max_length=32)
+    difference: str | None = Field(default=None, max_length=32)
+    interval: list[str] = Field(default=[], max_length=2, description="Low and high end of the 95 % interval.")
+    items: int = 0
+
+
+class ResultsStatus(Contract):
+    """The scored table, as far as it fits; all of it is in the artifact."""
+
+    score: str = Field(default="", max_length=80, description="The first score, for the printer column.")
+    delta: str = Field(default="", max_length=80, description="Its difference to the baseline.")
+    scores: list[ScoreStatus] = Field(default=[], max_length=64)
+    left_out: int = Field(default=0, description="Scores that did not fit here.")
+    artifact: ArtifactStatus | None = None
+
+
+class UsageStatus(Contract):
+    """What the experiment cost, over all finished and running stages of its own."""
+
+    worker_seconds: int = Field(default=0, ge=0, description="Seconds that pods ran, summed.")
+    productive_seconds: int = Field(default=0, ge=0, description="Training time in which steps were done for the first time.")
+    lost_steps: int = Field(default=0, ge=0, description="Training steps that had to be done again.")
+
+
+class Failure(Contract):
+    """Why the experiment failed."""
+
+    reason: Reason
+    stage: str = Field(default="", max_length=63)
+    pod: str = Field(default="", max_length=253)
+    exit_code: int | None = None
+    message: str = Field(default="", max_length=4096)
+
+
+class ExperimentStatus(Contract):
+    """`.status` of a TransferExperiment; `status.yaml` of `transfer run` is exactly this."""
+
+    observed_generation: int = 0
+    phase: Phase = Phase.PENDING
+    stage: str = Field(default="", max_length=63, description="The stage that runs now.")
+    start_time: datetime | None = None
+    completion_time: datetime | None = None
+    conditions: list[Condition] = Field(default=[], max_length=16)
+    stages: list[StageStatus] = Field(default=[], max_length=16)
+    workers: WorkersStatus = WorkersStatus()
+    progress: ProgressStatus | None = None
+    latest_metrics: list[Metric] = Field(default=[], max_length=64)
+    checkpoint: CheckpointStatus | None = None
+    restarts: Restarts = Restarts()
+    results: ResultsStatus | None = None
+    usage: UsageStatus = UsageStatus()
+    failure: Failure | None = None
+
+
+class RecordedStatus(ExperimentStatus, Observed):
+    """A status read back: written by this or another version, so unknown fields are ignored."""
+
+
+def second(moment: datetime) -> datetime:
+    """A time as the API keeps it: UTC, whole seconds."""
+    return moment.astimezone(UTC).replace(microsecond=0)
