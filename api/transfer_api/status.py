@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import enum
 from datetime import UTC, datetime
+from typing import Literal
 
 from pydantic import Field
 
-from transfer_api.base import Contract, Observed
+from transfer_api.base import Observed
 from transfer_api.stage import StageKind
 
 
@@ -104,7 +105,7 @@ REASON_TEXT: dict[Reason, str] = {
 }
 
 
-class Restarts(Contract):
+class Restarts(Observed):
     """How often something was begun again, by cause. Never falls."""
 
     application: int = Field(default=0, ge=0)
@@ -125,27 +126,29 @@ class Restarts(Contract):
         return Restarts(**{cause.value: self.count(cause) + other.count(cause) for cause in Cause})
 
 
-class Condition(Contract):
+class Condition(Observed):
     """As metav1.Condition."""
 
     type: ConditionType
-    status: bool | str = Field(description="True, False or Unknown.")
+    status: Literal["True", "False", "Unknown"]
     reason: Reason
     message: str = Field(default="", max_length=4096)
     last_transition_time: datetime
     observed_generation: int = 0
 
 
-class WorkerRecord(Contract):
+class WorkerRecord(Observed):
     """One worker index of the current attempt (or shard of a stage without rendezvous)."""
 
     index: int = Field(ge=0)
     generation: int = Field(default=1, ge=1, description="The how-manieth pod of this index; part of its name.")
+    seen: bool = Field(default=False, description="A pod of this generation was seen: if it is missing now, it was lost.")
+    retired: bool = Field(default=False, description="Not wanted since a scale-down; the index may come back as the next generation.")
     cause: Cause | None = Field(default=None, description="Why the previous generation was replaced.")
     message: str = Field(default="", max_length=512, description="Last words of the previous generation.")
 
 
-class ArtifactStatus(Contract):
+class ArtifactStatus(Observed):
     """An artifact in the storage."""
 
     path: str = Field(max_length=512, description="Relative to the storage.")
@@ -153,7 +156,7 @@ class ArtifactStatus(Contract):
     reused: bool = Field(default=False, description="It was there already.")
 
 
-class StageStatus(Contract):
+class StageStatus(Observed):
     """One stage. `workers` and `restarts` are the only record of what was replaced and why."""
 
     name: str = Field(max_length=63)
@@ -162,8 +165,14 @@ class StageStatus(Contract):
     state: StageState = StageState.WAITING
     attempt: int = Field(default=0, ge=0, description="The how-manieth set of pods; 0 before the first.")
     workers: list[WorkerRecord] = Field(default=[], max_length=1024)
+    rendezvous_seen: bool = Field(
+        default=False, description="The rendezvous pod of this attempt was seen: if it is missing now, it was lost."
+    )
     restarts: Restarts = Restarts()
     out_of_memory: int = Field(default=0, ge=0, description="How often a pod of the stage ran out of memory.")
+    fruitless: int = Field(
+        default=0, ge=0, description="Restarts by application or stall since a new highest step; decides how long to back off."
+    )
     start_time: datetime | None = None
     completion_time: datetime | None = None
     retry_time: datetime | None = Field(default=None, description="When the next try begins, while backing off.")
@@ -174,7 +183,7 @@ class StageStatus(Contract):
     message: str = Field(default="", max_length=1024)
 
 
-class WorkersStatus(Contract):
+class WorkersStatus(Observed):
     """Training pods of the stage that trains now."""
 
     desired: int = 0
@@ -183,7 +192,7 @@ class WorkersStatus(Contract):
     selector: str = Field(default="", max_length=512, description="Label selector of the worker pods, for autoscalers.")
 
 
-class ProgressStatus(Contract):
+class ProgressStatus(Observed):
     """How far the running stage is."""
 
     stage: str = Field(max_length=63)
@@ -196,7 +205,7 @@ class ProgressStatus(Contract):
     last_updated: datetime | None = None
 
 
-class Metric(Contract):
+class Metric(Observed):
     """A latest value, such as loss or bits_per_byte/udhr-id."""
 
     name: str = Field(max_length=128)
@@ -204,7 +213,7 @@ class Metric(Contract):
     step: int = 0
 
 
-class CheckpointStatus(Contract):
+class CheckpointStatus(Observed):
     """The last complete checkpoint."""
 
     stage: str = Field(max_length=63)
@@ -212,7 +221,7 @@ class CheckpointStatus(Contract):
     time: datetime | None = None
 
 
-class ScoreStatus(Contract):
+class ScoreStatus(Observed):
     """One line of the table; the numbers as strings."""
 
     suite: str = Field(max_length=63)
@@ -226,7 +235,7 @@ class ScoreStatus(Contract):
     items: int = 0
 
 
-class ResultsStatus(Contract):
+class ResultsStatus(Observed):
     """The scored table, as far as it fits; all of it is in the artifact."""
 
     score: str = Field(default="", max_length=80, description="The first score, for the printer column.")
@@ -236,15 +245,14 @@ class ResultsStatus(Contract):
     artifact: ArtifactStatus | None = None
 
 
-class UsageStatus(Contract):
-    """What the experiment cost, over all finished and running stages of its own."""
+class UsageStatus(Observed):
+    """What the training of the experiment cost."""
 
-    worker_seconds: int = Field(default=0, ge=0, description="Seconds that pods ran, summed.")
     productive_seconds: int = Field(default=0, ge=0, description="Training time in which steps were done for the first time.")
     lost_steps: int = Field(default=0, ge=0, description="Training steps that had to be done again.")
 
 
-class Failure(Contract):
+class Failure(Observed):
     """Why the experiment failed."""
 
     reason: Reason
@@ -254,7 +262,7 @@ class Failure(Contract):
     message: str = Field(default="", max_length=4096)
 
 
-class ExperimentStatus(Contract):
+class ExperimentStatus(Observed):
     """`.status` of a TransferExperiment; `status.yaml` of `transfer run` is exactly this."""
 
     observed_generation: int = 0
@@ -272,10 +280,6 @@ class ExperimentStatus(Contract):
     results: ResultsStatus | None = None
     usage: UsageStatus = UsageStatus()
     failure: Failure | None = None
-
-
-class RecordedStatus(ExperimentStatus, Observed):
-    """A status read back: written by this or another version, so unknown fields are ignored."""
 
 
 def second(moment: datetime) -> datetime:
