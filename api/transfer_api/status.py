@@ -179,6 +179,8 @@ class StageStatus(Observed):
     below_min_since: datetime | None = Field(default=None, description="Since when fewer than min workers run.")
     last_step: int = Field(default=0, ge=0, description="Highest step seen.")
     last_step_time: datetime | None = Field(default=None, description="When a new highest step was seen, or the attempt began.")
+    productive_seconds: int = Field(default=0, ge=0, description="Time in which steps were done for the first time.")
+    lost_steps: int = Field(default=0, ge=0, description="Steps that had to be done again.")
     artifact: ArtifactStatus | None = None
     message: str = Field(default="", max_length=1024)
 

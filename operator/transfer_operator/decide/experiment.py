@@ -1,0 +1,155 @@
+"""All stages of an experiment together: which may begin, when it is complete, when it has failed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from transfer_api.progress import ResultMessage
+from transfer_api.stage import StagePlan
+from transfer_api.status import ArtifactStatus, Failure, Phase, Restarts, StageState, StageStatus, second
+from transfer_operator.decide import stage as stages
+from transfer_operator.decide.decision import Action, Decision, DeletePod, Event, Refusal
+from transfer_operator.decide.snapshot import Pod, Snapshot
+from transfer_operator.decide.stage import Step, Surroundings
+from transfer_operator.decide.summary import summarize
+
+
+def decide(snapshot: Snapshot, now: datetime) -> Decision:
+    """Answers one look at an experiment. Pure: same snapshot, same time, same answer.
+
+    Args:
+        snapshot: what is seen. Its status is what was last written, not what an earlier call proposed.
+        now: the time, with a time zone.
+    """
+    now = second(now)
+    if snapshot.status.phase.terminal:
+        return _clean_up(snapshot)
+    steps: list[Step] = []
+    refusal: Refusal | None = None
+    for plan in snapshot.plan:
+        step = _advance(snapshot, plan, steps, now)
+        steps.append(step)
+        if step.refusal is not None:
+            refusal = step.refusal
+            step.change(state=StageState.FAILED, completion_time=now, message=refusal.message[:1024])
+            break
+    if refusal is not None:
+        return _fail(snapshot, steps, refusal, now)
+    return _answer(snapshot, steps, now)
+
+
+def _advance(snapshot: Snapshot, plan: StagePlan, before: list[Step], now: datetime) -> Step:
+    """One stage, knowing what the stages before it have come to in this call."""
+    record = _record(snapshot, plan)
+    others = [s.status for s in before] + [s for s in snapshot.status.stages if s.key not in {plan.key, *(b.plan.key for b in before)}]
+    around = Surroundings(
+        spec=snapshot.experiment.spec,
+        settings=snapshot.settings,
+        now=now,
+        spent=sum((other.restarts for other in others), Restarts()),
+        note_progress=_progress_due(snapshot, now),
+    )
+    step = Step(plan=plan, around=around, status=record, pods=_pods(snapshot, plan))
+    _adopt(step, snapshot.artifacts.get(plan.key))
+    if step.status.state is StageState.COMPLETE:
+        for pod in step.pods:
+            step.delete(pod)
+    elif snapshot.experiment.spec.suspend:
+        if step.status.state is StageState.RUNNING:
+            stages.suspend(step)
+    elif step.status.state is StageState.RUNNING:
+        stages.advance(step)
+    elif _may_begin(snapshot, step, before, others):
+        stages.begin(step)
+    return step
+
+
+def _record(snapshot: Snapshot, plan: StagePlan) -> StageStatus:
+    found = next((record for record in snapshot.status.stages if record.key == plan.key), None)
+    return found or StageStatus(name=plan.name, kind=plan.kind, key=plan.key)
+
+
+def _pods(snapshot: Snapshot, plan: StagePlan) -> tuple[Pod, ...]:
+    return tuple(pod for pod in snapshot.pods if pod.name.stage == plan.key)
+
+
+def _adopt(step: Step, finished: ResultMessage | None) -> None:
+    """Takes an artifact that is there already: the stage is not run, or not run to its end."""
+    if finished is None or finished.artifact is None or step.status.state is StageState.COMPLETE:
+        return
+    # A pod of this stage may have committed just now; its own message knows more, and is a moment away.
+    if any(pod.ended and pod.result is not None and pod.result.artifact is not None for pod in step.pods):
+        return
+    if step.status.state is StageState.RUNNING and any(pod.alive for pod in step.pods):
+        return
+    artifact = finished.artifact
+    adopted = ArtifactStatus(path=artifact.path, digest=artifact.digest, reused=True)
+    step.change(state=StageState.COMPLETE, artifact=adopted, completion_time=step.around.now, retry_time=None, message="")
+    step.events.append(Event(reason="StageReused", message=f"{step.plan.name}: {artifact.path}"))
+
+
+def _may_begin(snapshot: Snapshot, step: Step, before: list[Step], others: list[StageStatus]) -> bool:
+    """Whether the inputs are complete, a slot is free and no back-off is running."""
+    retry = step.status.retry_time
+    if retry is not None and retry > step.around.now:
+        step.wake.append(retry)
+        return False
+    done = {other.plan.key for other in before if other.status.state is StageState.COMPLETE}
+    if not set(step.plan.inputs.values()) <= done:
+        return False
+    slots = snapshot.settings.parallel_stages
+    running = sum(1 for other in others if other.state is StageState.RUNNING)
+    return slots is None or running < slots
+
+
+def _all_records(snapshot: Snapshot, steps: list[Step]) -> list[StageStatus]:
+    known = {step.plan.key: step.status for step in steps}
+    return [known.get(plan.key) or _record(snapshot, plan) for plan in snapshot.plan]
+
+
+def _answer(snapshot: Snapshot, steps: list[Step], now: datetime) -> Decision:
+    finished = all(step.status.state is StageState.COMPLETE for step in steps)
+    phase = Phase.COMPLETE if finished else _phase(snapshot, steps)
+    summary = summarize(snapshot, [step.status for step in steps], phase, None, now)
+    events = [event for step in steps for event in step.events]
+    if finished:
+        events.append(Event(reason="Complete", message=summary.results.score if summary.results else "every stage is complete"))
+    wake = [moment for step in steps for moment in step.wake]
+    look_again = max(0.0, (min(wake) - now).total_seconds()) if wake and not finished else None
+    actions: tuple[Action, ...] = tuple(action for step in steps for action in step.actions)
+    return Decision(status=summary, actions=actions, events=tuple(events), look_again=look_again)
+
+
+def _phase(snapshot: Snapshot, steps: list[Step]) -> Phase:
+    running = any(step.status.state is StageState.RUNNING for step in steps)
+    if snapshot.experiment.spec.suspend and not running:
+        return Phase.SUSPENDED
+    return Phase.RUNNING if any(step.status.attempt or step.status.artifact for step in steps) else Phase.PENDING
+
+
+def _fail(snapshot: Snapshot, steps: list[Step], refusal: Refusal, now: datetime) -> Decision:
+    """Ends the experiment: the pod that failed stays for its log, the others save and go."""
+    failed = steps[-1]
+    failure = Failure(
+        reason=refusal.reason, stage=failed.plan.name, pod=refusal.pod, exit_code=refusal.exit_code, message=refusal.message[:4096]
+    )
+    summary = summarize(snapshot, _all_records(snapshot, steps), Phase.FAILED, failure, now)
+    actions = tuple(
+        DeletePod(name=pod.name, grace_seconds=snapshot.settings.grace_seconds)
+        for pod in snapshot.pods
+        if pod.alive and str(pod.name) != refusal.pod
+    )
+    events = [event for step in steps for event in step.events]
+    events.append(Event(reason=refusal.reason, message=refusal.message, warning=True))
+    return Decision(status=summary, actions=actions, events=tuple(events))
+
+
+def _clean_up(snapshot: Snapshot) -> Decision:
+    """Complete and Failed are for ever; only pods that still live are asked to go."""
+    alive = tuple(DeletePod(name=pod.name, grace_seconds=snapshot.settings.grace_seconds) for pod in snapshot.pods if pod.alive)
+    return Decision(status=snapshot.status, actions=alive)
+
+
+def _progress_due(snapshot: Snapshot, now: datetime) -> bool:
+    last = snapshot.status.progress.last_updated if snapshot.status.progress else None
+    return last is None or (now - last).total_seconds() >= snapshot.settings.status_seconds

@@ -1,0 +1,109 @@
+"""What is seen at one moment: the experiment, its recorded status, its pods, the artifacts that exist."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from transfer_api.progress import Progress, ResultMessage
+from transfer_api.spec import TransferExperiment
+from transfer_api.stage import StagePlan
+from transfer_api.status import ExperimentStatus
+
+
+class Role(enum.StrEnum):
+    """What a pod is for."""
+
+    WORKER = "worker"
+    RENDEZVOUS = "rendezvous"
+
+
+class PodPhase(enum.StrEnum):
+    """As in Kubernetes."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodName:
+    """Identity of a pod; its text is the same whoever computes it and whenever."""
+
+    stage: str
+    """Key of the stage."""
+    kind: str
+    """Kind of the stage, for people who read names."""
+    attempt: int
+    role: Role = Role.WORKER
+    index: int = 0
+    generation: int = 1
+
+    @property
+    def attempt_name(self) -> str:
+        """Name of the attempt, which is also its rendezvous id."""
+        return f"{self.kind}-{self.stage[:10]}-a{self.attempt}"
+
+    def __str__(self) -> str:
+        if self.role is Role.RENDEZVOUS:
+            return f"{self.attempt_name}-rendezvous"
+        return f"{self.attempt_name}-w{self.index}-g{self.generation}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pod:
+    """One pod of the experiment, as a backend sees it."""
+
+    name: PodName
+    phase: PodPhase
+    created: datetime
+    terminating: bool = False
+    """Deletion was asked for; it counts as gone, whatever it still does."""
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    disrupted: bool = False
+    """It has the condition DisruptionTarget: preempted, drained or evicted."""
+    lost: bool = False
+    """It ended without an exit code of its own: node gone, killed from outside."""
+    waiting: str = ""
+    """Why it does not start, in the kubelet's or scheduler's words."""
+    result: ResultMessage | None = None
+    progress: Progress | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether its container has come to an end."""
+        return self.phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs or may still run, and is meant to."""
+        return not self.ended and not self.terminating
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the operator, not the user, decides."""
+
+    parallel_stages: int | None = None
+    """Stages of one experiment that may run at once; None: all that are ready."""
+    grace_seconds: int = 120
+    """Time a pod gets to save before it is killed."""
+    status_seconds: int = 10
+    """Shortest time between two status writes that only tell of progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Everything that `decide` may look at."""
+
+    experiment: TransferExperiment
+    plan: tuple[StagePlan, ...]
+    status: ExperimentStatus
+    pods: tuple[Pod, ...] = ()
+    artifacts: Mapping[str, ResultMessage] = field(default_factory=dict)
+    """Results of finished stages that the caller knows of, by stage key; it need not know all."""
+    settings: Settings = Settings()

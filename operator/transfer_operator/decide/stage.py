@@ -1,0 +1,396 @@
+"""One stage: judge its pods, move its records on, ask for what is missing.
+
+`advance` runs down one list of steps. Each looks at the pods of the current attempt and either lets the next one look too or
+settles the matter: the stage is complete, it fails, or its attempt begins again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from transfer_api.progress import Progress
+from transfer_api.spec import ExperimentSpec
+from transfer_api.stage import StagePlan
+from transfer_api.status import ArtifactStatus, Cause, Reason, Restarts, StageState, StageStatus, WorkerRecord
+from transfer_operator.decide.decision import Action, CreatePod, DeletePod, Event, Refusal
+from transfer_operator.decide.snapshot import Pod, PodName, PodPhase, Role, Settings
+from transfer_operator.decide.verdict import Done, Replace, Verdict, verdict
+
+FIRST_BACKOFF = timedelta(seconds=10)
+LONGEST_BACKOFF = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a stage may know besides itself."""
+
+    spec: ExperimentSpec
+    settings: Settings
+    now: datetime
+    spent: Restarts
+    """Restarts of the other stages: budgets are the experiment's."""
+    note_progress: bool = True
+    """Whether progress alone is worth a status write now."""
+
+
+@dataclass(kw_only=True)
+class Step:
+    """What one stage comes to in one call."""
+
+    plan: StagePlan
+    around: Surroundings
+    status: StageStatus
+    pods: tuple[Pod, ...]
+    actions: list[Action] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    refusal: Refusal | None = None
+    wake: list[datetime] = field(default_factory=list)
+
+    def change(self, **fields: object) -> None:
+        """Moves the record on."""
+        self.status = self.status.model_copy(update=fields)
+
+    def delete(self, pod: Pod) -> None:
+        """Asks for the removal of a pod, unless that is under way."""
+        if not pod.terminating:
+            grace = 0 if pod.ended else self.around.settings.grace_seconds
+            self.actions.append(DeletePod(name=pod.name, grace_seconds=grace))
+
+    def name(self, record: WorkerRecord) -> PodName:
+        """The pod that a record asks for."""
+        kind, key, attempt = self.plan.kind.value, self.plan.key, self.status.attempt
+        return PodName(stage=key, kind=kind, attempt=attempt, index=record.index, generation=record.generation)
+
+    @property
+    def rendezvous(self) -> PodName:
+        """The rendezvous pod of the current attempt."""
+        return PodName(stage=self.plan.key, kind=self.plan.kind.value, attempt=self.status.attempt, role=Role.RENDEZVOUS)
+
+    def pod(self, name: PodName) -> Pod | None:
+        """The pod of that name, if there is one."""
+        return next((pod for pod in self.pods if pod.name == name), None)
+
+    def wanted(self) -> Iterator[tuple[WorkerRecord, Pod | None]]:
+        """The records that ask for a pod, each with its pod."""
+        for record in self.status.workers:
+            if not record.retired:
+                yield record, self.pod(self.name(record))
+
+    @property
+    def desired(self) -> int:
+        """Pods that the stage should have, besides the rendezvous."""
+        return self.around.spec.workers.replicas if self.plan.kind.elastic else 1
+
+    @property
+    def min_nodes(self) -> int:
+        """Workers with which training goes on."""
+        return self.around.spec.workers.min if self.plan.kind.elastic else 1
+
+    @property
+    def max_nodes(self) -> int:
+        """Workers that the rendezvous accepts."""
+        return max(self.around.spec.workers.max or 0, self.desired)
+
+
+def begin(step: Step) -> None:
+    """Begins a new attempt: new pods, new rendezvous id, progress kept."""
+    now = step.around.now
+    step.change(
+        state=StageState.RUNNING,
+        attempt=step.status.attempt + 1,
+        workers=[WorkerRecord(index=index) for index in range(step.desired)],
+        rendezvous_seen=False,
+        start_time=step.status.start_time or now,
+        retry_time=step.status.retry_time if step.status.retry_time and step.status.retry_time > now else None,
+        below_min_since=None,
+        last_step_time=now,
+    )
+    for pod in step.pods:
+        step.delete(pod)
+    create_missing(step)
+
+
+def advance(step: Step) -> None:
+    """Moves a running stage on by one call."""
+    note_progress(step)
+    judge_workers(step)
+    if step.refusal or step.status.state is not StageState.RUNNING:
+        return
+    if rendezvous_lost(step):
+        restart(step, Cause.INFRASTRUCTURE, "the rendezvous pod was lost")
+    elif stalled(step):
+        restart(step, Cause.STALL, f"no step for {step.around.spec.deadlines.stall_seconds} s while pods ran")
+    elif below_min_for_too_long(step):
+        give_back(step)
+    else:
+        resize(step)
+        check_startup(step)
+        create_missing(step)
+        remove_strangers(step)
+
+
+def suspend(step: Step) -> None:
+    """Asks every pod to save and end; the stage is suspended once they are gone."""
+    note_progress(step)
+    for pod in step.pods:
+        step.delete(pod)
+        if isinstance(result := _judge(pod), Done):
+            complete(step, pod)
+            return
+        if isinstance(result, Refusal):
+            step.refusal = result
+            return
+    if not any(not pod.ended for pod in step.pods):
+        step.change(state=StageState.SUSPENDED, retry_time=None, below_min_since=None)
+
+
+def complete(step: Step, pod: Pod) -> None:
+    """Records the artifact that a pod named and lets the pods go."""
+    assert pod.result is not None
+    assert pod.result.artifact is not None
+    artifact = pod.result.artifact
+    step.change(
+        state=StageState.COMPLETE,
+        completion_time=step.around.now,
+        artifact=ArtifactStatus(path=artifact.path, digest=artifact.digest, reused=pod.result.reused),
+        productive_seconds=max(step.status.productive_seconds, round(pod.result.productive_seconds)),
+        lost_steps=max(step.status.lost_steps, pod.result.lost_steps),
+        last_step=max(step.status.last_step, pod.result.step),
+        retry_time=None,
+        message="",
+    )
+    step.events.append(Event(reason="StageComplete", message=f"{step.plan.name}: {artifact.path}"))
+    for other in step.pods:
+        step.delete(other)
+
+
+def note_progress(step: Step) -> None:
+    """Takes the highest step that any pod tells of; a new highest ends the back-off."""
+    best = latest_progress(step.pods)
+    if best is None or not (step.around.note_progress or best.step == best.total_steps):
+        return
+    if best.step > step.status.last_step:
+        step.change(last_step=best.step, last_step_time=step.around.now, fruitless=0)
+    step.change(
+        productive_seconds=max(step.status.productive_seconds, round(best.productive_seconds)),
+        lost_steps=max(step.status.lost_steps, best.lost_steps),
+    )
+
+
+def latest_progress(pods: tuple[Pod, ...]) -> Progress | None:
+    """The progress of the pod that is furthest: in the newest round, at the highest step."""
+    told = [pod.progress for pod in pods if pod.progress is not None]
+    return max(told, key=lambda progress: (progress.round, progress.step), default=None)
+
+
+def judge_workers(step: Step) -> None:
+    """Finds the incidents of the wanted generations: each moves one record on and counts once.
+
+    All are judged before any is counted: where one worker is done, the others' ends are its echo, and where one says why
+    it cannot work, the others' crashes are.
+    """
+    judged = [(record, pod, _judge_wanted(record, pod)) for record, pod in step.wanted()]
+    for _, pod, result in judged:
+        if isinstance(result, Done) and pod is not None:
+            complete(step, pod)
+            return
+    for _, _, result in judged:
+        if isinstance(result, Refusal):
+            step.refusal = result
+            return
+    for record, pod, result in judged:
+        if isinstance(result, Replace):
+            count(step, result)
+            replace(step, record, result)
+        elif pod is not None and not record.seen:
+            put(step, record.model_copy(update={"seen": True}))
+
+
+def _judge_wanted(record: WorkerRecord, pod: Pod | None) -> Verdict | None:
+    if pod is not None:
+        return _judge(pod)
+    return Replace(cause=Cause.INFRASTRUCTURE, message="the pod is gone without a trace") if record.seen else None
+
+
+def _judge(pod: Pod) -> Verdict | None:
+    """None for a pod that lives."""
+    return None if pod.alive else verdict(pod)
+
+
+def replace(step: Step, record: WorkerRecord, incident: Replace) -> None:
+    """Asks for the next generation of one worker."""
+    put(
+        step,
+        WorkerRecord(index=record.index, generation=record.generation + 1, cause=incident.cause, message=incident.message[:512]),
+    )
+    words = f"{step.name(record)}: {incident.message}"
+    step.change(message=words[:1024])
+    step.events.append(Event(reason="WorkerReplaced", message=f"{words} ({incident.cause})", warning=incident.cause is not Cause.SAVED))
+
+
+def put(step: Step, record: WorkerRecord) -> None:
+    """Puts a record in the place of the one of its index."""
+    step.change(workers=[record if old.index == record.index else old for old in step.status.workers])
+
+
+def count(step: Step, incident: Replace) -> None:
+    """Counts an incident, backs off where our own code keeps failing, and refuses when a budget is spent."""
+    restarts = step.status.restarts.plus(incident.cause)
+    own = incident.cause in (Cause.APPLICATION, Cause.STALL)
+    fruitless = step.status.fruitless + 1 if own else step.status.fruitless
+    wait = backoff(fruitless) if own else timedelta()
+    step.change(restarts=restarts, fruitless=fruitless, out_of_memory=step.status.out_of_memory + incident.out_of_memory)
+    if wait:
+        step.change(retry_time=step.around.now + wait)
+    if step.status.out_of_memory > 1:
+        step.refusal = Refusal(
+            reason=Reason.OUT_OF_MEMORY,
+            message=f"{step.plan.name}: ran out of memory twice; lower microBatchTokens or sequenceLength, use method LoRA, "
+            "or raise workers.resources.limits.memory",
+        )
+        return
+    limit = getattr(step.around.spec.restarts, incident.cause.value, None)
+    spent = (step.around.spent + restarts).count(incident.cause)
+    if limit is not None and spent > limit:
+        step.refusal = Refusal(
+            reason=Reason.RESTART_LIMIT_EXCEEDED,
+            message=f"{step.plan.name}: {incident.message}; the {incident.cause} budget of {limit} restarts is spent "
+            f"(spec.restarts.{incident.cause})",
+        )
+
+
+def backoff(fruitless: int) -> timedelta:
+    """Wait before the try after so many failures of our own without a new step: 0, 10, 20, 40 … 300 s."""
+    if fruitless <= 1:
+        return timedelta()
+    factor: int = 2 ** min(fruitless - 2, 10)
+    return min(LONGEST_BACKOFF, FIRST_BACKOFF * factor)
+
+
+def rendezvous_lost(step: Step) -> bool:
+    """Whether the workers have no store to meet at any more."""
+    if not step.plan.kind.elastic:
+        return False
+    pod = step.pod(step.rendezvous)
+    if pod is None:
+        return step.status.rendezvous_seen
+    if pod.alive and not step.status.rendezvous_seen:
+        step.change(rendezvous_seen=True)
+    return not pod.alive
+
+
+def restart(step: Step, cause: Cause, message: str) -> None:
+    """Counts an incident of the whole attempt and begins the next one."""
+    count(step, Replace(cause=cause, message=message))
+    step.events.append(Event(reason="AttemptRestarted", message=f"{step.plan.name}: {message} ({cause})", warning=True))
+    if step.refusal is None:
+        step.change(message=message)
+        begin(step)
+
+
+def stalled(step: Step) -> bool:
+    """Whether pods run and yet no step was done for too long."""
+    running = [pod.created for _, pod in step.wanted() if pod is not None and pod.phase is PodPhase.RUNNING]
+    if not running:
+        return False
+    since = max(min(running), step.status.last_step_time or min(running))
+    return _overdue(step, since, step.around.spec.deadlines.stall_seconds)
+
+
+def below_min_for_too_long(step: Step) -> bool:
+    """Whether too few workers hold nodes for too long. Pods that all wait hold nothing and go on waiting."""
+    running = sum(1 for _, pod in step.wanted() if pod is not None and pod.alive and pod.phase is PodPhase.RUNNING)
+    if running == 0 or running >= step.min_nodes:
+        if step.status.below_min_since is not None:
+            step.change(below_min_since=None)
+        return False
+    if step.status.below_min_since is None:
+        step.change(below_min_since=step.around.now)
+    assert step.status.below_min_since is not None
+    return _overdue(step, step.status.below_min_since, step.around.spec.deadlines.below_min_seconds)
+
+
+def give_back(step: Step) -> None:
+    """Releases the nodes for a while, so that two half-started experiments cannot block each other."""
+    # Different keys wait differently long: the one that comes back first finds room for all of its workers.
+    wait = timedelta(seconds=30 + int(step.plan.key[:4], 16) % 60)
+    step.change(state=StageState.WAITING, retry_time=step.around.now + wait, below_min_since=None, workers=[])
+    step.change(message=f"fewer than {step.min_nodes} workers could run; their nodes are given back for {wait.seconds} s")
+    step.events.append(Event(reason="GaveNodesBack", message=f"{step.plan.name}: {step.status.message}", warning=True))
+    step.wake.append(step.around.now + wait)
+    for pod in step.pods:
+        step.delete(pod)
+
+
+def resize(step: Step) -> None:
+    """Retires the highest indices when fewer workers are wanted; brings them back, or adds new ones, when more are."""
+    known = {record.index for record in step.status.workers}
+    for record in step.status.workers:
+        if record.index >= step.desired and not record.retired:
+            pod = step.pod(step.name(record))
+            if pod is not None:
+                step.delete(pod)
+            put(step, record.model_copy(update={"retired": True}))
+        elif record.index < step.desired and record.retired:
+            # The old pod may still be saving: its name is taken, so the index comes back as the next generation.
+            put(step, WorkerRecord(index=record.index, generation=record.generation + 1, cause=Cause.SAVED, message="scaled up"))
+    added = [WorkerRecord(index=index) for index in range(step.desired) if index not in known]
+    if added:
+        step.change(workers=[*step.status.workers, *added])
+
+
+def check_startup(step: Step) -> None:
+    """Fails a stage whose pods do not start, unless enough others train meanwhile."""
+    running = sum(1 for _, pod in step.wanted() if pod is not None and pod.phase is PodPhase.RUNNING)
+    limit = step.around.spec.deadlines.startup_seconds
+    pending = [pod for _, pod in step.wanted() if pod is not None and pod.alive and pod.phase is PodPhase.PENDING]
+    if step.plan.kind.elastic and running >= step.min_nodes:
+        return
+    for pod in pending:
+        if _overdue(step, pod.created, limit):
+            waiting = pod.waiting or "no reason given"
+            step.refusal = Refusal(
+                reason=Reason.STARTUP_DEADLINE_EXCEEDED, pod=str(pod.name), message=f"{pod.name} did not start in {limit} s: {waiting}"
+            )
+            return
+
+
+def create_missing(step: Step) -> None:
+    """Asks for every pod that a record wants and that is not there. Creating one twice is harmless: the name is the same."""
+    if step.refusal is not None:
+        return
+    retry = step.status.retry_time
+    if retry is not None and retry > step.around.now:
+        step.wake.append(retry)
+        return
+    if retry is not None:
+        step.change(retry_time=None)
+    if step.plan.kind.elastic and step.pod(step.rendezvous) is None:
+        _create(step, step.rendezvous)
+    for record, pod in step.wanted():
+        if pod is None:
+            _create(step, step.name(record))
+
+
+def _create(step: Step, name: PodName) -> None:
+    step.actions.append(CreatePod(name=name, stage=step.plan, min_nodes=step.min_nodes, max_nodes=step.max_nodes))
+
+
+def remove_strangers(step: Step) -> None:
+    """Deletes pods that no record asks for: older attempts, replaced generations, retired indices."""
+    asked = {step.name(record) for record, _ in step.wanted()} | ({step.rendezvous} if step.plan.kind.elastic else set())
+    going = {action.name for action in step.actions if isinstance(action, DeletePod)}
+    for pod in step.pods:
+        if pod.name not in asked and pod.name not in going:
+            step.delete(pod)
+
+
+def _overdue(step: Step, since: datetime, seconds: int) -> bool:
+    """Whether a deadline has passed; if not, the stage is to be looked at again when it does."""
+    deadline = since + timedelta(seconds=seconds)
+    if step.around.now >= deadline:
+        return True
+    step.wake.append(deadline)
+    return False

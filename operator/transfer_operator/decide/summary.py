@@ -1,0 +1,222 @@
+"""What people read: phase, conditions, progress, scores. Everything here follows from the stages' records and the pods."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from transfer_api.progress import Progress, Score
+from transfer_api.stage import StageKind
+from transfer_api.status import (
+    REASON_TEXT,
+    CheckpointStatus,
+    Condition,
+    ConditionType,
+    ExperimentStatus,
+    Failure,
+    Metric,
+    Phase,
+    ProgressStatus,
+    Reason,
+    Restarts,
+    ResultsStatus,
+    ScoreStatus,
+    StageState,
+    StageStatus,
+    UsageStatus,
+    WorkersStatus,
+    second,
+)
+from transfer_operator.decide.snapshot import Pod, PodPhase, Role, Snapshot
+from transfer_operator.decide.stage import latest_progress
+
+SCORES_IN_STATUS = 64
+METRICS_IN_STATUS = 64
+
+
+def summarize(snapshot: Snapshot, stages: list[StageStatus], phase: Phase, failure: Failure | None, now: datetime) -> ExperimentStatus:
+    """The status as a whole. Times move only when what they tell of changes, so that looking is not writing."""
+    old = snapshot.status
+    current = next((s for s in stages if s.state is StageState.RUNNING), None)
+    pods = tuple(pod for pod in snapshot.pods if current is not None and pod.name.stage == current.key)
+    workers = _workers(snapshot, current, pods)
+    progress = _progress(snapshot, current, pods, now)
+    told = latest_progress(pods) if progress is not old.progress else None
+    generation = snapshot.experiment.metadata.generation
+    begun = any(stage.attempt or stage.artifact for stage in stages)
+    return ExperimentStatus(
+        observed_generation=generation,
+        phase=phase,
+        stage=current.name if current else "",
+        start_time=old.start_time or (now if begun else None),
+        completion_time=old.completion_time or (now if phase.terminal else None),
+        conditions=_conditions(snapshot, stages, workers, phase, failure, now),
+        stages=stages,
+        workers=workers,
+        progress=progress,
+        latest_metrics=_metrics(told) if told is not None else old.latest_metrics,
+        checkpoint=_checkpoint(told, current) or old.checkpoint,
+        restarts=sum((stage.restarts for stage in stages), Restarts()),
+        results=_results(snapshot, stages) or old.results,
+        usage=UsageStatus(
+            productive_seconds=sum(stage.productive_seconds for stage in stages if stage.kind.elastic),
+            lost_steps=sum(stage.lost_steps for stage in stages if stage.kind.elastic),
+        ),
+        failure=failure or old.failure,
+    )
+
+
+def _workers(snapshot: Snapshot, current: StageStatus | None, pods: tuple[Pod, ...]) -> WorkersStatus:
+    """Workers of the stage that runs; `ready` counts pods that run and are not about to go."""
+    selector = f"transfer-operator.dev/experiment={snapshot.experiment.metadata.name},transfer-operator.dev/role=worker"
+    if current is None:
+        return WorkersStatus(selector=selector)
+    mine = [p for p in pods if p.name.role is Role.WORKER and p.name.attempt == current.attempt]
+    told = latest_progress(tuple(p for p in mine if p.alive))
+    return WorkersStatus(
+        desired=sum(1 for record in current.workers if not record.retired),
+        ready=sum(1 for pod in mine if pod.alive and pod.phase is PodPhase.RUNNING),
+        world_size=told.world_size if told else 0,
+        selector=selector,
+    )
+
+
+def _progress(snapshot: Snapshot, current: StageStatus | None, pods: tuple[Pod, ...], now: datetime) -> ProgressStatus | None:
+    old = snapshot.status.progress
+    told = latest_progress(pods)
+    if current is None or told is None:
+        return old
+    due = old is None or old.last_updated is None or (now - old.last_updated).total_seconds() >= snapshot.settings.status_seconds
+    if not due and old is not None and old.stage == current.name:
+        return old
+    remaining = told.remaining_seconds
+    new = ProgressStatus(
+        stage=current.name,
+        step=told.step,
+        total_steps=told.total_steps,
+        tokens=told.tokens,
+        percentage=min(100, 100 * told.step // told.total_steps) if told.total_steps else 0,
+        tokens_per_second=number(told.tokens_per_second),
+        remaining_seconds=round(remaining) if remaining is not None and math.isfinite(remaining) else None,
+        last_updated=now,
+    )
+    # Nothing new to tell: no write.
+    return old if old is not None and new.model_copy(update={"last_updated": old.last_updated}) == old else new
+
+
+def _metrics(told: Progress) -> list[Metric]:
+    named = {"loss": told.loss, "learning_rate": told.learning_rate, "gradient_norm": told.gradient_norm, **told.metrics}
+    found = [Metric(name=name[:128], value=number(value), step=told.step) for name, value in named.items() if value is not None]
+    return found[:METRICS_IN_STATUS]
+
+
+def _checkpoint(told: Progress | None, current: StageStatus | None) -> CheckpointStatus | None:
+    if told is None or current is None or told.checkpoint_step is None:
+        return None
+    time = datetime.fromtimestamp(told.checkpoint_time).astimezone() if told.checkpoint_time else None
+    return CheckpointStatus(stage=current.name, step=told.checkpoint_step, time=second(time) if time else None)
+
+
+def _results(snapshot: Snapshot, stages: list[StageStatus]) -> ResultsStatus | None:
+    """The table of the last evaluation, once it is complete."""
+    last = next((stage for stage in reversed(stages) if stage.kind is StageKind.EVALUATION), None)
+    if last is None or last.state is not StageState.COMPLETE:
+        return None
+    told = [pod.result for pod in snapshot.pods if pod.name.stage == last.key and pod.result is not None]
+    told += [snapshot.artifacts[last.key]] if last.key in snapshot.artifacts else []
+    result = next((result for result in told if result.scores), None)
+    if result is None:
+        return None
+    scores = result.scores
+    first = scores[0]
+    return ResultsStatus(
+        score=f"{first.task} {first.metric} {number(first.value)}"[:80],
+        delta=signed(first.difference) if first.difference is not None else "",
+        scores=[_score(score) for score in scores[:SCORES_IN_STATUS]],
+        left_out=result.scores_left_out + max(0, len(scores) - SCORES_IN_STATUS),
+        artifact=last.artifact,
+    )
+
+
+def _score(score: Score) -> ScoreStatus:
+    return ScoreStatus(
+        suite=score.suite[:63],
+        task=score.task[:128],
+        language=score.language[:35],
+        metric=score.metric[:63],
+        value=number(score.value),
+        baseline=number(score.baseline) if score.baseline is not None else None,
+        difference=signed(score.difference) if score.difference is not None else None,
+        interval=[signed(end) if score.difference is not None else number(end) for end in score.interval or ()],
+        items=score.items,
+    )
+
+
+def number(value: float) -> str:
+    """A measured number as the API keeps it: five significant digits."""
+    return f"{value:.5g}"
+
+
+def signed(value: float) -> str:
+    """A difference, with its sign."""
+    return f"{value:+.5g}"
+
+
+def _conditions(
+    snapshot: Snapshot, stages: list[StageStatus], workers: WorkersStatus, phase: Phase, failure: Failure | None, now: datetime
+) -> list[Condition]:
+    found = {
+        ConditionType.ACCEPTED: (True, Reason.ACCEPTED, ""),
+        ConditionType.WORKERS_READY: _workers_ready(snapshot, stages, workers),
+        ConditionType.STALLED: _stalled(stages),
+        ConditionType.SUSPENDED: _suspended(phase),
+        ConditionType.COMPLETE: (phase is Phase.COMPLETE, _complete_reason(phase), ""),
+        ConditionType.FAILED: (True, failure.reason, failure.message) if failure else (False, _complete_reason(phase), ""),
+    }
+    return [_condition(snapshot, kind, *value, now) for kind, value in found.items()]
+
+
+def _condition(snapshot: Snapshot, kind: ConditionType, holds: bool, reason: Reason, message: str, now: datetime) -> Condition:
+    old = next((condition for condition in snapshot.status.conditions if condition.type is kind), None)
+    status = "True" if holds else "False"
+    unchanged = old is not None and old.status == status
+    return Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=(message or REASON_TEXT[reason])[:4096],
+        last_transition_time=old.last_transition_time if unchanged and old is not None else now,
+        observed_generation=snapshot.experiment.metadata.generation,
+    )
+
+
+def _workers_ready(snapshot: Snapshot, stages: list[StageStatus], workers: WorkersStatus) -> tuple[bool, Reason, str]:
+    current = next((stage for stage in stages if stage.state is StageState.RUNNING), None)
+    waiting = next((stage for stage in stages if stage.state is StageState.WAITING and stage.retry_time), None)
+    if current is None and waiting is not None:
+        return False, Reason.BELOW_MIN, waiting.message
+    if current is None:
+        return False, Reason.NO_WORKERS, ""
+    least = snapshot.experiment.spec.workers.min if current.kind.elastic else 1
+    if workers.ready < least:
+        return False, Reason.BELOW_MIN, ""
+    if workers.ready < workers.desired:
+        return False, Reason.BELOW_REPLICAS, ""
+    return True, Reason.ALL_READY, ""
+
+
+def _stalled(stages: list[StageStatus]) -> tuple[bool, Reason, str]:
+    """True from the restart on the stall budget until a new step is seen."""
+    for stage in stages:
+        if stage.state is StageState.RUNNING and stage.fruitless and stage.restarts.stall:
+            return True, Reason.NO_STEP_WITHIN_DEADLINE, ""
+    return False, Reason.PROGRESSING, ""
+
+
+def _suspended(phase: Phase) -> tuple[bool, Reason, str]:
+    holds = phase is Phase.SUSPENDED
+    return holds, Reason.SUSPEND_REQUESTED if holds else Reason.RESUMED, ""
+
+
+def _complete_reason(phase: Phase) -> Reason:
+    return Reason.ALL_STAGES_COMPLETE if phase is Phase.COMPLETE else Reason.STAGES_REMAIN

@@ -1,0 +1,63 @@
+"""What the end of a pod means: the table "Exit codes of experiment pods", as code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transfer_api.errors import ExitCode
+from transfer_api.progress import Outcome
+from transfer_api.status import Cause, Reason
+from transfer_operator.decide.decision import Refusal
+from transfer_operator.decide.snapshot import Pod
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """The stage is complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replace:
+    """The pod is to be replaced, on the budget of `cause`."""
+
+    cause: Cause
+    message: str
+    out_of_memory: bool = False
+
+
+Verdict = Done | Replace | Refusal
+
+
+def verdict(pod: Pod) -> Verdict:
+    """Judges a pod that ended, or that is being deleted by somebody else.
+
+    Order matters: a preempted pod may well carry an exit code of its own dying, and what the data or the spec did wrong
+    stays wrong however the pod was treated.
+    """
+    if pod.exit_code == ExitCode.COMPLETE:
+        if pod.result is not None and pod.result.outcome is Outcome.COMPLETE and pod.result.artifact is not None:
+            return Done()
+        return Replace(cause=Cause.APPLICATION, message="ended with code 0 but named no artifact")
+    if pod.exit_code == ExitCode.CANNOT_WORK:
+        return _refuse(pod, Reason.CANNOT_WORK)
+    if pod.exit_code == ExitCode.UNREADABLE:
+        return _refuse(pod, Reason.CHECKPOINT_UNREADABLE)
+    if pod.disrupted:
+        return Replace(cause=Cause.PREEMPTION, message=_words(pod, "preempted, drained or evicted"))
+    if pod.exit_code == ExitCode.SAVED or (pod.terminating and not pod.lost and pod.exit_code is None):
+        return Replace(cause=Cause.SAVED, message=_words(pod, "asked to stop"))
+    if pod.out_of_memory:
+        return Replace(cause=Cause.APPLICATION, message="ran out of memory", out_of_memory=True)
+    if pod.lost or pod.exit_code is None:
+        return Replace(cause=Cause.INFRASTRUCTURE, message=_words(pod, "lost without an exit code"))
+    return Replace(cause=Cause.APPLICATION, message=_words(pod, f"crashed with code {pod.exit_code}"))
+
+
+def _refuse(pod: Pod, reason: Reason) -> Refusal:
+    return Refusal(reason=reason, message=_words(pod, f"ended with code {pod.exit_code}"), pod=str(pod.name), exit_code=pod.exit_code)
+
+
+def _words(pod: Pod, otherwise: str) -> str:
+    """The pod's own last words, which say more than its code."""
+    said = pod.result.message if pod.result is not None else ""
+    return (said or otherwise)[:500]
