@@ -28,6 +28,8 @@ Language = Annotated[
 ]
 Path = Annotated[str, Field(min_length=1, max_length=1024)]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+# Names of the harness's tasks: ceval-valid_law, mmlu, arc_easy.
+Suite = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.]*$", max_length=128)]
 
 
 class Method(enum.StrEnum):
@@ -221,7 +223,7 @@ class InstructionTuning(Optimization):
 class Evaluation(Contract):
     """Scores the result, and the untouched base model beside it."""
 
-    suites: list[Name] = Field(
+    suites: list[Suite] = Field(
         default=["perplexity"], min_length=1, max_length=32,
         description="perplexity, or the name of a task or group of lm-evaluation-harness or of taskFolders.",
     )  # fmt: skip
