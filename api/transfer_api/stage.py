@@ -192,6 +192,18 @@ def input_paths(spec: ExperimentSpec) -> list[str]:
     return list(dict.fromkeys(_paths(spec.model_dump(mode="json"))))
 
 
+def needs_hub(spec: ExperimentSpec) -> bool:
+    """Whether anything is fetched from a hub: the model, a data set, or a task that is in no folder of the experiment's."""
+    tasks = spec.evaluation is not None and not spec.evaluation.task_folders and set(spec.evaluation.suites) != {"perplexity"}
+    return spec.model.name is not None or tasks or _names_hub(spec.model_dump(mode="json"))
+
+
+def _names_hub(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return value.get("hub") is not None or any(_names_hub(item) for item in value.values())
+    return isinstance(value, (list, tuple)) and any(_names_hub(item) for item in value)
+
+
 def _paths(value: Any) -> list[str]:
     found: list[str] = []
     if isinstance(value, Mapping):

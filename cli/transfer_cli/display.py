@@ -1,0 +1,160 @@
+"""What `transfer run` shows: a live panel on a terminal, plain lines elsewhere, and the table at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from transfer_api.progress import Progress, Score
+from transfer_api.spec import TransferExperiment
+from transfer_api.stage import StagePlan
+from transfer_api.status import ExperimentStatus, StageState, StageStatus
+from transfer_operator.decide import Event
+
+PLAIN_LINE_EVERY_S = 10.0
+MARKS = {
+    StageState.WAITING: "·",
+    StageState.RUNNING: "▶",
+    StageState.SUSPENDED: "‖",
+    StageState.COMPLETE: "✓",
+    StageState.FAILED: "✗",
+}
+
+
+class Display:
+    """Lines that stay, and (on a terminal) a panel that changes."""
+
+    def __init__(self, console: Console, plan: tuple[StagePlan, ...], live: Live | None) -> None:
+        self.console = console
+        self.plan = plan
+        self.live = live
+        self.started = time.monotonic()
+        self._states: dict[str, StageState] = {}
+        self._last_line = 0.0
+
+    def update(self, status: ExperimentStatus, progress: Progress | None, events: Sequence[Event]) -> None:
+        """Shows what has changed."""
+        for event in events:
+            if event.reason not in ("StageComplete", "StageReused", "Complete"):
+                self.line(f"{event.reason}: {event.message}", style="yellow" if event.warning else None)
+        for stage in status.stages:
+            if self._states.get(stage.name) != stage.state:
+                self._states[stage.name] = stage.state
+                self._stage_line(stage)
+        if self.live is not None:
+            self.live.update(_panel(status, progress))
+        elif progress is not None and progress.total_steps and time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self.line(f"  {status.stage}: {describe(progress)}")
+
+    def line(self, text: str, style: str | None = None) -> None:
+        """A line that stays."""
+        self.console.print(Text(text, style=style or ""), soft_wrap=True)
+
+    def finish(self, status: ExperimentStatus, scores: list[Score], output: Path) -> None:
+        """The table, and where everything lies."""
+        if self.live is not None:
+            self.live.update(Text(""))
+        if scores:
+            self.console.print(score_table(scores))
+        shown = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
+        report = f"Report: {shown}/report.html"
+        model = f"   Model: {shown}/model" if (output / "model").is_dir() else ""
+        self.line(f"Complete. {report}{model}")
+
+    def failed(self, status: ExperimentStatus, output: Path) -> None:
+        """Why it failed, and where to read more."""
+        failure = status.failure
+        if failure is None:
+            return
+        self.line(f"Failed ({failure.reason}) in {failure.stage}: {failure.message}", style="red")
+        if failure.pod:
+            self.line(f"Log: {output / 'logs' / failure.pod}.log")
+
+    def _stage_line(self, stage: StageStatus) -> None:
+        if stage.state is StageState.WAITING:
+            return
+        reused = stage.artifact is not None and stage.artifact.reused
+        words = "already there" if reused else stage.state.value.lower()
+        took = ""
+        if stage.state is StageState.COMPLETE and not reused and stage.start_time and stage.completion_time:
+            took = f" in {(stage.completion_time - stage.start_time).total_seconds():.0f} s"
+        elapsed = int(time.monotonic() - self.started)
+        self.line(f"[{elapsed // 60:02d}:{elapsed % 60:02d}] {MARKS[stage.state]} {stage.name}: {words}{took}")
+
+
+@contextmanager
+def open_display(experiment: TransferExperiment, plan: tuple[StagePlan, ...]) -> Iterator[Display]:
+    """A display for as long as the run lasts."""
+    # A redirected console has no width of its own; 80 columns would break the table.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(f"{experiment.metadata.name}: {len(plan)} stages ({', '.join(stage.name for stage in plan)})", soft_wrap=True)
+    if not console.is_terminal:
+        yield Display(console, plan, None)
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        yield Display(console, plan, live)
+
+
+def describe(progress: Progress) -> str:
+    """One line of progress: activity, step, tokens/s, loss, time left, workers."""
+    parts = [f"{progress.step}/{progress.total_steps}"]
+    if progress.activity != "Running":
+        parts.insert(0, progress.activity.value)
+    if progress.tokens_per_second:
+        parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    parts += [f"{name} {value:.3f}" for name, value in sorted(progress.metrics.items()) if name.startswith("bits_per_byte")]
+    if progress.world_size > 1:
+        parts.append(f"{progress.world_size} workers")
+    if progress.remaining_seconds is not None and progress.remaining_seconds < 1e7:
+        parts.append(f"{int(progress.remaining_seconds) // 60}:{int(progress.remaining_seconds) % 60:02d} left")
+    return ", ".join(parts)
+
+
+def _panel(status: ExperimentStatus, progress: Progress | None) -> Group | Text:
+    if progress is None or not status.stage:
+        return Text(f"{status.stage or status.phase.value} …")
+    total = max(progress.total_steps, 1)
+    bar = ProgressBar(total=total, completed=min(progress.step, total), width=40)
+    row = Table.grid(padding=(0, 1))
+    row.add_row(Text(status.stage, style="bold"), bar, Text(describe(progress)))
+    return Group(row)
+
+
+def score_table(scores: list[Score]) -> Table:
+    """The table of scores beside the baseline."""
+    table = Table(title="Scores beside the base model (95 % intervals)", title_justify="left")
+    for heading in ("suite", "task", "language", "metric"):
+        table.add_column(heading)
+    for heading in ("base model", "result", "difference", "interval", "items"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for score in scores:
+        table.add_row(
+            score.suite, score.task, score.language, f"{score.metric} {'↑' if score.higher_is_better else '↓'}",
+            _number(score.baseline), _number(score.value), _number(score.difference, "+"),
+            f"{score.interval[0]:+.3f} … {score.interval[1]:+.3f}" if score.interval and score.difference is not None else "",
+            str(score.items), style=_style(score),
+        )  # fmt: skip
+    return table
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.3f}" if abs(value) < 1000 else f"{value:{sign}.0f}"
+
+
+def _style(score: Score) -> str:
+    """Green or red only where the interval excludes zero."""
+    if score.difference is None or score.interval is None or score.interval[0] <= 0 <= score.interval[1]:
+        return ""
+    return "green" if (score.difference > 0) == score.higher_is_better else "red"

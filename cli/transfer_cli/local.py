@@ -1,0 +1,199 @@
+"""The local backend: pods are processes of this machine.
+
+They get the same environment, run the same launcher, end with the same exit codes and leave the same termination message
+as pods of a cluster, so `decide` cannot tell the difference. What a kubelet would do is done here: start, look, ask to
+stop, kill after the grace period, keep the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from transfer_api.progress import Progress, ResultMessage
+from transfer_api.spec import TransferExperiment
+from transfer_api.stage import StageKind, needs_hub
+from transfer_operator.decide import CreatePod, DeletePod, Pod, PodPhase, Role
+from transfer_operator.decide.snapshot import PodName
+from transfer_pod.context import PodContext
+
+LOOPBACK = "127.0.0.1"
+PROGRESS_TIMEOUT_S = 0.5
+
+# The kernel kills a pod when `transfer run` dies, however it dies: nothing is left that could write into the storage
+# beside the next run. Set between fork and exec by a Python that imports nothing, since a fork handler would run arbitrary
+# code in a process that may hold locks. PR_SET_PDEATHSIG is 1; os.getppid catches a parent that died before.
+_LEASH = (
+    "import ctypes, os, signal, sys;"
+    "ctypes.CDLL(None).prctl(1, signal.SIGKILL) if sys.platform == 'linux' else None;"
+    "os._exit(1) if os.getppid() != int(sys.argv[1]) else os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+@dataclass
+class LocalPod:
+    """One process with what a pod object would say of it."""
+
+    name: PodName
+    process: subprocess.Popen[bytes]
+    created: datetime
+    port: int
+    termination_log: Path
+    kill_at: datetime | None = None
+    """Set when deletion was asked for."""
+    progress: Progress | None = None
+
+    def observe(self) -> Pod:
+        """The pod as `decide` sees it."""
+        code = self.process.poll()
+        result = self._result() if code is not None else None
+        # A process that died by a signal has no exit code of its own, as a pod whose node is gone.
+        lost = code is not None and code < 0
+        phase = PodPhase.RUNNING if code is None else PodPhase.SUCCEEDED if code == 0 else PodPhase.FAILED
+        return Pod(
+            name=self.name,
+            phase=phase,
+            created=self.created,
+            terminating=self.kill_at is not None,
+            exit_code=None if lost else code,
+            lost=lost,
+            result=result,
+            progress=self.progress,
+        )
+
+    def ask(self) -> None:
+        """Fetches the pod's progress; keeps the last one where it does not answer."""
+        if self.name.role is Role.RENDEZVOUS or self.process.poll() is not None:
+            return
+        address = f"http://{LOOPBACK}:{self.port}/progress"
+        with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(address, timeout=PROGRESS_TIMEOUT_S) as answer:
+            self.progress = Progress.model_validate_json(answer.read())
+
+    def _result(self) -> ResultMessage | None:
+        try:
+            return ResultMessage.decode(self.termination_log.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+
+@dataclass
+class LocalBackend:
+    """Starts, observes and stops the pods of one experiment.
+
+    Must be used from the thread that created it: the kernel ties a child's life to the thread that started it.
+    """
+
+    experiment: TransferExperiment
+    storage: Path
+    search: tuple[Path, ...]
+    logs: Path
+    """Folder of the pods' logs, one file a pod."""
+    pods: dict[str, LocalPod] = field(default_factory=dict)
+    _stores: dict[str, int] = field(default_factory=dict)
+    """Port of the rendezvous store of each attempt."""
+
+    def observe(self) -> tuple[Pod, ...]:
+        """Every pod as it is now. Pods that ended after their deletion was asked for are forgotten, as a kubelet does."""
+        now = datetime.now(UTC)
+        for key, pod in list(self.pods.items()):
+            if pod.kill_at is not None and pod.process.poll() is not None:
+                del self.pods[key]
+            elif pod.kill_at is not None and now >= pod.kill_at:
+                self._kill(pod)
+            else:
+                pod.ask()
+        return tuple(pod.observe() for pod in self.pods.values())
+
+    def create(self, action: CreatePod) -> None:
+        """Starts a pod unless there is one of its name."""
+        name = str(action.name)
+        if name in self.pods:
+            return
+        context = self._context(action)
+        environment = os.environ | context.environment() | self._surroundings(action)
+        context.termination_log.unlink(missing_ok=True)
+        command = [sys.executable, "-m", *_module(action)]
+        with (self.logs / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *command],
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,  # Ctrl-C is for `transfer run`, which then asks the pods to save
+            )  # fmt: skip
+        self.pods[name] = LocalPod(
+            name=action.name, process=process, created=datetime.now(UTC), port=context.port, termination_log=context.termination_log
+        )
+
+    def delete(self, action: DeletePod) -> None:
+        """Asks a pod to end; it is killed when its grace period is over."""
+        pod = self.pods.get(str(action.name))
+        if pod is None or pod.kill_at is not None:
+            return
+        pod.kill_at = datetime.now(UTC) + timedelta(seconds=action.grace_seconds)
+        if pod.process.poll() is None:
+            pod.process.send_signal(signal.SIGTERM)
+
+    def kill_all(self) -> None:
+        """Ends every pod at once."""
+        for pod in self.pods.values():
+            self._kill(pod)
+        for pod in self.pods.values():
+            pod.process.wait()
+
+    def _kill(self, pod: LocalPod) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pod.process.pid, signal.SIGKILL)
+
+    def _context(self, action: CreatePod) -> PodContext:
+        name, attempt = str(action.name), action.name.attempt_name
+        if action.name.role is Role.RENDEZVOUS:
+            self._stores[attempt] = free_port()
+        store = self._stores.get(attempt)
+        return PodContext(
+            stage=action.stage,
+            storage=self.storage,
+            search=self.search,
+            pod=name,
+            attempt=attempt,
+            index=action.name.index,
+            address=LOOPBACK,
+            port=free_port(),
+            rendezvous=f"{LOOPBACK}:{store}" if store else "",
+            min_nodes=action.min_nodes,
+            max_nodes=action.max_nodes,
+            termination_log=self.logs / f"{name}.termination",
+        )
+
+    def _surroundings(self, action: CreatePod) -> dict[str, str]:
+        """Cores shared among the workers, and no network where the experiment names no hub."""
+        cores = len(os.sched_getaffinity(0))
+        workers = self.experiment.spec.workers.replicas if action.stage.kind.elastic else 1
+        variables = {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers))),
+            "PYTHONUNBUFFERED": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        if not needs_hub(self.experiment.spec):
+            variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        return variables
+
+
+def _module(action: CreatePod) -> list[str]:
+    if action.name.role is Role.RENDEZVOUS:
+        return ["transfer_trainer.rendezvous"]
+    return ["transfer_evaluator" if action.stage.kind is StageKind.EVALUATION else "transfer_trainer"]
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,98 @@
+"""What a run leaves for people: `status.yaml`, `results.json`, `report.md`, `report.html`, per-item scores, `model/`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+
+from transfer_api.errors import ArtifactError
+from transfer_api.progress import Score
+from transfer_api.spec import TransferExperiment
+from transfer_api.stage import StageKind, StagePlan
+from transfer_api.status import ExperimentStatus
+from transfer_pod.artifact import MANIFEST, ArtifactStore, storage_errors
+
+STATUS = "status.yaml"
+STAMP = ".written"
+
+
+def read_status(output: Path) -> ExperimentStatus | None:
+    """The status that a run left in its output folder; None before the first.
+
+    Raises:
+        ArtifactError: the file is there but is not a status.
+    """
+    path = output / STATUS
+    try:
+        return ExperimentStatus.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ArtifactError(
+            f"{path} is not a readable status: {type(error).__name__}", next_step="Remove it; artifacts are kept"
+        ) from error
+
+
+def write_outputs(
+    experiment: TransferExperiment, plan: tuple[StagePlan, ...], status: ExperimentStatus, *, storage: Path, output: Path
+) -> list[Score]:
+    """Writes everything that is not there yet for these very artifacts, and returns the scores of the result."""
+    store = ArtifactStore(storage)
+    stamp = json.dumps([[stage.key, stage.artifact.digest if stage.artifact else ""] for stage in status.stages])
+    current = output / STAMP
+    with storage_errors(output):
+        if not current.exists() or current.read_text() != stamp:
+            current.unlink(missing_ok=True)
+            _link_model(store, plan, output)
+            _link_items(store, plan, output)
+            _report(experiment, plan, status, storage, output)
+            current.write_text(stamp)
+    return scores_of_result(store, plan)
+
+
+def scores_of_result(store: ArtifactStore, plan: tuple[StagePlan, ...]) -> list[Score]:
+    """All scores of the last evaluation; none where nothing is evaluated."""
+    last = next((stage for stage in reversed(plan) if stage.kind is StageKind.EVALUATION), None)
+    if last is None:
+        return []
+    return [Score.model_validate(score) for score in store.manifest(last.kind, last.key).get("scores", [])]
+
+
+def _report(experiment: TransferExperiment, plan: tuple[StagePlan, ...], status: ExperimentStatus, storage: Path, output: Path) -> None:
+    from transfer_evaluator.report import collect, write_report  # plots: 1 s
+
+    plain = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    write_report(output, collect(storage, plan, experiment=experiment, status=plain))
+
+
+def _link_model(store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path) -> None:
+    """Puts the last model that was made at `model/`."""
+    made = [s for s in plan if s.kind in (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING)]
+    if made:
+        _link_tree(store.open(made[-1].kind, made[-1].key, verify=False) / "model", output / "model")
+
+
+def _link_items(store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path) -> None:
+    """Puts per-item scores at `items/<stage>/`."""
+    for stage in plan:
+        if stage.kind is StageKind.EVALUATION:
+            _link_tree(store.open(stage.kind, stage.key, verify=False) / "items", output / "items" / stage.name)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Hard links where the file system can, copies where it cannot; the target is replaced as a whole."""
+    shutil.rmtree(target, ignore_errors=True)
+    if source.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns(MANIFEST))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

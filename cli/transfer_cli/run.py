@@ -1,0 +1,216 @@
+"""`transfer run`: one experiment on this machine, by the state machine that runs the cluster.
+
+The loop is the operator's in small: look, decide, write the status, act. All it adds is a lock, so that two runs do not
+share one folder, the wish to stop (Ctrl-C is `suspend: true`), and at the end what people want to have: report and model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import yaml
+from transfer_api.load import load_experiment
+
+from transfer_api.errors import ExitCode, SpecError
+from transfer_api.progress import Outcome, Progress, ResultMessage, Score
+from transfer_api.spec import TransferExperiment
+from transfer_api.stage import StagePlan, plan_stages
+from transfer_api.status import ExperimentStatus, Phase, Reason, StageState
+from transfer_cli import preflight
+from transfer_cli.display import Display, open_display
+from transfer_cli.local import LocalBackend
+from transfer_cli.outputs import STATUS, read_status, write_outputs
+from transfer_cli.paths import default_output, default_storage
+from transfer_operator.decide import CreatePod, Decision, Settings, Snapshot, decide
+from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
+from transfer_pod.server import PodServer
+
+LOOK_EVERY_S = 0.25
+INTERRUPTED = 130
+
+# One stage at a time, since they would only slow each other down; the status file is cheap to write.
+SETTINGS = Settings(parallel_stages=1, grace_seconds=120, status_seconds=1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("file", type=Path, help="experiment file")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="report, results, status and model (default: runs/NAME)")
+    parser.add_argument(
+        "--storage", type=Path, metavar="DIR",
+        help="models, data, checkpoints and artifacts (default: $TRANSFER_STORAGE or runs/.storage)",
+    )  # fmt: skip
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on this port while running")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the experiment, or goes on with it. Exit codes: 0, 2, 10, 11, 75 (saved on Ctrl-C), 130 (killed by a second one)."""
+    experiment = load_experiment(options.file)
+    storage = (options.storage or default_storage()).absolute()
+    output = (options.output or default_output(experiment.metadata.name)).absolute()
+    search = (options.file.absolute().parent,)
+    preflight.check(experiment, storage=storage, output=output, search=search)
+    fingerprints = preflight.fingerprints(experiment, storage=storage, search=search)
+    session = Session(
+        experiment=experiment,
+        plan=plan_stages(experiment.spec, fingerprints),
+        storage=storage,
+        output=output,
+        backend=LocalBackend(experiment=experiment, storage=storage, search=search, logs=output / "logs"),
+    )
+    with storage_errors(output):
+        session.backend.logs.mkdir(parents=True, exist_ok=True)
+    with _lock(output, experiment), _metrics(options.metrics_port, session), open_display(experiment, session.plan) as display:
+        return session.run(display)
+
+
+@dataclass
+class Session:
+    """One `transfer run`."""
+
+    experiment: TransferExperiment
+    plan: tuple[StagePlan, ...]
+    storage: Path
+    output: Path
+    backend: LocalBackend
+    stop: threading.Event = field(default_factory=threading.Event)
+    progress: Progress | None = None
+    """What the running stage tells now."""
+
+    def run(self, display: Display) -> int:
+        """Loops until the experiment is complete, failed or suspended."""
+        status = self._recorded()
+        if status.phase is Phase.COMPLETE:
+            return self._finish(status, display)
+        signals = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            status = self._loop(status, display)
+        except _KilledError:
+            self.backend.kill_all()
+            display.line("Stopped at once. The same command goes on from the last checkpoint.")
+            return INTERRUPTED
+        finally:
+            self.backend.kill_all()
+            for number, handler in signals.items():
+                signal.signal(number, handler)
+        return self._finish(status, display)
+
+    def _loop(self, status: ExperimentStatus, display: Display) -> ExperimentStatus:
+        while True:
+            snapshot = self._look(status)
+            decision = decide(snapshot, datetime.now(UTC))
+            status = self._write(status, decision)
+            self._act(decision)
+            display.update(status, self.progress, decision.events)
+            if (status.phase.terminal or status.phase is Phase.SUSPENDED) and not any(pod.alive for pod in snapshot.pods):
+                return status
+            time.sleep(LOOK_EVERY_S)
+
+    def _look(self, status: ExperimentStatus) -> Snapshot:
+        pods = self.backend.observe()
+        told = [pod.progress for pod in pods if pod.progress is not None and pod.alive]
+        self.progress = max(told, key=lambda progress: (progress.round, progress.step), default=None)
+        spec = self.experiment.spec
+        experiment = self.experiment.model_copy(update={"spec": spec.model_copy(update={"suspend": spec.suspend or self.stop.is_set()})})
+        return Snapshot(
+            experiment=experiment, plan=self.plan, status=status, pods=pods, artifacts=self._finished(status), settings=SETTINGS
+        )
+
+    def _finished(self, status: ExperimentStatus) -> dict[str, ResultMessage]:
+        """Artifacts of stages that the status does not know to be complete."""
+        complete = {stage.key for stage in status.stages if stage.state is StageState.COMPLETE}
+        store = ArtifactStore(self.storage)
+        found = {}
+        for stage in self.plan:
+            if stage.key not in complete and (reference := store.find(stage.kind, stage.key)) is not None:
+                manifest = store.manifest(stage.kind, stage.key)
+                scores = [Score.model_validate(score) for score in manifest.get("scores", [])]
+                found[stage.key] = ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, reused=True, scores=scores)
+        return found
+
+    def _write(self, old: ExperimentStatus, decision: Decision) -> ExperimentStatus:
+        if decision.status != old or not (self.output / STATUS).exists():
+            content = yaml.safe_dump(decision.status.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=False)
+            with storage_errors(self.output):
+                write_atomically(self.output / STATUS, content)
+        return decision.status
+
+    def _act(self, decision: Decision) -> None:
+        for action in decision.actions:
+            if isinstance(action, CreatePod):
+                self.backend.create(action)
+            else:
+                self.backend.delete(action)
+
+    def _recorded(self) -> ExperimentStatus:
+        """The status of an earlier run of this very experiment, if there is something to go on from."""
+        status = read_status(self.output)
+        keys = [stage.key for stage in self.plan]
+        if status is None or [stage.key for stage in status.stages] != keys or status.phase is Phase.FAILED:
+            return ExperimentStatus()
+        store = ArtifactStore(self.storage)
+        there = all(store.find(stage.kind, stage.key) for stage in self.plan)
+        return ExperimentStatus() if status.phase is Phase.COMPLETE and not there else status
+
+    def _finish(self, status: ExperimentStatus, display: Display) -> int:
+        if status.phase is Phase.COMPLETE:
+            scores = write_outputs(self.experiment, self.plan, status, storage=self.storage, output=self.output)
+            display.finish(status, scores, self.output)
+            return ExitCode.COMPLETE
+        if status.phase is Phase.SUSPENDED:
+            display.line("Saved. The same command goes on from here.")
+            return ExitCode.SAVED
+        failure = status.failure
+        display.failed(status, self.output)
+        unreadable = failure is not None and failure.reason is Reason.CHECKPOINT_UNREADABLE
+        return ExitCode.UNREADABLE if unreadable else ExitCode.CANNOT_WORK
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.stop.is_set():
+            raise _KilledError
+        self.stop.set()
+
+
+class _KilledError(Exception):
+    """A second Ctrl-C."""
+
+
+@contextmanager
+def _lock(output: Path, experiment: TransferExperiment) -> Iterator[None]:
+    """Holds the output folder. The kernel lets go of it whatever happens to this process."""
+    with storage_errors(output), (output / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise SpecError(
+                f"is being run by process {file.read().strip() or '?'}", field="metadata.name", value=experiment.metadata.name,
+                next_step="Wait for it, stop it with Ctrl-C, or choose another --output",
+            ) from error  # fmt: skip
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def _metrics(port: int | None, session: Session) -> Iterator[None]:
+    if port is None:
+        yield
+        return
+    server = PodServer(port, lambda: session.progress).start()
+    try:
+        yield
+    finally:
+        server.stop()

@@ -1,0 +1,56 @@
+"""`transfer status`: what a run on this machine has come to, as the resource's status would say it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from transfer_api.errors import ExitCode, SpecError
+from transfer_api.status import ExperimentStatus
+from transfer_cli.outputs import STATUS, read_status
+from transfer_cli.paths import default_output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("name", help="experiment name, or the folder of a run")
+    parser.add_argument("-o", "--format", choices=["text", "yaml"], default="text", help="text for people, yaml as it is stored")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the status."""
+    output = output_of(options.name)
+    status = read_status(output)
+    if status is None:
+        raise SpecError("has no run here", field="name", value=options.name, next_step=f"Looked for {output / STATUS}")
+    sys.stdout.write((output / STATUS).read_text(encoding="utf-8") if options.format == "yaml" else describe(status))
+    return ExitCode.COMPLETE
+
+
+def output_of(name: str) -> Path:
+    """The output folder that a name or a path means."""
+    return Path(name) if (Path(name) / STATUS).exists() else default_output(name)
+
+
+def describe(status: ExperimentStatus) -> str:
+    """The status as a few aligned lines."""
+    lines = [f"Phase:     {status.phase}"]
+    if status.stage:
+        lines.append(f"Stage:     {status.stage}")
+    if status.progress is not None and not status.phase.terminal:
+        told = status.progress
+        lines.append(f"Progress:  {told.percentage} % (step {told.step} of {told.total_steps}, {told.tokens_per_second} tokens/s)")
+    counts = {name: count for name, count in status.restarts.model_dump().items() if count}
+    lines.append(f"Restarts:  {', '.join(f'{name} {count}' for name, count in counts.items()) or 'none'}")
+    if status.failure is not None:
+        lines.append(f"Failure:   {status.failure.reason}: {status.failure.message}")
+    lines.append("Stages:")
+    width = max((len(stage.name) for stage in status.stages), default=0)
+    lines += [f"  {stage.name:{width}}  {stage.state:9}  {stage.key[:10]}  {stage.message}".rstrip() for stage in status.stages]
+    if status.results is not None:
+        lines.append("Scores:")
+        for score in status.results.scores:
+            beside = f" (base {score.baseline}, {score.difference})" if score.baseline is not None else ""
+            lines.append(f"  {score.task} {score.metric} [{score.language}]: {score.value}{beside}")
+    return "\n".join(lines) + "\n"
