@@ -1,0 +1,92 @@
+"""An artifact is complete or not there, whatever happened while it was made."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from transfer_api.errors import ArtifactError, StorageError
+from transfer_api.stage import StageKind, StagePlan
+from transfer_pod.artifact import MANIFEST, ArtifactStore, storage_errors
+
+STAGE = StagePlan(name="vocabulary", kind=StageKind.VOCABULARY, key="0" * 32, parameters={})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path)
+
+
+def fill(store: ArtifactStore, text: str = "weights") -> Path:
+    folder = store.work(STAGE.kind, STAGE.key) / "artifact"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "weights.txt").write_text(text)
+    return folder
+
+
+def committed(store: ArtifactStore) -> Path:
+    store.commit(STAGE, fill(store), numbers={"added": 3.0})
+    return store.path(STAGE.kind, STAGE.key)
+
+
+def test_a_folder_without_manifest_is_not_an_artifact(store: ArtifactStore) -> None:
+    fill(store)
+    assert store.find(STAGE.kind, STAGE.key) is None
+
+
+def test_a_committed_folder_is_found_with_the_digest_of_its_manifest(store: ArtifactStore) -> None:
+    reference = store.commit(STAGE, fill(store), numbers={"added": 3.0})
+    assert store.find(STAGE.kind, STAGE.key) == reference
+    assert reference.path == f"artifacts/vocabulary/{STAGE.key}"
+    assert store.manifest(STAGE.kind, STAGE.key)["numbers"] == {"added": 3.0}
+    assert (store.open(STAGE.kind, STAGE.key) / "model" / "weights.txt").read_text() == "weights"
+
+
+def test_the_first_commit_of_a_key_stays(store: ArtifactStore) -> None:
+    first = store.commit(STAGE, fill(store))
+    second = store.commit(STAGE, fill(store))
+    assert first == second
+    assert not (store.work(STAGE.kind, STAGE.key) / "artifact").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda folder: (folder / "model/weights.txt").write_text("weight"), id="a file is cut short"),
+        pytest.param(lambda folder: (folder / "model/weights.txt").write_text("WEIGHTS"), id="a file is altered"),
+        pytest.param(lambda folder: (folder / "model/weights.txt").unlink(), id="a file is missing"),
+        pytest.param(lambda folder: (folder / MANIFEST).write_text("{"), id="the manifest is cut short"),
+        pytest.param(lambda folder: (folder / MANIFEST).write_text("[]"), id="the manifest is something else"),
+        pytest.param(
+            lambda folder: (folder / MANIFEST).write_text(json.dumps({"key": "1" * 32, "files": {}})), id="the manifest is another's"
+        ),
+    ],
+)
+def test_a_damaged_artifact_is_refused_and_the_message_names_the_folder(store: ArtifactStore, damage) -> None:
+    folder = committed(store)
+    damage(folder)
+    with pytest.raises(ArtifactError, match="Remove .* to have it made again") as caught:
+        store.open(STAGE.kind, STAGE.key)
+    assert str(folder) in str(caught.value)
+
+
+def test_an_altered_file_of_the_same_size_passes_only_where_verification_is_left_out(store: ArtifactStore) -> None:
+    folder = committed(store)
+    (folder / "model/weights.txt").write_text("WEIGHTS")
+    assert store.open(STAGE.kind, STAGE.key, verify=False) == folder
+
+
+@pytest.mark.parametrize(
+    ("number", "problem"), [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "no space left"), (errno.EROFS, "cannot be written")]
+)
+def test_a_disk_that_takes_nothing_is_an_error_with_a_way_out(number: int, problem: str) -> None:
+    with pytest.raises(StorageError, match=problem) as caught, storage_errors(Path("/data")):
+        raise OSError(number, "disk")
+    assert "/data" in str(caught.value)
+    assert caught.value.next_step
+
+
+def test_other_errors_of_the_system_stay_what_they_are() -> None:
+    with pytest.raises(FileNotFoundError), storage_errors(Path("/data")):
+        raise FileNotFoundError(errno.ENOENT, "gone")

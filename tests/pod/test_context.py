@@ -1,0 +1,54 @@
+"""The environment is the whole interface between a backend and a pod."""
+
+from pathlib import Path
+
+import pytest
+
+from transfer_api.errors import DataError, SpecError
+from transfer_api.stage import StageKind, StagePlan
+from transfer_pod.context import PodContext, expand, find_input
+
+STAGE = StagePlan(name="pretraining", kind=StageKind.PRETRAINING, key="a" * 32, parameters={"x": "ünï"}, inputs={"dataset": "b" * 32})
+
+
+def test_what_the_backend_writes_the_pod_reads() -> None:
+    context = PodContext(
+        stage=STAGE, storage=Path("/s"), pod="p-w1-g2", attempt="p", index=1, search=(Path("/a"), Path("/b")), address="10.0.0.7",
+        port=9000, rendezvous="store:29400", min_nodes=2, max_nodes=8, processes=4, termination_log=Path("/t"),
+    )  # fmt: skip
+    assert PodContext.read(context.environment()) == context
+
+
+@pytest.mark.parametrize("missing", ["TRANSFER_STAGE", "TRANSFER_STORAGE"])
+def test_an_incomplete_environment_is_refused(missing: str) -> None:
+    environment = PodContext(stage=STAGE, storage=Path("/s"), pod="p").environment()
+    del environment[missing]
+    with pytest.raises(SpecError, match=missing):
+        PodContext.read(environment)
+
+
+def test_an_input_is_looked_up_in_the_storage_first_then_beside_the_file(tmp_path: Path) -> None:
+    storage, beside = tmp_path / "storage", tmp_path / "beside"
+    for folder in (storage, beside):
+        folder.mkdir()
+    (beside / "a.jsonl").touch()
+    assert find_input("a.jsonl", (storage, beside)) == beside / "a.jsonl"
+    (storage / "a.jsonl").touch()
+    assert find_input("a.jsonl", (storage, beside)) == storage / "a.jsonl"
+    assert find_input(str(beside / "a.jsonl"), (storage,)) == beside / "a.jsonl"
+
+
+def test_a_missing_input_names_the_field_and_the_folders_that_were_searched(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        find_input("a.jsonl", (tmp_path,), "spec.pretraining.mixture[0].path")
+    assert "spec.pretraining.mixture[0].path" in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_glob_gives_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.md"):
+        (tmp_path / name).touch()
+    pattern = find_input("*.txt", (tmp_path,))
+    assert [path.name for path in expand(pattern)] == ["a.txt", "b.txt"]
+    with pytest.raises(DataError):
+        find_input("*.jsonl", (tmp_path,))

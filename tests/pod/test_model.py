@@ -1,0 +1,60 @@
+"""Which model folders are accepted, and what is said of the others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny import save_tiny_model
+from transfer_api.errors import ModelError
+from transfer_pod.model import check_model_folder, safetensors_header
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny_model(tmp_path / "model")
+
+
+def only_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def own_code(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}))
+
+
+def test_a_complete_model_is_accepted(folder: Path) -> None:
+    assert check_model_folder(folder) == folder
+    assert any(name.endswith("embed_tokens.weight") for name in safetensors_header(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param(lambda f: (f / "config.json").unlink(), "no readable config.json", id="no config"),
+        pytest.param(lambda f: (f / "config.json").write_text("{"), "no readable config.json", id="config cut short"),
+        pytest.param(lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer", id="no tokenizer"),
+        pytest.param(lambda f: (f / "model.safetensors").unlink(), "has no weights", id="no weights"),
+        pytest.param(only_pickle, r"as a pickle \(pytorch_model.bin\)", id="a pickle instead of safetensors"),
+        pytest.param(cut_weights, "not a complete safetensors file", id="weights cut short"),
+        pytest.param(lambda f: (f / "model.safetensors").write_bytes(b"\x80"), "not a complete safetensors file", id="weights are junk"),
+        pytest.param(own_code, "needs code of its own", id="code of its own"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_safely_is_refused(folder: Path, spoil, words: str) -> None:
+    spoil(folder)
+    with pytest.raises(ModelError, match=words) as caught:
+        check_model_folder(folder, "spec.model.path")
+    assert caught.value.field == "spec.model.path"
+    assert caught.value.next_step
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is not a folder"):
+        check_model_folder(tmp_path / "nowhere")
