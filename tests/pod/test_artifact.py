@@ -66,7 +66,7 @@ def test_the_first_commit_of_a_key_stays(store: ArtifactStore) -> None:
 def test_a_damaged_artifact_is_refused_and_the_message_names_the_folder(store: ArtifactStore, damage) -> None:
     folder = committed(store)
     damage(folder)
-    with pytest.raises(ArtifactError, match="Remove .* to have it made again") as caught:
+    with pytest.raises(ArtifactError, match=r"Remove .* to have it made again") as caught:
         store.open(STAGE.kind, STAGE.key)
     assert str(folder) in str(caught.value)
 
