@@ -1,0 +1,171 @@
+"""The stage `evaluation`: a model folder and suites in, a table of scores and every item behind it out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transfer_api.errors import SpecError
+from transfer_api.progress import Activity, Outcome, Progress, ResultMessage, Score
+from transfer_api.stage import EvaluationParameters, StageKind
+from transfer_evaluator import perplexity
+from transfer_evaluator.model import LoadedModel, load_model
+from transfer_evaluator.score import Item, TaskResult, read_items, score_tasks, write_items
+from transfer_evaluator.scorer import Done, TokenScorer
+from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
+from transfer_pod.context import PodContext
+from transfer_pod.documents import iter_documents
+from transfer_pod.model import model_folder
+from transfer_pod.shard import Report
+
+logger = logging.getLogger(__name__)
+RESULTS = "results.json"
+REPORT_SECONDS = 0.5
+"""Least time between two progress reports."""
+
+
+def run(context: PodContext, report: Report) -> ResultMessage:
+    """Scores the model of the stage and seals the artifact.
+
+    Raises:
+        SpecError: a suite does not exist, or perplexity has no texts.
+        DataError: a text or the data of a task cannot be read.
+        ModelError: the model cannot be loaded.
+        ArtifactError: the baseline or the model's artifact is damaged.
+    """
+    started = time.monotonic()
+    parameters = context.stage.typed_parameters()
+    assert isinstance(parameters, EvaluationParameters)
+    suites = _Suites(context, parameters)
+    folder = model_folder(context)
+    model = load_model(folder, parameters.precision)
+    meter = Meter(report)
+    results = suites.run(model, meter)
+    scores = score_tasks(results, _baseline(context), parameters.seed)
+
+    seconds = time.monotonic() - started
+    numbers = {"items": float(sum(len(result.items) for result in results)), "tokens": float(meter.tokens), "seconds": round(seconds, 3)}
+    meter.show(Activity.SAVING)
+    store = ArtifactStore(context.storage)
+    artifact = store.work(StageKind.EVALUATION, context.stage.key) / "artifact"
+    with storage_errors(artifact):
+        _write(artifact, context, results, scores, _settings(context, model, numbers))
+    reference = store.commit(
+        context.stage, artifact, scores=[score.model_dump(mode="json", by_alias=True) for score in scores], numbers=numbers
+    )
+    meter.show(Activity.DONE)
+    return ResultMessage(
+        outcome=Outcome.COMPLETE, artifact=reference, scores=scores, step=meter.step, tokens=meter.tokens,
+        productive_seconds=round(seconds, 3), numbers=numbers,
+    )  # fmt: skip
+
+
+class _Suites:
+    """The suites of a stage. Whatever is wrong with them shows before a model is loaded."""
+
+    def __init__(self, context: PodContext, parameters: EvaluationParameters) -> None:
+        self.parameters = parameters
+        self.tasks = [suite for suite in dict.fromkeys(parameters.suites) if suite != perplexity.SUITE]
+        self.texts: list[perplexity.Text] = []
+        if perplexity.SUITE in parameters.suites:
+            if not parameters.texts:
+                raise SpecError(
+                    "the suite perplexity has no texts", field="spec.evaluation.texts", value=[],
+                    next_step="Name at least one held-out text, or leave perplexity out of spec.evaluation.suites",
+                )  # fmt: skip
+            self.texts = perplexity.read_texts(parameters.texts, lambda text, field: iter_documents(text, context, field), parameters.limit)
+        self.library: Any = None
+        if self.tasks:
+            # lm_eval takes seconds to import: not for perplexity alone.
+            from transfer_evaluator.tasks import TaskLibrary, quiet
+
+            quiet()
+            self.library = TaskLibrary([context.find(folder, "spec.evaluation.taskFolders") for folder in parameters.task_folders])
+            self.library.check(self.tasks)
+
+    def run(self, model: LoadedModel, meter: Meter) -> list[TaskResult]:
+        scorer = TokenScorer(model.model)
+        results: list[TaskResult] = []
+        if self.texts:
+            began = time.monotonic()
+            results += perplexity.score_texts(model, scorer, self.texts, meter.begin)
+            logger.info("perplexity: %.1f s", time.monotonic() - began)
+        if self.library is not None:
+            from transfer_evaluator.harness import HarnessModel
+
+            harness = HarnessModel(model, scorer, meter.begin)
+            for suite in self.tasks:
+                began = time.monotonic()
+                results += self.library.run(
+                    suite, harness, shots=self.parameters.shots, limit=self.parameters.limit, seed=self.parameters.seed
+                )
+                logger.info("%s: %.1f s", suite, time.monotonic() - began)
+        return results
+
+
+class Meter:
+    """Turns forward passes into progress; steps are requests (windows of text, options of questions)."""
+
+    def __init__(self, report: Report, clock: Callable[[], float] = time.monotonic) -> None:
+        self.step = self.total = self.tokens = 0
+        self._report = report
+        self._clock = clock
+        self._began = clock()
+        self._shown = float("-inf")
+
+    def begin(self, requests: int) -> Done:
+        """Adds a batch of requests to the total."""
+        self.total += requests
+        self.show(Activity.RUNNING)
+        return self._done
+
+    def _done(self, finished: int, tokens: int) -> None:
+        self.step += finished
+        self.tokens += tokens
+        if self._clock() - self._shown >= REPORT_SECONDS:
+            self.show(Activity.RUNNING)
+
+    def show(self, activity: Activity) -> None:
+        """Reports now."""
+        self._shown = self._clock()
+        seconds = self._shown - self._began
+        remaining = seconds * (self.total - self.step) / self.step if self.step else None
+        progress = Progress(
+            activity=activity, step=self.step, total_steps=self.total, tokens=self.tokens, world_size=1,
+            tokens_per_second=self.tokens / seconds if seconds > 0 else 0.0, remaining_seconds=remaining,
+            last_step_time=time.time() if self.step else None, productive_seconds=seconds,
+        )  # fmt: skip
+        self._report(progress)
+
+
+def _baseline(context: PodContext) -> Callable[[TaskResult], list[Item] | None]:
+    key = context.stage.inputs.get("baseline")
+    if key is None:
+        return lambda result: None
+    folder = ArtifactStore(context.storage).open(StageKind.EVALUATION, key)
+    return lambda result: read_items(folder, result)
+
+
+def _settings(context: PodContext, model: LoadedModel, numbers: dict[str, float]) -> dict[str, Any]:
+    parameters = {name: value for name, value in context.stage.parameters.items() if name != "model"}
+    measured = {"device": str(model.device), "positions": model.positions, "vocabulary": len(model.tokenizer)}
+    return {**parameters, **measured, **numbers}
+
+
+def _write(folder: Path, context: PodContext, results: list[TaskResult], scores: list[Score], settings: dict[str, Any]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier try
+    folder.mkdir(parents=True)
+    for result in results:
+        write_items(folder, result)
+    content = {
+        "model": {**context.stage.parameters["model"], "artifact": context.stage.inputs.get("model")},
+        "harness": sorted({score.harness for score in scores}),
+        "scores": [score.model_dump(mode="json", by_alias=True) for score in scores],
+        "settings": settings,
+    }
+    write_atomically(folder / RESULTS, json.dumps(content, indent=1, ensure_ascii=False))

@@ -1,0 +1,238 @@
+"""Tasks of lm-evaluation-harness, from the experiment's task folders and from the harness itself.
+
+The index of the harness's own 14,000 tasks takes seconds to build (15 s on a cold disk), so it is built only when a suite
+is not in the task folders. In those, `data_files` that are relative paths are relative to the task file's folder: the
+harness leaves them to the current directory.
+
+Task files may name Python functions (`!function`), which the harness imports and runs: a task folder is as trusted as the
+experiment itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Kind
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from transfer_api.errors import DataError, SpecError, TransferError
+from transfer_evaluator.harness import HarnessModel
+from transfer_evaluator.perplexity import SUITE as PERPLEXITY
+from transfer_evaluator.score import Item, Metric, TaskResult
+
+FIELD = "spec.evaluation.suites"
+MAIN_METRICS = frozenset({"acc", "acc_norm", "exact_match"})
+"""Stand in the first part of the table."""
+
+
+def harness_version() -> str:
+    """Version of lm-evaluation-harness."""
+    return importlib.metadata.version("lm_eval")
+
+
+class TaskLibrary:
+    """Finds and runs suites.
+
+    Args:
+        folders: task folders; a task there hides the harness's own of the same name.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = [str(folder) for folder in folders]
+        self._manager = self._index(include_defaults=False)
+        self._complete = False
+
+    def check(self, suites: Iterable[str]) -> None:
+        """Sees that every suite exists, before any model is loaded.
+
+        Raises:
+            SpecError: one does not; the message has the nearest names.
+        """
+        wanted = list(suites)
+        if not all(self._self_contained(suite) for suite in wanted):
+            self._manager, self._complete = self._index(include_defaults=True), True
+        names = self._manager.task_index
+        for suite in wanted:
+            if suite not in names:
+                raise _unknown(suite, names)
+
+    def run(self, suite: str, model: HarnessModel, *, shots: int | None, limit: int | None, seed: int) -> list[TaskResult]:
+        """Scores a task, a group with its tasks, or the tasks of a tag.
+
+        Raises:
+            DataError: its data cannot be loaded.
+        """
+        results = simple_evaluate(
+            model=model, tasks=self._load(suite), task_manager=self._manager, num_fewshot=shots, limit=limit,
+            bootstrap_iters=0, log_samples=True,
+            random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
+        )  # fmt: skip
+        return read_results(suite, results)
+
+    def _index(self, *, include_defaults: bool) -> Any:
+        manager = TaskManager(include_path=self._folders, include_defaults=include_defaults)
+        manager._factory = _Factory(self._folders)
+        return manager
+
+    def _load(self, suite: str) -> list[Any]:
+        try:
+            loaded = self._manager.load([suite])
+        except TransferError:
+            raise
+        except Exception as error:  # a task may fail in any way: no network, no such file, a bad template
+            raise DataError(
+                f"cannot be loaded: {type(error).__name__}: {error}", field=FIELD, value=suite,
+                next_step="Put its data into a task folder (dataset_path: json), or allow network access to the hub",
+            ) from error  # fmt: skip
+        group = loaded.get("groups", {}).get(suite)
+        return [group] if group is not None else list(loaded["tasks"].values())
+
+    def _self_contained(self, name: str) -> bool:
+        """Whether a suite and all that it names are in the index already."""
+        entry = self._manager.task_index.get(name)
+        if entry is None:
+            return False
+        if entry.kind is not Kind.GROUP or entry.yaml_path is None:
+            return True
+        members = load_yaml(entry.yaml_path, resolve_func=False).get("task", [])
+        named = [m if isinstance(m, str) else m.get("task", m.get("group")) for m in members] if isinstance(members, list) else []
+        return all(self._self_contained(member) for member in named if isinstance(member, str))
+
+
+def _unknown(suite: str, names: Iterable[str]) -> SpecError:
+    near = difflib.get_close_matches(suite, [PERPLEXITY, *names], n=5, cutoff=0.5)
+    hint = f"Nearest names: {', '.join(near)}" if near else "No name is near it"
+    return SpecError(
+        "no such suite", field=FIELD, value=suite,
+        allowed="perplexity, or a task, group or tag of lm-evaluation-harness or of spec.evaluation.taskFolders",
+        next_step=f"{hint}. Correct it, or give the folder that has it in spec.evaluation.taskFolders",
+    )  # fmt: skip
+
+
+class _Factory(TaskFactory):  # type: ignore[misc]
+    """Resolves relative data files against the folder of the task file."""
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        super().__init__()
+        self._roots = [Path(folder).resolve() for folder in folders]
+
+    def _load_full_config(self, entry: Any, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+        config: dict[str, Any] = super()._load_full_config(entry, overrides)
+        path = Path(entry.yaml_path).resolve() if entry.yaml_path else None
+        ours = path is not None and any(path.is_relative_to(root) for root in self._roots)
+        kwargs = config.get("dataset_kwargs")
+        if ours and path is not None and isinstance(kwargs, dict) and "data_files" in kwargs:
+            config["dataset_kwargs"] = {**kwargs, "data_files": resolve_data_files(kwargs["data_files"], path.parent)}
+        return config
+
+
+def resolve_data_files(value: Any, folder: Path) -> Any:
+    """`data_files` of a task with relative paths made absolute: a path, a list of them, or either by split.
+
+    Raises:
+        DataError: a file is not there.
+    """
+    if isinstance(value, Mapping):
+        return {split: resolve_data_files(item, folder) for split, item in value.items()}
+    if isinstance(value, list):
+        return [resolve_data_files(item, folder) for item in value]
+    if not isinstance(value, str) or "://" in value:
+        return value
+    path = folder / value
+    if not any(c in value for c in "*?[") and not path.is_file():
+        raise DataError(
+            "data file of a task is not there", field="spec.evaluation.taskFolders", value=value,
+            next_step=f"Put it into {folder}; relative data_files are looked up beside the task file",
+        )  # fmt: skip
+    return str(path)
+
+
+def read_results(suite: str, results: Mapping[str, Any]) -> list[TaskResult]:
+    """The harness's results as ours: the group first, then its tasks; items keep what each metric gave."""
+    samples: Mapping[str, list[Mapping[str, Any]]] = results["samples"]
+    tasks = {name: _items(found) for name, found in samples.items()}
+    parts = [_result(suite, name, items, results, detail=len(tasks) > 1) for name, items in tasks.items()]
+    if suite in tasks or suite not in results["results"]:
+        return parts
+    together = [{**item, "id": f"{name}/{item['id']}"} for name, items in tasks.items() for item in items]
+    whole = _result(suite, suite, together, results, detail=False)
+    return [whole, *parts] if whole.metrics or whole.aggregates else parts
+
+
+def _result(suite: str, task: str, items: list[Item], results: Mapping[str, Any], *, detail: bool) -> TaskResult:
+    metrics, aggregates = [], {}
+    for key, value in results["results"][task].items():
+        name = _metric_name(key)
+        if name is None or not isinstance(value, (int, float)):
+            continue
+        higher = results["higher_is_better"].get(task, {}).get(key.partition(",")[0]) is not False
+        if _is_mean(name, items, float(value)):
+            metrics.append(Metric(name=name, numerator=name, higher_is_better=higher, main=name in MAIN_METRICS))
+        else:
+            aggregates[name] = (float(value), higher)
+    config = results["configs"].get(task, {})
+    metadata = config.get("metadata") or {}
+    return TaskResult(
+        suite=suite, task=task, language=str(metadata.get("language", "und")), harness=_harness(task, results),
+        metrics=metrics, items=items, aggregates=aggregates, detail=detail,
+    )  # fmt: skip
+
+
+def _items(samples: Iterable[Mapping[str, Any]]) -> list[Item]:
+    """One item a document; a document that went through several filters has its values side by side."""
+    items: dict[str, Item] = {}
+    for sample in samples:
+        identity = f"{sample['doc_id']}-{sample['doc_hash'][:12]}"
+        item = items.setdefault(identity, {"id": identity, "target": str(sample["target"]), "prompt_hash": sample["prompt_hash"][:12]})
+        for metric in sample["metrics"]:
+            value = sample[metric]
+            if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
+                item[_with_filter(metric, sample["filter"])] = float(value)
+        item.setdefault("responses", [_plain(response) for response in sample["resps"]])
+    return list(items.values())
+
+
+def _plain(response: Any) -> Any:
+    """A response of one request: its log-likelihood, or the text that was generated."""
+    value = response[0]
+    return float(value[0]) if isinstance(value, (tuple, list)) else value
+
+
+def _metric_name(key: str) -> str | None:
+    """`acc,none` → `acc`; `exact_match,strict` → `exact_match.strict`; None for standard errors and labels."""
+    metric, comma, filtered = key.partition(",")
+    return _with_filter(metric, filtered) if comma and not metric.endswith("_stderr") else None
+
+
+def _with_filter(metric: str, filtered: str) -> str:
+    return metric if filtered == "none" else f"{metric}.{filtered}"
+
+
+def _is_mean(metric: str, items: Sequence[Item], value: float) -> bool:
+    values = [item[metric] for item in items if metric in item]
+    return len(values) == len(items) > 0 and abs(sum(values) / len(values) - value) < 1e-9
+
+
+def _harness(task: str, results: Mapping[str, Any]) -> str:
+    generated = results["configs"].get(task, {}).get("output_type") == "generate_until"
+    shots, version = results["n-shot"].get(task), results["versions"].get(task)
+    parts = [
+        f"lm-evaluation-harness {harness_version()}",
+        f"{shots}-shot" if shots is not None else "",
+        "greedy generation" if generated else "log-likelihood",
+        f"task version {version}" if version not in (None, "N/A") else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def quiet() -> None:
+    """The harness's own chatter is about how it was called; its warnings stay."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
