@@ -1,7 +1,8 @@
 """Amounts as people write them (`41K`, `0.5B`, `4Ki`) and numbers that must not become floats (`"2e-5"`).
 
 The Kubernetes API conventions advise against floats: they do not round-trip between clients. So a learning rate is a
-string with a pattern, and an amount is an integer or such a string.
+string with a pattern, and an amount is an integer or such a string. Patterns and bounds let exactly those strings pass that
+are whole numbers from 1 to 10^15, so that the API server, which cannot compute with decimals, refuses what Python refuses.
 """
 
 from __future__ import annotations
@@ -12,30 +13,39 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-AMOUNT_PATTERN = r"^[0-9]+(\.[0-9]+)?(K|M|B|T|Ki|Mi)?$"
-DECIMAL_PATTERN = r"^[0-9]+(\.[0-9]+)?(e-?[0-9]+)?$"
+AMOUNT_PATTERN = r"^([0-9]{1,15}|[0-9]{1,15}(\.[0-9]{1,3})?[KMBT]|[0-9]{1,15}[KM]i)$"
+AMOUNT_ALLOWED = "a whole number, or one with K, M, B, T (at most three decimals), Ki or Mi, such as 41K, 0.5B or 512Ki"
+DECIMAL_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,12})?(e-?[0-9]{1,2})?$"
+DECIMAL_ALLOWED = 'a decimal number in quotes, such as "2e-5" or "0.1"'
 
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20}
-_LARGEST = 10**15  # a thousand trillion tokens; also keeps int64 arithmetic of CEL far from overflow
+LARGEST_AMOUNT = 10**15  # a thousand trillion tokens; whole in a double, which is what CEL compares
+
+
+def amount_cel(value: str) -> str:
+    """A CEL expression that reads an amount as a double. Exact: `0.041M` becomes `0.041e6`, which is parsed as one number."""
+    decimal = f"string({value}).replace('K','e3').replace('M','e6').replace('B','e9').replace('T','e12')"
+    kibi, mebi = (f"double(string({value}).replace('{unit}','')) * {factor}.0" for unit, factor in (("Ki", 2**10), ("Mi", 2**20)))
+    return f"(string({value}).endsWith('Ki') ? {kibi} : string({value}).endsWith('Mi') ? {mebi} : double({decimal}))"
 
 
 def parse_amount(value: Any) -> int:
     """Turns `500M`, `"41K"` or `41000` into a whole number.
 
     Raises:
-        ValueError: not an amount, not whole (`0.0005K`), or above 10^15.
+        ValueError: not an amount, not whole (`0.0005K`), zero, or above 10^15.
     """
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError("is not an amount; write a whole number or one with K, M, B, T, Ki or Mi, such as 41K or 0.5B")
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(K|M|B|T|Ki|Mi)?", str(value))
-    if match is None:
-        raise ValueError("is not an amount; write a whole number or one with K, M, B, T, Ki or Mi, such as 41K or 0.5B")
-    amount = Decimal(match[1]) * _FACTORS[match[2] or ""]
-    if amount != int(amount):
-        raise ValueError("is not a whole number of tokens or examples")
-    if amount > _LARGEST:
-        raise ValueError(f"is larger than {format_amount(_LARGEST)}")
-    return int(amount)
+        raise ValueError("is not an amount")
+    match = re.fullmatch(r"([0-9]{1,15})(\.[0-9]{1,3})?(K|M|B|T|Ki|Mi)?", str(value), re.ASCII)
+    if match is None or re.fullmatch(AMOUNT_PATTERN, str(value)) is None:
+        raise ValueError("is not an amount")
+    amount = int(Decimal(match[1] + (match[2] or "")) * _FACTORS[match[3] or ""])
+    if amount < 1:
+        raise ValueError("must be at least 1")
+    if amount > LARGEST_AMOUNT:
+        raise ValueError(f"is larger than {format_amount(LARGEST_AMOUNT)}")
+    return amount
 
 
 def format_amount(amount: int) -> str:
@@ -49,16 +59,30 @@ def format_amount(amount: int) -> str:
 
 def _check_decimal(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise ValueError(f'must be a string, not a number; write it in quotes, such as "{value}"')
+        raise ValueError(f'must be a string, not a number; write "{value}"')
     if not isinstance(value, str) or re.fullmatch(DECIMAL_PATTERN, value) is None or len(value) > 24:
-        raise ValueError('is not a decimal number; write it as a string such as "2e-5" or "0.1"')
+        raise ValueError("is not a decimal number")
     return value
 
 
 Amount = Annotated[
     int,
     BeforeValidator(parse_amount),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": AMOUNT_PATTERN, "maxLength": 24}),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "pattern": AMOUNT_PATTERN,
+            "maxLength": 24,
+            "minimum": 1,
+            "maximum": LARGEST_AMOUNT,
+            "x-kubernetes-validations": [
+                {
+                    "rule": f"type(self) == int || (self.matches('[1-9]') && {amount_cel('self')} <= {LARGEST_AMOUNT}.0)",
+                    "message": "must be at least 1 and at most 1000T",
+                }
+            ],
+        }
+    ),
 ]
 """A whole number of tokens, examples or rows; read with `parse_amount`."""
 

@@ -7,9 +7,10 @@ fields are in `rules.py`, once as CEL for the API server and once as Python for 
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from transfer_api.amount import Amount, DecimalString
 from transfer_api.base import Contract
@@ -27,9 +28,27 @@ Language = Annotated[
     WithJsonSchema({"type": "string", "pattern": LANGUAGE_PATTERN, "maxLength": 35}),
 ]
 Path = Annotated[str, Field(min_length=1, max_length=1024)]
-Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", max_length=40)]
+HubName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.]*(/[A-Za-z0-9][-A-Za-z0-9_.]*)?$", max_length=255)]
+Label = Annotated[str, Field(min_length=1, max_length=255)]
 # Names of the harness's tasks: ceval-valid_law, mmlu, arc_easy.
 Suite = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.]*$", max_length=128)]
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+
+
+def _check_quantity(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError("is not a quantity")
+    if (isinstance(value, int) and value < 0) or len(str(value)) > 32 or re.fullmatch(QUANTITY_PATTERN, str(value), re.ASCII) is None:
+        raise ValueError("is not a quantity")
+    return value
+
+
+Quantity = Annotated[
+    int | str,
+    BeforeValidator(_check_quantity),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32, "minimum": 0}),
+]
 
 
 class Method(enum.StrEnum):
@@ -66,13 +85,13 @@ class SecretKey(Contract):
     """A key of a Secret in the experiment's namespace."""
 
     name: Name = Field(description="Name of the Secret.")
-    key: str = Field(default="token", max_length=253, description="Key inside the Secret.")
+    key: str = Field(default="token", min_length=1, max_length=253, description="Key inside the Secret.")
 
 
 class ModelSource(Contract):
     """A base model: on a hub, pinned to a commit, or a folder in the storage."""
 
-    name: Annotated[str, Field(max_length=255)] | None = Field(
+    name: HubName | None = Field(
         default=None, description="Repository on the model hub, such as meta-llama/Llama-2-7b-hf. Exactly one of name and path."
     )
     path: Path | None = Field(
@@ -91,18 +110,14 @@ class ModelSource(Contract):
 class TextSource(Contract):
     """Texts of one language: a hub data set or files in the storage (.jsonl, .txt; .gz of both)."""
 
-    hub: Annotated[str, Field(max_length=255)] | None = Field(
-        default=None, description="Data set on the hub, such as wikimedia/wikipedia. Exactly one of hub and path."
-    )
-    subset: Annotated[str, Field(max_length=255)] | None = Field(
-        default=None, description="Configuration of the hub data set, such as 20231101.id."
-    )
-    split: Annotated[str, Field(max_length=255)] = Field(default="train", description="Split of the hub data set.")
+    hub: HubName | None = Field(default=None, description="Data set on the hub, such as wikimedia/wikipedia. Exactly one of hub and path.")
+    subset: Label | None = Field(default=None, description="Configuration of the hub data set, such as 20231101.id.")
+    split: Label = Field(default="train", description="Split of the hub data set.")
     revision: Revision | None = Field(default=None, description="Commit of the hub data set, 40 hexadecimal digits.")
     path: Path | None = Field(
         default=None, description="File or glob, relative to the storage. .jsonl: one object a line; .txt: documents parted by blank lines."
     )
-    field: Annotated[str, Field(max_length=255)] = Field(default="text", description="Field that holds the text.")
+    field: Label = Field(default="text", description="Field that holds the text.")
     language: Language | None = Field(default=None, description="BCP 47 code of the texts. Default: the experiment's language.")
 
 
@@ -121,9 +136,9 @@ class NamedText(TextSource):
 class InstructionSource(Contract):
     """Instruction data: objects with instruction, input (may be empty) and output, or with messages."""
 
-    hub: Annotated[str, Field(max_length=255)] | None = Field(default=None, description="Data set on the hub. Exactly one of hub and path.")
-    subset: Annotated[str, Field(max_length=255)] | None = Field(default=None, description="Configuration of the hub data set.")
-    split: Annotated[str, Field(max_length=255)] = Field(default="train", description="Split of the hub data set.")
+    hub: HubName | None = Field(default=None, description="Data set on the hub. Exactly one of hub and path.")
+    subset: Label | None = Field(default=None, description="Configuration of the hub data set.")
+    split: Label = Field(default="train", description="Split of the hub data set.")
     revision: Revision | None = Field(default=None, description="Commit of the hub data set, 40 hexadecimal digits.")
     path: Path | None = Field(default=None, description="JSON Lines file or glob, relative to the storage.")
 
@@ -154,7 +169,7 @@ class Lora(Contract):
 
     rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapters.")
     alpha: int = Field(default=32, ge=1, le=4096, description="Scale: updates are multiplied by alpha / rank.")
-    targets: list[Annotated[str, Field(max_length=255)]] = Field(
+    targets: list[Label] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1, max_length=32, description="Names of the linear modules that get an adapter.",
     )  # fmt: skip
@@ -240,8 +255,10 @@ class Evaluation(Contract):
 class Resources(Contract):
     """Compute resources of a worker, as in a pod."""
 
-    limits: dict[str, int | str] = Field(default={}, description="Limits, such as nvidia.com/gpu: 8. One process is started per GPU.")
-    requests: dict[str, int | str] = Field(default={}, description="Requests; default: the limits.")
+    limits: dict[str, Quantity] = Field(
+        default={}, max_length=16, description="Limits, such as nvidia.com/gpu: 8. One process is started per GPU."
+    )
+    requests: dict[str, Quantity] = Field(default={}, max_length=16, description="Requests; default: the limits.")
 
 
 class Workers(Contract):

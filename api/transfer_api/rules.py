@@ -1,0 +1,390 @@
+"""Rules across fields, each once: as CEL for the API server and as Python for `transfer validate`.
+
+A rule stands at one or several places of the spec. Its CEL is written into the CRD there and sees the node as `self`; its
+check gets the same node as a model. tests/api/test_rules_agree.py holds the two against each other. Where Python knows more
+than CEL can (which language codes exist, what a file holds) there is no rule here: the models and preflight say it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.alias_generators import to_snake
+
+from transfer_api.amount import amount_cel, format_amount
+from transfer_api.errors import SpecError
+from transfer_api.spec import (
+    Evaluation,
+    ExperimentSpec,
+    InstructionSource,
+    InstructionTuning,
+    Method,
+    ModelSource,
+    Optimization,
+    Pretraining,
+    Storage,
+    TextSource,
+    Workers,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """What a rule found. `field` is relative to the rule's place; empty for the place itself."""
+
+    field: str = ""
+    value: object = None
+    allowed: str | None = None
+    next_step: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One rule. `cel` sees `self` (and `oldSelf` in a rule about changes, which has no `check`: a file has no past)."""
+
+    name: str
+    paths: tuple[str, ...]
+    """Where it stands: `spec.pretraining`, `spec.pretraining.mixture[]` for every item."""
+    cel: str
+    message: str
+    """One sentence without a full stop that follows the field's name."""
+    check: Callable[[Any], Violation | None] | None = None
+
+
+SOURCES = ("spec.vocabulary.corpus[]", "spec.pretraining.mixture[]", "spec.evaluation.texts[]", "spec.instructionTuning.data[]")
+TRAINING = ("spec.pretraining", "spec.instructionTuning")
+
+
+def check_rules(spec: ExperimentSpec) -> list[SpecError]:
+    """Every rule that the spec breaks, in the order of `RULES`."""
+    return [error for rule in RULES for error in _broken(rule, spec)]
+
+
+def _broken(rule: Rule, spec: ExperimentSpec) -> Iterator[SpecError]:
+    if rule.check is None:
+        return
+    for path in rule.paths:
+        for place, node in _nodes("spec", spec, path.split(".")[1:]):
+            if (found := rule.check(node)) is not None:
+                field = f"{place}.{found.field}" if found.field else place
+                yield SpecError(rule.message, field=field, value=found.value, allowed=found.allowed, next_step=found.next_step)
+
+
+def _nodes(place: str, node: BaseModel, steps: list[str]) -> Iterator[tuple[str, Any]]:
+    """The nodes at a rule's path, each with its place as a user would write it (`spec.pretraining.mixture[0]`)."""
+    if not steps:
+        yield place, node
+        return
+    name = steps[0].removesuffix("[]")
+    child = getattr(node, to_snake(name))
+    if child is None:
+        return
+    if steps[0].endswith("[]"):
+        for index, item in enumerate(child):
+            yield from _nodes(f"{place}.{name}[{index}]", item, steps[1:])
+    else:
+        yield from _nodes(f"{place}.{name}", child, steps[1:])
+
+
+# What each check needs to know is in its rule below; here is only how it is found.
+
+
+def _model_source(model: ModelSource) -> Violation | None:
+    return _exactly_one(model, "name", "path")
+
+
+def _model_revision(model: ModelSource) -> Violation | None:
+    if model.name is None or model.revision is not None:
+        return None
+    return Violation(field="revision", allowed="40 hexadecimal digits", next_step=f"Copy the commit from the page of {model.name}")
+
+
+def _hub_only(source: ModelSource | TextSource | InstructionSource) -> Violation | None:
+    if source.path is None or source.revision is None:
+        return None
+    return Violation(field="revision", value=source.revision, next_step="Remove it")
+
+
+def _storage(storage: Storage) -> Violation | None:
+    return _exactly_one(storage, "claim", "url")
+
+
+def _credentials(storage: Storage) -> Violation | None:
+    if storage.credentials_secret is None or storage.url is not None:
+        return None
+    return Violation(field="credentialsSecret", value=storage.credentials_secret, next_step="Remove it; a claim needs no credentials")
+
+
+def _text_source(source: TextSource | InstructionSource) -> Violation | None:
+    return _exactly_one(source, "hub", "path")
+
+
+def _some_stage(spec: ExperimentSpec) -> Violation | None:
+    if spec.vocabulary or spec.pretraining or spec.instruction_tuning or spec.evaluation:
+        return None
+    return Violation(
+        allowed="at least one of vocabulary, pretraining, instructionTuning, evaluation", next_step="Add the stage that is wanted"
+    )
+
+
+def _one_budget(training: Pretraining) -> Violation | None:
+    return _exactly_one(training, "tokens", "steps", "epochs")
+
+
+def _at_most_one_budget(tuning: InstructionTuning) -> Violation | None:
+    if tuning.epochs is None or tuning.steps is None:
+        return None
+    return Violation(
+        value={"epochs": tuning.epochs, "steps": tuning.steps},
+        allowed="at most one of epochs, steps",
+        next_step="Choose one, remove the other",
+    )
+
+
+def _weights(training: Pretraining) -> Violation | None:
+    weights = [source.weight for source in training.mixture]
+    if any(weights):
+        return None
+    return Violation(
+        field="mixture", value=weights, allowed="at least one weight above 0", next_step="Set weight of the sources to be read"
+    )
+
+
+def _row_fits_batch(training: Optimization) -> Violation | None:
+    if training.global_batch_tokens >= training.sequence_length:
+        return None
+    return Violation(
+        field="globalBatchTokens", value=training.global_batch_tokens, allowed=f"at least sequenceLength ({training.sequence_length})",
+        next_step="Raise globalBatchTokens or lower sequenceLength",
+    )  # fmt: skip
+
+
+def _batch_fits_budget(training: Pretraining) -> Violation | None:
+    if training.tokens is None or training.tokens >= training.global_batch_tokens:
+        return None
+    return Violation(
+        field="tokens", value=training.tokens, allowed=f"at least globalBatchTokens ({format_amount(training.global_batch_tokens)})",
+        next_step="Raise tokens or set a smaller globalBatchTokens",
+    )  # fmt: skip
+
+
+def _warmup(training: Optimization) -> Violation | None:
+    return None if float(training.warmup) <= 1 else _share("warmup", training.warmup, "0.05 for a twentieth of the steps")
+
+
+def _learning_rate(training: Optimization) -> Violation | None:
+    for field, value in (("learningRate", training.learning_rate), ("embeddingLearningRate", training.embedding_learning_rate)):
+        if value is not None and not 0 < float(value) <= 1:
+            return Violation(field=field, value=value, allowed="more than 0, at most 1", next_step='Write it such as "2e-5"')
+    return None
+
+
+def _share(field: str, value: str, example: str) -> Violation:
+    return Violation(field=field, value=value, allowed="0 to 1", next_step=f"Write {example}")
+
+
+def _perplexity_texts(evaluation: Evaluation) -> Violation | None:
+    if "perplexity" not in evaluation.suites or evaluation.texts:
+        return None
+    return Violation(
+        field="texts", value=[], allowed="at least one held-out text",
+        next_step="Add texts, or name suites that do not need them (suites: [mmlu])",
+    )  # fmt: skip
+
+
+def _validation_texts(spec: ExperimentSpec) -> Violation | None:
+    training = spec.pretraining
+    if training is None or training.validation_steps is None or (spec.evaluation and spec.evaluation.texts):
+        return None
+    return Violation(
+        field="pretraining.validationSteps", value=training.validation_steps, allowed="only with evaluation.texts",
+        next_step="Add held-out texts to evaluation.texts, or remove validationSteps",
+    )  # fmt: skip
+
+
+def _unique_texts(evaluation: Evaluation) -> Violation | None:
+    return _unique("texts", [text.name for text in evaluation.texts])
+
+
+def _unique_suites(evaluation: Evaluation) -> Violation | None:
+    return _unique("suites", list(evaluation.suites))
+
+
+def _unique(field: str, names: list[str]) -> Violation | None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return Violation(field=field, value=twice, allowed="each name once", next_step="Rename or remove the others") if twice else None
+
+
+def _min_workers(workers: Workers) -> Violation | None:
+    if workers.min <= workers.replicas:
+        return None
+    return Violation(
+        field="min", value=workers.min, allowed=f"at most replicas ({workers.replicas})", next_step="Lower min or raise replicas"
+    )
+
+
+def _max_workers(workers: Workers) -> Violation | None:
+    if workers.max is None or workers.replicas <= workers.max:
+        return None
+    return Violation(
+        field="replicas", value=workers.replicas, allowed=f"at most max ({workers.max})", next_step="Lower replicas or raise max"
+    )
+
+
+def _new_rows_train(spec: ExperimentSpec) -> Violation | None:
+    stages = [(name, stage) for name, stage in (("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning)) if stage]
+    if spec.vocabulary is None or not stages or any(s.method is Method.FULL or s.lora.train_embeddings for _, s in stages):
+        return None
+    name, stage = stages[0]
+    return Violation(
+        field=f"{name}.lora.trainEmbeddings", value=stage.lora.train_embeddings, allowed="true where no stage is Full",
+        next_step=f"Set {name}.lora.trainEmbeddings: true, or {name}.method: Full",
+    )  # fmt: skip
+
+
+def _exactly_one(node: BaseModel, *fields: str) -> Violation | None:
+    given = {field: value for field in fields if (value := getattr(node, field)) is not None}
+    if len(given) == 1:
+        return None
+    allowed = f"exactly one of {', '.join(fields)}"
+    if not given:
+        return Violation(allowed=allowed, next_step=f"Add {' or '.join(fields)}")
+    return Violation(value=given, allowed=allowed, next_step=f"Choose one, remove the other{'s' if len(given) > 2 else ''}")
+
+
+def _count_of(*fields: str) -> str:
+    return " + ".join(f"(has(self.{field}) ? 1 : 0)" for field in fields)
+
+
+def _unchanged(field: str, optional: bool) -> Rule:
+    same = f"self.{field} == oldSelf.{field}"
+    if optional:
+        same = f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || {same})"
+    return Rule(
+        name=f"{to_snake(field).replace('_', '-')}-unchanged", paths=("spec",), cel=same,
+        message=f"{field} cannot be changed: a finished stage would no longer be of this experiment; create another one",
+    )  # fmt: skip
+
+
+IMMUTABLE = ("model", "language", "storage", "vocabulary", "pretraining", "instructionTuning", "evaluation", "seed")
+_OPTIONAL_STAGES = ("vocabulary", "pretraining", "instructionTuning", "evaluation")
+
+_WARMUP_CEL = "double(self.warmup) <= 1.0"
+_RATE_CEL = (
+    "double(self.learningRate) > 0.0 && double(self.learningRate) <= 1.0 && (!has(self.embeddingLearningRate) || "
+    "(double(self.embeddingLearningRate) > 0.0 && double(self.embeddingLearningRate) <= 1.0))"
+)
+_NEW_ROWS_CEL = (
+    "!has(self.vocabulary) || (!has(self.pretraining) && !has(self.instructionTuning)) || "
+    "(has(self.pretraining) && (self.pretraining.method == 'Full' || self.pretraining.lora.trainEmbeddings)) || "
+    "(has(self.instructionTuning) && (self.instructionTuning.method == 'Full' || self.instructionTuning.lora.trainEmbeddings))"
+)
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="one-model-source", paths=("spec.model",), cel="has(self.name) != has(self.path)",
+        message="needs exactly one of name (on a hub) and path (a folder)", check=_model_source,
+    ),
+    Rule(
+        name="model-revision", paths=("spec.model",), cel="!has(self.name) || has(self.revision)",
+        message="revision is required with name, because a branch moves", check=_model_revision,
+    ),
+    Rule(
+        name="revision-only-of-hub", paths=("spec.model", *SOURCES), cel="!(has(self.path) && has(self.revision))",
+        message="revision is of a hub repository; a path has none", check=_hub_only,
+    ),
+    Rule(
+        name="one-storage", paths=("spec.storage",), cel="has(self.claim) != has(self.url)",
+        message="needs exactly one of claim and url", check=_storage,
+    ),
+    Rule(
+        name="credentials-with-url", paths=("spec.storage",), cel="!has(self.credentialsSecret) || has(self.url)",
+        message="credentialsSecret goes only with url", check=_credentials,
+    ),
+    Rule(
+        name="one-text-source", paths=SOURCES, cel="has(self.hub) != has(self.path)",
+        message="needs exactly one of hub (a data set) and path (files)", check=_text_source,
+    ),
+    Rule(
+        name="some-stage", paths=("spec",),
+        cel="has(self.vocabulary) || has(self.pretraining) || has(self.instructionTuning) || has(self.evaluation)",
+        message="has nothing to do", check=_some_stage,
+    ),
+    Rule(
+        name="one-budget", paths=("spec.pretraining",), cel=f"{_count_of('tokens', 'steps', 'epochs')} == 1",
+        message="needs exactly one budget of tokens, steps and epochs", check=_one_budget,
+    ),
+    Rule(
+        name="at-most-one-budget", paths=("spec.instructionTuning",), cel="!(has(self.epochs) && has(self.steps))",
+        message="has two budgets, epochs and steps", check=_at_most_one_budget,
+    ),
+    Rule(
+        name="some-weight", paths=("spec.pretraining",), cel="self.mixture.exists(source, source.weight > 0)",
+        message="mixture has only weights of 0, so there is nothing to draw", check=_weights,
+    ),
+    Rule(
+        name="row-fits-batch", paths=TRAINING, cel=f"{amount_cel('self.globalBatchTokens')} >= double(self.sequenceLength)",
+        message="globalBatchTokens is less than one row of sequenceLength tokens", check=_row_fits_batch,
+    ),
+    Rule(
+        name="batch-fits-budget", paths=("spec.pretraining",),
+        cel=f"!has(self.tokens) || {amount_cel('self.tokens')} >= {amount_cel('self.globalBatchTokens')}",
+        message="tokens is less than one optimizer step of globalBatchTokens", check=_batch_fits_budget,
+    ),
+    Rule(
+        name="warmup-is-a-share", paths=TRAINING, cel=_WARMUP_CEL,
+        message="warmup is a share of the steps, at most 1", check=_warmup,
+    ),
+    Rule(
+        name="learning-rate", paths=TRAINING, cel=_RATE_CEL,
+        message="a learning rate is more than 0 and at most 1", check=_learning_rate,
+    ),
+    Rule(
+        name="perplexity-needs-texts", paths=("spec.evaluation",), cel="!('perplexity' in self.suites) || self.texts.size() > 0",
+        message="the suite perplexity needs texts", check=_perplexity_texts,
+    ),
+    Rule(
+        name="validation-needs-texts", paths=("spec",),
+        cel="!has(self.pretraining) || !has(self.pretraining.validationSteps) || "
+        "(has(self.evaluation) && self.evaluation.texts.size() > 0)",
+        message="pretraining.validationSteps measures on evaluation.texts, and there are none", check=_validation_texts,
+    ),
+    Rule(
+        name="unique-texts", paths=("spec.evaluation",),
+        cel="self.texts.all(text, self.texts.exists_one(other, other.name == text.name))",
+        message="texts has a name twice", check=_unique_texts,
+    ),
+    Rule(
+        name="unique-suites", paths=("spec.evaluation",),
+        cel="self.suites.all(suite, self.suites.exists_one(other, other == suite))",
+        message="suites has a name twice", check=_unique_suites,
+    ),
+    Rule(
+        name="min-workers", paths=("spec.workers",), cel="self.min <= self.replicas",
+        message="min is larger than replicas", check=_min_workers,
+    ),
+    Rule(
+        name="max-workers", paths=("spec.workers",), cel="!has(self.max) || self.replicas <= self.max",
+        message="replicas is larger than max", check=_max_workers,
+    ),
+    Rule(
+        name="new-rows-train", paths=("spec",), cel=_NEW_ROWS_CEL,
+        message="the added tokens would never be trained: every stage is LoRA without its embeddings "
+        "(set pretraining.lora.trainEmbeddings: true or method: Full)", check=_new_rows_train,
+    ),
+    *(_unchanged(field, field in _OPTIONAL_STAGES) for field in IMMUTABLE),
+)  # fmt: skip
+
+
+def rules_at(path: str) -> list[Rule]:
+    """The rules that stand at a place of the schema, such as `spec.pretraining.mixture[]`."""
+    return [rule for rule in RULES if path in rule.paths]
+
+
+def is_transition(rule: Rule) -> bool:
+    """Whether the rule compares with the object as it was before the change."""
+    return re.search(r"\boldSelf\b", rule.cel) is not None
