@@ -1,0 +1,211 @@
+"""Training pods as processes of this machine: a tiny model, a tiny store, a rendezvous and launchers that can be killed.
+
+Shared by the elastic tests and by benchmarks/elastic_losses.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tests.support.tiny import save_tiny_model
+from transfer_api.progress import Progress, ResultMessage
+from transfer_api.spec import Lora, Method, ModelSource, Precision, Schedule
+from transfer_api.stage import DatasetParameters, Execution, StageKind, StagePlan, TrainingParameters
+from transfer_pod.artifact import ArtifactStore
+from transfer_pod.context import PodContext
+from transfer_trainer.ledger import LEDGER, Summary, read_ledger
+from transfer_trainer.rows import RowOrder
+
+T = TypeVar("T")
+LENGTH, ROWS_PER_STEP, SEED = 32, 7, 3  # seven rows divide among neither two nor three workers
+SOURCES = {"id": (3, 40), "en": (1, 17)}  # name to weight and rows
+ORDER = RowOrder(SEED, tuple(weight for weight, _ in SOURCES.values()), tuple(rows for _, rows in SOURCES.values()))
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], T | None], what: str, seconds: float = 90) -> T:
+    """Polls until the condition gives something true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{what}: not within {seconds:g} s")
+
+
+def make_dataset(storage: Path) -> str:
+    """Commits a dataset of random packed rows; returns its key."""
+    key = "d" * 32
+    parameters = DatasetParameters(model=ModelSource(path="model"), sequence_length=LENGTH, seed=SEED)
+    stage = StagePlan(name="dataset", kind=StageKind.DATASET, key=key, parameters=parameters.model_dump(mode="json", by_alias=True))
+    store = ArtifactStore(storage)
+    rows = store.work(stage.kind, key) / "artifact" / "rows"
+    rows.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    index = []
+    for number, (name, (weight, count)) in enumerate(SOURCES.items()):
+        tokens = random.integers(3, 300, (count, LENGTH))
+        cuts = random.integers(4, LENGTH - 4, count)
+        positions = np.arange(LENGTH)[None] - np.where(np.arange(LENGTH)[None] >= cuts[:, None], cuts[:, None], 0)
+        targets = (positions > 0) & (random.random((count, LENGTH)) < 0.8)  # so that the rows have different numbers of labels
+        tokens.astype("<u4").tofile(rows / f"{number}.tokens")
+        positions.astype("<i4").tofile(rows / f"{number}.positions")
+        targets.astype("u1").tofile(rows / f"{number}.targets")
+        facts = {"tokens": count * LENGTH, "targets": int(targets.sum()), "documents": 2 * count, "bytes": 2 * count * LENGTH}
+        index.append({"name": name, "weight": weight, "rows": count, **facts})
+    content = {"sequence_length": LENGTH, "seed": SEED, "tokenizer": "tiny", "sources": index}
+    (rows / "index.json").write_text(json.dumps(content))
+    store.commit(stage, rows.parent)
+    return key
+
+
+def training_stage(key: str, dataset: str, *, steps: int, lora: bool = False, checkpoint_steps: int = 5, **changes: Any) -> StagePlan:
+    """A small float32 training stage."""
+    parameters = TrainingParameters(
+        model=ModelSource(path="model"), method=Method.LORA if lora else Method.FULL,
+        lora=Lora(rank=4, alpha=8, targets=["q_proj", "up_proj"], train_embeddings=True) if lora else None,
+        sequence_length=LENGTH, rows_per_step=ROWS_PER_STEP, tokens=None, steps=steps, epochs=None, max_epochs=1000,
+        learning_rate="1e-3", embedding_learning_rate="5e-4", schedule=Schedule.COSINE, warmup="0.1", weight_decay="0.01",
+        gradient_clipping="1.0", precision=Precision.FLOAT32, validation_steps=None, validation_texts=[], seed=SEED,
+    ).model_copy(update=changes)  # fmt: skip
+    return StagePlan(
+        name="pretraining", kind=StageKind.PRETRAINING, key=key, parameters=parameters.model_dump(mode="json", by_alias=True),
+        inputs={"dataset": dataset}, execution=Execution(micro_batch_tokens=2 * LENGTH, checkpoint_steps=checkpoint_steps),
+    )  # fmt: skip
+
+
+@dataclass
+class Pod:
+    """A launcher that runs as a process group of its own."""
+
+    context: PodContext
+    process: subprocess.Popen[bytes]
+
+    @property
+    def progress(self) -> Progress:
+        """Answer of /progress; empty while the pod does not serve."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.context.port}/progress", timeout=2) as answer:
+                return Progress.model_validate_json(answer.read())
+        except OSError:
+            return Progress()
+
+    @property
+    def message(self) -> ResultMessage | None:
+        """Termination message, once there is one."""
+        path = self.context.termination_log
+        return ResultMessage.decode(path.read_text()) if path.exists() else None
+
+    def kill(self) -> None:
+        """kill -9 of the whole process group."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def ask(self) -> None:
+        """SIGTERM, as the kubelet sends it."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, seconds: float = 90) -> int:
+        """Exit code."""
+        return self.process.wait(seconds)
+
+
+@dataclass
+class Cluster:
+    """One attempt at a stage."""
+
+    folder: Path
+    stage: StagePlan
+    min_nodes: int = 1
+    max_nodes: int = 3
+    attempt: str = "attempt"
+    port: int = field(default_factory=free_port)
+    pods: list[Pod] = field(default_factory=list)
+    _store: subprocess.Popen[bytes] | None = None
+
+    @property
+    def work(self) -> Path:
+        """The stage's work folder."""
+        return self.folder / "work" / self.stage.kind.value / self.stage.key
+
+    @property
+    def artifact(self) -> Path:
+        """The stage's artifact."""
+        return self.folder / "artifacts" / self.stage.kind.value / self.stage.key
+
+    @property
+    def ledger(self) -> Summary:
+        """The ledger as it is now, in the work folder or in the artifact."""
+        done = self.artifact / LEDGER
+        return read_ledger(done if done.exists() else self.work / LEDGER)
+
+    def start(self, index: int) -> Pod:
+        """Starts a pod, and the rendezvous store before the first."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFER_COLLECTIVE_TIMEOUT": "60"}
+        if self._store is None and self.max_nodes > 1:
+            self._store = subprocess.Popen(
+                [sys.executable, "-m", "transfer_trainer.rendezvous"],
+                env={**environment, "TRANSFER_RENDEZVOUS": f"127.0.0.1:{self.port}"}, start_new_session=True,
+            )  # fmt: skip
+        name = f"{self.attempt}-w{index}-g{sum(pod.context.index == index for pod in self.pods)}"
+        context = PodContext(
+            stage=self.stage, storage=self.folder, pod=name, attempt=self.attempt, index=index, port=free_port(),
+            rendezvous=f"127.0.0.1:{self.port}" if self.max_nodes > 1 else "", min_nodes=self.min_nodes, max_nodes=self.max_nodes,
+            termination_log=self.folder / f"{name}-{self.port}.termination",
+        )  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "transfer_trainer"], env={**environment, **context.environment()}, start_new_session=True
+        )
+        self.pods.append(Pod(context, process))
+        return self.pods[-1]
+
+    def close(self) -> None:
+        """Ends whatever still runs."""
+        for pod in self.pods:
+            if pod.process.poll() is None:
+                pod.kill()
+        if self._store is not None:
+            self._store.terminate()
+            self._store.wait()
+            self._store = None
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, stage: StagePlan, **settings: Any) -> Iterator[Cluster]:
+    """An attempt whose processes are gone afterwards."""
+    attempt = Cluster(folder, stage, **settings)
+    try:
+        yield attempt
+    finally:
+        attempt.close()
+
+
+def make_storage(folder: Path) -> str:
+    """A storage root with the tiny model and the dataset; returns the dataset's key."""
+    save_tiny_model(folder / "model")
+    return make_dataset(folder)
+
+
+def losses(summary: Summary) -> list[float]:
+    """Loss of each step."""
+    return [line.loss for line in summary.lines]

@@ -1,0 +1,108 @@
+"""The artifact of a training stage: a model that plain transformers loads, the ledger, the curve.
+
+The weights are written in the base model's own number format (float32 stays float32, bfloat16 stays bfloat16), as every
+published descendant of a base model is; training itself was in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint.state_dict as dcp_state
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from transfer_api.progress import ArtifactReference
+from transfer_api.stage import StagePlan, TrainingParameters
+from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
+from transfer_trainer.fence import Fence
+from transfer_trainer.ledger import LEDGER, Summary, read_ledger
+from transfer_trainer.lora import add_adapters, merge_adapters
+from transfer_trainer.model import load_model
+
+
+def full_weights(model: nn.Module) -> dict[str, Any]:
+    """What was trained, whole, in the memory of rank 0 (empty elsewhere); all processes take part."""
+    options = dcp_state.StateDictOptions(
+        full_state_dict=True, cpu_offload=True, ignore_frozen_params=isinstance(model, PeftModel), strict=not isinstance(model, PeftModel)
+    )
+    return dcp_state.get_model_state_dict(model, options=options)
+
+
+def export(
+    store: ArtifactStore,
+    stage: StagePlan,
+    parameters: TrainingParameters,
+    base: Path,
+    weights: dict[str, Any],
+    fence: Fence,
+    **numbers: float,
+) -> ArtifactReference:
+    """Writes and commits the artifact; rank 0 only. The work folder is gone afterwards.
+
+    Args:
+        store: where to.
+        stage: the plan, for its key and kind.
+        parameters: the plan's parameters.
+        base: folder of the model that training started from.
+        weights: what `full_weights` gave.
+        fence: the round's right to write.
+        numbers: figures for the manifest.
+
+    Raises:
+        FencedError: a newer round has taken over.
+        StorageError: the disk is full or read-only.
+    """
+    work = store.work(stage.kind, stage.key)
+    folder = work / f"artifact.{fence.token}"
+    with storage_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        _plain_model(parameters, base, weights).save_pretrained(folder / "model")
+        AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False).save_pretrained(folder / "model")
+        shutil.copyfile(work / LEDGER, folder / LEDGER)
+        summary = read_ledger(folder / LEDGER)
+        write_atomically(folder / "training.json", json.dumps(curve(summary), indent=1))
+        fence.check()
+        numbers |= {"lost_steps": summary.lost_steps, "productive_seconds": summary.productive_seconds}
+        reference = store.commit(stage, folder, numbers=numbers)
+        shutil.rmtree(work, ignore_errors=True)
+    return reference
+
+
+def _plain_model(parameters: TrainingParameters, base: Path, weights: dict[str, Any]) -> PreTrainedModel:
+    """The base model with the trained weights in it, or with the trained adapters merged, in the base's number format."""
+    model = load_model(base)
+    stored = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False).dtype or torch.float32
+    if parameters.lora is not None:
+        adapted = add_adapters(model, parameters.lora, parameters.seed)
+        missing = adapted.load_state_dict(weights, strict=False)
+        assert not missing.unexpected_keys, missing.unexpected_keys
+        model = merge_adapters(adapted)
+    else:
+        model.load_state_dict(weights)
+    return model.to(stored)
+
+
+def curve(summary: Summary) -> dict[str, Any]:
+    """training.json: the loss and learning rate of each step, and the measurements on held-out texts."""
+    return {
+        "steps": [
+            {
+                "step": line.step,
+                "tokens": line.tokens,
+                "loss": line.loss,
+                "learningRate": line.learning_rate,
+                "gradientNorm": line.gradient_norm,
+            }
+            for line in summary.lines
+        ],
+        "validation": [{"step": point["step"], "bitsPerByte": point["bits_per_byte"]} for point in summary.validation],
+        "lostSteps": summary.lost_steps,
+        "productiveSeconds": summary.productive_seconds,
+    }

@@ -1,0 +1,248 @@
+"""The launcher of a training pod: light, there from start to end, while its worker processes come and go.
+
+It serves /metrics, /progress and /healthz, meets the other pods (membership.py), starts a worker process per GPU for each round,
+and turns how they end into the pod's exit code and termination message. The loop is our own rather than torch's agent, which
+kills workers where ours save first, counts a peer's death as a failure of its own, and cannot leave a rendezvous.
+
+    worker ends with                    the launcher
+    0     artifact in place             ends with 0, closes the rendezvous
+    75    saved, this pod was asked     leaves the rendezvous, ends with 75
+    76    saved, membership changes     joins the next round
+    77    a peer is gone                joins the next round
+    10, 11 cannot work                  ends with that code and the worker's message
+    other crash                         joins the next round; after two crashes without a step in between ends with 1
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+import transfer_api.errors
+from transfer_api.errors import ExitCode, SaveRequested, TransferError
+from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
+from transfer_pod.context import PodContext
+from transfer_pod.end import finish, write_termination_message
+from transfer_pod.server import PodServer, ProgressFile
+from transfer_pod.shard import finished
+from transfer_trainer.membership import Membership, Round, membership
+from transfer_trainer.process import DIE_WITH_PARENT
+from transfer_trainer.worker import LEAVE, PROGRESS, REGROUP, RUN_FOLDER, End
+
+logger = logging.getLogger(__name__)
+
+CRASHES = 2
+"""Crashes of this pod's workers without a finished step in between, after which the pod gives up and the operator counts it."""
+POLL_SECONDS, WAITING_SECONDS = 0.1, 1.0
+SECOND_SIGNAL_SECONDS = 2.0
+"""A signal repeated sooner is the same wish arriving twice (terminal and backend); later, it means: now."""
+
+
+class WorkerCrashError(Exception):
+    """The worker processes crash again and again."""
+
+
+def launch(context: PodContext) -> int:
+    """Runs an elastic stage in this pod and returns the pod's exit code."""
+    with tempfile.TemporaryDirectory(prefix="transfer-") as folder:
+        launcher = Launcher(context, Path(folder))
+        code = finish(context.termination_log, launcher.run)
+        if code == ExitCode.SAVED:
+            progress = launcher.file.read() or Progress()
+            write_termination_message(context.termination_log, _message(Outcome.SAVED, progress, message="saved on request"))
+        return code
+
+
+class Launcher:
+    """One pod of an elastic stage.
+
+    Args:
+        context: the pod's task.
+        folder: a folder of this process alone, shared with its workers.
+    """
+
+    def __init__(self, context: PodContext, folder: Path) -> None:
+        self.context = context
+        self.folder = folder
+        self.file = ProgressFile(folder / PROGRESS)
+        self.asked_at: float | None = None
+        self._waiting = True  # in code that a signal may leave at once
+        self._crashes = 0
+        self._crash_step = -1
+
+    def run(self) -> ResultMessage:
+        """Serves, trains and returns the result.
+
+        Raises:
+            SaveRequested: it was asked to stop, and everything is saved.
+            TransferError: what a worker could not do.
+            WorkerCrashError: the workers crash again and again.
+        """
+        server = PodServer(self.context.port, self.file.read).start()
+        self._tell(Activity.STARTING)
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            return self._rounds()
+        finally:
+            self._waiting = False
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            server.stop()
+
+    def _rounds(self) -> ResultMessage:
+        if done := finished(self.context):
+            return done
+        members = membership(self.context)
+        try:
+            while True:
+                self._tell(Activity.RENDEZVOUS)
+                place = self._join(members)
+                end = self._watch(members, self._start(place)) if place is not None else ExitCode.COMPLETE
+                if done := finished(self.context):
+                    members.close()
+                    return self._complete(done)
+                self._judge(end)
+        except BaseException:
+            members.leave()
+            raise
+
+    def _join(self, members: Membership) -> Round | None:
+        """The next round, or None when the rendezvous was closed because the stage is done."""
+        from torch.distributed.elastic.rendezvous import RendezvousClosedError
+
+        if self.asked_at is not None:
+            raise SaveRequested("saved on request")
+        self._waiting = True
+        try:
+            place = members.join()
+        except RendezvousClosedError:
+            if finished(self.context) is None:
+                raise
+            return None
+        finally:
+            self._waiting = False
+        logger.info("round %d: node %d of %d", place.round, place.node, place.nodes)
+        return place
+
+    def _start(self, place: Round) -> list[subprocess.Popen[bytes]]:
+        """Starts a worker process per GPU."""
+        (self.folder / REGROUP).unlink(missing_ok=True)
+        for old in self.folder.glob("error-*.json"):
+            old.unlink()
+        return [self._worker(place, local_rank) for local_rank in range(self.context.processes)]
+
+    def _worker(self, place: Round, local_rank: int) -> subprocess.Popen[bytes]:
+        processes = self.context.processes
+        environment = {
+            **os.environ,
+            **self.context.environment(),
+            RUN_FOLDER: str(self.folder),
+            DIE_WITH_PARENT: str(os.getpid()),
+            "TRANSFER_ROUND": str(place.round),
+            "TRANSFER_INCARNATION": place.incarnation,
+            "RANK": str(place.node * processes + local_rank),
+            "LOCAL_RANK": str(local_rank),
+            "WORLD_SIZE": str(place.nodes * processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": place.address,
+            "MASTER_PORT": str(place.port),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+        if self.context.address.startswith("127."):
+            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo takes the address of the host's name
+        return subprocess.Popen([sys.executable, "-m", "transfer_trainer.worker"], env=environment, start_new_session=True)
+
+    def _watch(self, members: Membership, workers: list[subprocess.Popen[bytes]]) -> int:
+        """Waits for the workers; returns how they ended, the gravest first. A node that waits has them save and end."""
+        looked = time.monotonic()
+        codes: dict[int, int] = {}
+        while len(codes) < len(workers):
+            time.sleep(POLL_SECONDS)
+            for index, worker in enumerate(workers):
+                if index not in codes and (code := worker.poll()) is not None:
+                    codes[index] = code
+            if any(code not in (ExitCode.COMPLETE, ExitCode.SAVED, End.REGROUP) for code in codes.values()):
+                for index, worker in enumerate(workers):
+                    if index not in codes:  # it would only wait for the one that is gone
+                        worker.kill()
+                        worker.wait()
+                break
+            if time.monotonic() - looked > WAITING_SECONDS:
+                looked = time.monotonic()
+                if members.others_wait():
+                    (self.folder / REGROUP).touch()
+        return max(codes.values(), key=_gravity)
+
+    def _judge(self, end: int) -> None:
+        """Returns when the next round may be joined.
+
+        Raises:
+            SaveRequested, TransferError, WorkerCrashError: when it may not.
+        """
+        reason, message = self._explanation()
+        if end in (ExitCode.CANNOT_WORK, ExitCode.UNREADABLE):
+            kind = getattr(transfer_api.errors, reason, TransferError)
+            error: TransferError = kind(message)
+            error.exit_code = ExitCode(end)  # type: ignore[misc]
+            raise error
+        if self.asked_at is not None:
+            raise SaveRequested("saved on request")
+        if end in (ExitCode.COMPLETE, ExitCode.SAVED, End.REGROUP, End.PEER_LOST):
+            return
+        step = (self.file.read() or Progress()).step
+        self._crashes = self._crashes + 1 if step <= self._crash_step else 1
+        self._crash_step = step
+        what = message or (f"killed by {signal.Signals(-end).name}" if end < 0 else f"exit code {end}")
+        logger.warning("a worker crashed at step %d: %s", step, what)
+        if self._crashes >= CRASHES:
+            raise WorkerCrashError(what)
+
+    def _explanation(self) -> tuple[str, str]:
+        """Reason and message that a worker left, or two empty strings."""
+        for path in sorted(self.folder.glob("error-*.json")):
+            found = json.loads(path.read_text())
+            return found["reason"], found["message"]
+        return "", ""
+
+    def _complete(self, done: ResultMessage) -> ResultMessage:
+        """The result of this run: not reused, with its counters."""
+        progress = self.file.read() or Progress()
+        self._tell(Activity.DONE)
+        return _message(Outcome.COMPLETE, progress, artifact=done.artifact, numbers=done.numbers)
+
+    def _tell(self, activity: Activity) -> None:
+        known = self.file.read() or Progress()
+        self.file.write(known.model_copy(update={"activity": activity, "pod": self.context.pod, "stage": self.context.stage.name}))
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.asked_at is None:
+            self.asked_at = now
+            (self.folder / LEAVE).touch()
+            if self._waiting:
+                raise SaveRequested("asked to stop while waiting for the others; everything was saved before")
+        elif now - self.asked_at > SECOND_SIGNAL_SECONDS:
+            signal.signal(number, signal.SIG_DFL)  # the workers die with this process
+            os.kill(os.getpid(), number)
+
+
+def _gravity(code: int) -> int:
+    """What decides when the workers of a pod ended differently: a reason to fail, then a crash, then the rest."""
+    order = (ExitCode.COMPLETE, ExitCode.SAVED, End.REGROUP, End.PEER_LOST)
+    if code in (ExitCode.CANNOT_WORK, ExitCode.UNREADABLE):
+        return len(order) + 1
+    return order.index(code) if code in order else len(order)
+
+
+def _message(outcome: Outcome, progress: Progress, **fields: object) -> ResultMessage:
+    counters = progress.model_dump(include={"step", "tokens", "lost_steps", "productive_seconds"})
+    return ResultMessage.model_validate({"outcome": outcome, **counters, **fields})

@@ -1,0 +1,176 @@
+"""The ledger: a line for each step, from which anyone can prove that no row was lost and none was read twice.
+
+JSON Lines, flushed at each line. Kinds of line:
+
+    step         a step of the result: rows [first_row, first_row + rows), the digest of their ids, who did it, the loss
+    lost         a step that was done, then lost with a worker and done again; kept so that nothing is hidden
+    validation   bits per byte of the held-out texts after a step
+
+A resumed run rewrites the file under a new inode, so a process of an older round that still holds the old one appends
+to a file nobody reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from transfer_api.errors import ArtifactError
+from transfer_pod.artifact import write_atomically
+from transfer_trainer.rows import RowOrder
+
+LEDGER = "ledger.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLine:
+    """One finished step. `step` counts from 1; `seconds` is its wall time on rank 0."""
+
+    step: int
+    first_row: int
+    rows: int
+    digest: str
+    world_size: int
+    round: int
+    loss: float
+    tokens: int
+    seconds: float
+    learning_rate: float
+    gradient_norm: float
+    time: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a ledger adds up to."""
+
+    steps: int = 0
+    lost_steps: int = 0
+    productive_seconds: float = 0.0
+    highest_step: int = 0
+    lines: list[StepLine] = field(default_factory=list)
+    validation: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_ledger(path: Path) -> Summary:
+    """Reads a ledger; an absent file is an empty one, and a last line cut short by a kill is left out.
+
+    `productive_seconds` counts each step the first time it was done.
+
+    Raises:
+        ArtifactError: another line is not JSON.
+    """
+    lines: list[StepLine] = []
+    validation: list[dict[str, Any]] = []
+    seconds: dict[int, float] = {}
+    lost = 0
+    for entry in _entries(path):
+        kind = entry.pop("kind")
+        if kind == "validation":
+            validation.append(entry)
+            continue
+        line = StepLine(**entry)
+        seconds.setdefault(line.step, line.seconds)
+        if kind == "step":
+            lines.append(line)
+        else:
+            lost += 1
+    return Summary(len(lines), lost, sum(seconds.values()), max(seconds, default=0), lines, validation)
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        raw = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    entries = []
+    for number, line in enumerate(raw, 1):
+        if not line:
+            continue
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            if number == len(raw):  # no newline after it: the write was cut short
+                break
+            raise ArtifactError(f"{path} line {number} is not readable: {error}") from error
+    return entries
+
+
+class Ledger:
+    """The ledger of a running stage; only rank 0 has one.
+
+    Args:
+        path: the file, rewritten at once so that it ends at `step`: later steps become `lost` lines.
+        step: the step of the checkpoint from which the run goes on.
+
+    Raises:
+        ArtifactError: the file has no line for a step before the checkpoint.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        entries = []
+        for entry in _entries(path):
+            if entry["kind"] == "validation" and (entry["step"] > step or step == 0):
+                continue
+            if entry["kind"] == "step" and entry["step"] > step:
+                entry["kind"] = "lost"
+            entries.append(entry)
+        done = [entry["step"] for entry in entries if entry["kind"] == "step"]
+        if done != list(range(1, step + 1)):
+            raise ArtifactError(
+                f"{path} does not hold the {step} steps of the checkpoint", next_step=f"Remove {path.parent} to start again"
+            )
+        write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def step(self, line: StepLine) -> None:
+        """Appends a finished step."""
+        self._write({"kind": "step", **asdict(line)})
+
+    def validation(self, step: int, bits_per_byte: dict[str, float]) -> None:
+        """Appends a measurement on the held-out texts."""
+        self._write({"kind": "validation", "step": step, "bits_per_byte": bits_per_byte})
+
+    def sync(self) -> None:
+        """Brings the lines to the disk: before the checkpoint that relies on them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+
+def verify_ledger(path: Path, order: RowOrder, rows_per_step: int, steps: int | None = None) -> Summary:
+    """Proves a ledger: every step once, contiguous from the first, over the rows that `order` gives.
+
+    Args:
+        path: the ledger.
+        order: the run's reading order (`rows.row_order`).
+        rows_per_step: G.
+        steps: how many steps the run has; None for as many as there are.
+
+    Raises:
+        ArtifactError: names the first line that is wrong and why.
+    """
+    summary = read_ledger(path)
+    for expected, line in enumerate(summary.lines, 1):
+        wanted = {
+            "step": expected,
+            "first_row": (expected - 1) * rows_per_step,
+            "rows": rows_per_step,
+            "digest": order.step(expected - 1, rows_per_step).digest(),
+        }
+        for name, value in wanted.items():
+            if getattr(line, name) != value:
+                raise ArtifactError(f"{path}: step line {expected} has {name} {getattr(line, name)}, not {value}")
+    if steps is not None and summary.steps != steps:
+        raise ArtifactError(f"{path} has {summary.steps} steps, not {steps}")
+    return summary

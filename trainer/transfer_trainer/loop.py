@@ -1,0 +1,286 @@
+"""The training loop: the same run whatever the membership.
+
+The global batch is fixed. Step s reads rows [sG, (s+1)G) of the run (rows.py); worker r of w takes its share; the loss is the
+sum of token losses over the global number of labels, times w because sharding averages gradients over the workers.
+Every worker makes the same number of passes; where its rows run out a pass has weight zero. So in float32 the losses
+agree through any sequence of world sizes, up to the rounding of sums in another order.
+
+B rows of a pass, T tokens in a row.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from transfer_api.errors import SpecError
+from transfer_api.progress import Activity, Progress
+from transfer_api.spec import Method
+from transfer_api.stage import StageKind, TrainingParameters
+from transfer_pod.artifact import ArtifactStore
+from transfer_pod.context import PodContext
+from transfer_pod.documents import iter_documents
+from transfer_pod.model import model_folder
+from transfer_trainer.checkpoint import Checkpoints
+from transfer_trainer.export import export, full_weights
+from transfer_trainer.fence import Fence
+from transfer_trainer.ledger import LEDGER, Ledger, StepLine, read_ledger
+from transfer_trainer.lora import add_adapters
+from transfer_trainer.model import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, arithmetic, check_length, load_model, summed_loss
+from transfer_trainer.optimizer import clip_gradients, learning_rate_factor, make_optimizer, set_learning_rate
+from transfer_trainer.parallel import Team, shard
+from transfer_trainer.rows import RowIds, row_order, total_steps
+from transfer_trainer.store import RowStore
+from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
+
+logger = logging.getLogger(__name__)
+
+SPEED_WINDOW = 20
+"""Steps over which tokens/s is taken: smooth enough for an ETA, short enough to show a resize."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one worker in one step: int64, int64 and bool, each [B, T]."""
+
+    tokens_BT: torch.Tensor
+    positions_BT: torch.Tensor
+    targets_BT: torch.Tensor
+
+    @classmethod
+    def read(cls, store: RowStore, ids: RowIds) -> Batch:
+        """Reads rows in the given order, source by source."""
+        shape = (len(ids), store.sequence_length)
+        tokens, positions, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+        for source in np.unique(ids.sources):
+            at = ids.sources == source
+            rows = store.row(int(source), ids.rows[at])
+            tokens[at], positions[at], targets[at] = rows.tokens_BT, rows.positions_BT, rows.targets_BT != 0
+        return cls(torch.from_numpy(tokens), torch.from_numpy(positions), torch.from_numpy(targets))
+
+    @property
+    def labels(self) -> int:
+        """Labels that count: a first column has nothing to be predicted from."""
+        return int(self.targets_BT[:, 1:].sum())
+
+    def passes(
+        self, rows: int, number: int, device: torch.device
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Exactly `number` pieces of at most `rows` rows, with the weight of each row; pieces past the end are one blank row of weight 0."""
+        for index in range(number):
+            piece = slice(index * rows, (index + 1) * rows)
+            tokens, positions, targets = self.tokens_BT[piece], self.positions_BT[piece], self.targets_BT[piece]
+            weight = torch.ones(len(tokens))
+            if not len(tokens):
+                length = self.tokens_BT.shape[1]
+                tokens, positions = torch.zeros(1, length, dtype=torch.int64), torch.arange(length)[None]
+                targets, weight = torch.ones(1, length, dtype=torch.bool), torch.zeros(1)
+            yield tokens.to(device), positions.to(device), targets.to(device), weight.to(device)
+
+
+class Training:
+    """One process's part in one round of a training stage.
+
+    Args:
+        context: the pod's task.
+        team: the round's processes.
+        asked: whether this pod wants the round to end after a save (it leaves, or another pod joins).
+        report: where progress goes.
+    """
+
+    def __init__(self, context: PodContext, team: Team, asked: Callable[[], bool], report: Callable[[Progress], None]) -> None:
+        self.context, self.team, self.asked, self.report = context, team, asked, report
+        self.parameters = cast(TrainingParameters, context.stage.typed_parameters())
+        self.section = "spec.pretraining" if context.stage.kind is StageKind.PRETRAINING else "spec.instructionTuning"
+        self.artifacts = ArtifactStore(context.storage)
+        self.work = self.artifacts.work(context.stage.kind, context.stage.key)
+        self.progress = Progress(
+            activity=Activity.LOADING, pod=context.pod, stage=context.stage.name, world_size=team.world_size, round=team.round
+        )
+        self.fence = Fence.take(self.work, team.incarnation, team.round) if team.rank == 0 else None
+        self._tell()
+        self._open_data()
+        self._build()
+        self._resume()
+        self._speed: collections.deque[float] = collections.deque([time.monotonic()], maxlen=SPEED_WINDOW + 1)
+
+    def run(self) -> bool:
+        """Trains to the end and commits the artifact: True. False when it was asked to stop: everything is saved."""
+        self._tell(activity=Activity.RUNNING)
+        if self.step == 0:
+            self._validate()
+        while self.step < self.steps:
+            if not self._train_step():
+                self._save()
+                return False
+            every = self.parameters.validation_steps
+            if self.step == self.steps or (every and self.step % every == 0):
+                self._validate()
+            if self.step == self.steps or self.step % self.checkpoint_steps == 0:
+                self._save()
+        self._finish()
+        return True
+
+    # -- preparation
+
+    def _open_data(self) -> None:
+        resumed = (self.work / "checkpoints").is_dir()
+        # Hashing the rows costs minutes where they are many: once, before anything was learned from them.
+        folder = self.artifacts.open(StageKind.DATASET, self.context.stage.inputs["dataset"], verify=self.team.rank == 0 and not resumed)
+        self.store = RowStore.open(folder / "rows")
+        self.order = row_order(self.parameters.seed, self.store.sources)
+        self.steps = total_steps(self.parameters, self.store.sources, self.section)
+        self.checkpoint_steps = self.context.stage.execution.checkpoint_steps or max(1, min(500, self.steps // 10))
+        length = self.store.sequence_length
+        default = GPU_MICRO_BATCH_TOKENS if self.team.device.type == "cuda" else CPU_MICRO_BATCH_TOKENS
+        self.micro_batch_tokens = self.context.stage.execution.micro_batch_tokens or default
+        self.micro_rows = max(1, self.micro_batch_tokens // length)
+        self.passes = math.ceil(math.ceil(self.parameters.rows_per_step / self.team.world_size) / self.micro_rows)
+
+    def _build(self) -> None:
+        torch.manual_seed(self.parameters.seed)
+        self.base = model_folder(self.context)
+        model: PreTrainedModel = load_model(self.base)
+        check_length(model, self.store.sequence_length, self.section)
+        if self.parameters.method is Method.LORA:
+            assert self.parameters.lora is not None
+            model = cast(PreTrainedModel, add_adapters(model, self.parameters.lora, self.parameters.seed, self.section))
+        self.model: nn.Module = shard(model, self.team)
+        self.optimizer = make_optimizer(cast(PreTrainedModel, self.model), self.parameters)
+        self.texts = self._held_out()
+
+    def _held_out(self) -> list[HeldOut]:
+        if not self.parameters.validation_steps or not self.parameters.validation_texts:
+            return []
+        tokenizer = AutoTokenizer.from_pretrained(self.base, local_files_only=True, trust_remote_code=False)
+        return [
+            tokenise(
+                text.name, iter_documents(text, self.context, f"spec.evaluation.texts[{index}]"), tokenizer, self.store.sequence_length
+            )
+            for index, text in enumerate(self.parameters.validation_texts)
+        ]
+
+    def _resume(self) -> None:
+        self.checkpoints = Checkpoints(
+            self.work / "checkpoints", self.context.stage.key, self.team, trainable_only=self.parameters.method is Method.LORA
+        )
+        self.step = self.checkpoints.load(self.model, self.optimizer)
+        self.ledger: Ledger | None = None
+        lost, productive, loss, highest = 0.0, 0.0, 0.0, 0
+        if self.team.rank == 0:
+            self.ledger = Ledger(self.work / LEDGER, self.step)
+            summary = read_ledger(self.work / LEDGER)
+            lost, productive = summary.lost_steps, summary.productive_seconds
+            loss = summary.lines[-1].loss if summary.lines else 0.0
+            highest = summary.highest_step
+        # Zero on all but rank 0, so that every pod shows the same.
+        lost, productive, loss, self.highest_step = self.team.sum(lost, productive, loss, highest)
+        tokens = self.step * self.parameters.rows_per_step * self.store.sequence_length
+        self._tell(
+            step=self.step, total_steps=self.steps, tokens=tokens, lost_steps=int(lost), productive_seconds=productive,
+            loss=loss if self.step else None,
+        )  # fmt: skip
+        self._tell(checkpoint_step=self.checkpoints.last_step, checkpoint_time=self.checkpoints.last_time)
+        if self.step:
+            logger.info("going on from step %d of %d with %d processes", self.step, self.steps, self.team.world_size)
+
+    # -- steps
+
+    def _train_step(self) -> bool:
+        """One optimizer step; False, with nothing done, when any process was asked to stop."""
+        begin = time.monotonic()
+        team, parameters = self.team, self.parameters
+        batch = Batch.read(self.store, self.order.share(self.step, parameters.rows_per_step, team.rank, team.world_size))
+        asked, labels = team.sum(self.asked(), batch.labels)
+        if asked:
+            return False
+        factor = learning_rate_factor(self.step, self.steps, float(parameters.warmup), parameters.schedule)
+        set_learning_rate(self.optimizer, factor)
+        nats = 0.0
+        for tokens_BT, positions_BT, targets_BT, weight_B in batch.passes(self.micro_rows, self.passes, team.device):
+            with arithmetic(parameters.precision, team.device):
+                loss = summed_loss(self.model, tokens_BT, positions_BT, targets_BT, weight_B)
+            (loss * (team.world_size / max(1.0, labels))).backward()  # type: ignore[no-untyped-call]
+            nats += float(loss.detach())
+        mean = team.sum(nats)[0] / max(1.0, labels)
+        norm = clip_gradients(self.model, float(parameters.gradient_clipping))
+        self._check_finite(mean, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin)
+        return True
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise SpecError(
+                f"the loss is no longer a number at step {self.step + 1}", field=f"{self.section}.learningRate",
+                value=self.parameters.learning_rate, next_step="Lower it, lengthen warmup, or set gradientClipping",
+            )  # fmt: skip
+
+    def _record(self, loss: float, norm: float, rate: float, seconds: float) -> None:
+        per_step = self.parameters.rows_per_step * self.store.sequence_length
+        now = time.time()
+        if self.ledger is not None:
+            self.ledger.step(
+                StepLine(
+                    step=self.step, first_row=(self.step - 1) * self.parameters.rows_per_step, rows=self.parameters.rows_per_step,
+                    digest=self.order.step(self.step - 1, self.parameters.rows_per_step).digest(), world_size=self.team.world_size,
+                    round=self.team.round, loss=loss, tokens=self.step * per_step, seconds=seconds, learning_rate=rate,
+                    gradient_norm=norm, time=now,
+                )
+            )  # fmt: skip
+        self._speed.append(time.monotonic())
+        pace = (self._speed[-1] - self._speed[0]) / (len(self._speed) - 1)
+        self._tell(
+            step=self.step, tokens=self.step * per_step, tokens_per_second=per_step / pace, loss=loss, learning_rate=rate,
+            gradient_norm=norm, remaining_seconds=pace * (self.steps - self.step), last_step_time=now,
+            productive_seconds=self.progress.productive_seconds + (seconds if self.step > self.highest_step else 0.0),
+        )  # fmt: skip
+
+    def _validate(self) -> None:
+        if not self.texts:
+            return
+        found = bits_per_byte(self.model, self.texts, self.team, self.parameters.precision, self.micro_batch_tokens)
+        if self.ledger is not None:
+            self.ledger.validation(self.step, found)
+        self._tell(metrics={**self.progress.metrics, **{f"bits_per_byte/{name}": value for name, value in found.items()}})
+
+    # -- saving
+
+    def _save(self) -> None:
+        if self.step in (0, self.checkpoints.last_step):
+            return
+        self._tell(activity=Activity.SAVING)
+        if self.ledger is not None:
+            self.ledger.sync()
+        self.checkpoints.save(self.step, self.model, self.optimizer, self.fence)
+        self._tell(activity=Activity.RUNNING, checkpoint_step=self.step, checkpoint_time=self.checkpoints.last_time)
+
+    def _finish(self) -> None:
+        """Commits the artifact; every process returns only after it is in place."""
+        self._tell(activity=Activity.SAVING)
+        weights = full_weights(self.model)
+        if self.fence is not None:
+            assert self.ledger is not None
+            self.ledger.close()
+            numbers = {"loss": self.progress.loss or 0.0, "steps": self.steps, "tokens": self.progress.tokens}
+            numbers |= self.progress.metrics
+            export(self.artifacts, self.context.stage, self.parameters, self.base, weights, self.fence, **numbers)
+        self.team.wait()
+        self._tell(activity=Activity.DONE)
+
+    def _tell(self, **changes: object) -> None:
+        self.progress = self.progress.model_copy(update=changes)
+        if self.team.local_rank == 0:
+            self.report(self.progress)

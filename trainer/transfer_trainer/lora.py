@@ -1,0 +1,58 @@
+"""Low-rank adapters (arXiv 2106.09685) by peft: put on before training, merged into plain weights at export."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from transfer_api.errors import SpecError
+from transfer_api.spec import Lora
+
+
+def add_adapters(model: PreTrainedModel, lora: Lora, seed: int, section: str = "spec.pretraining") -> PeftModel:
+    """Freezes the model and adds adapters, initialised from `seed` alone.
+
+    With `train_embeddings` the embeddings are trained in full. A head tied to them stays tied: one matrix is trained
+    and exported, not two copies that drift apart.
+
+    Raises:
+        SpecError: a target names no linear module; the message lists those there are.
+    """
+    _check_targets(model, lora, section)
+    embeddings = _embedding_names(model) if lora.train_embeddings else []
+    tied = bool(model.config.tie_word_embeddings)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
+        modules_to_save=embeddings[:1] if tied else embeddings or None, ensure_weight_tying=tied and lora.train_embeddings,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return cast(PeftModel, get_peft_model(model, config))
+
+
+def merge_adapters(model: PeftModel) -> PreTrainedModel:
+    """The plain model with the adapters added to its weights."""
+    return cast(PreTrainedModel, model.merge_and_unload())
+
+
+def _embedding_names(model: PreTrainedModel) -> list[str]:
+    """Last part of the names of the input embeddings and of the head."""
+    wanted = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [name.rpartition(".")[2] for module in wanted for name, found in model.named_modules() if found is module]
+
+
+def _check_targets(model: PreTrainedModel, lora: Lora, section: str) -> None:
+    head = model.get_output_embeddings()
+    linear = Counter(
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+    )
+    missing = [target for target in lora.targets if not linear.get(target.rpartition(".")[2])]
+    if missing:
+        raise SpecError(
+            "no linear module of this name in the model", field=f"{section}.lora.targets", value=missing[0],
+            allowed=", ".join(sorted(linear)), next_step="Choose among these",
+        )  # fmt: skip

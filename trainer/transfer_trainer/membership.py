@@ -1,0 +1,142 @@
+"""Which pods train together: rounds of torch's dynamic rendezvous, with the settings that recover in seconds.
+
+The store is in a pod of its own (`is_host=false`), so the loss of any worker is the same. A node that is killed is missed after
+KEEP_ALIVE; one that leaves on purpose says so and costs the others no wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from transfer_pod.context import PodContext
+
+logger = logging.getLogger(__name__)
+
+LAST_CALL_SECONDS = 2
+"""Wait for more nodes once `min` have come: long enough for pods that were created together to start together."""
+KEEP_ALIVE_SECONDS, KEEP_ALIVE_ATTEMPTS = 1, 3
+JOIN_SECONDS = 7 * 86400
+"""Waiting for enough nodes ends by the operator's deadline (belowMinSeconds), never here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round as a node sees it: number `node` of `nodes`; the processes meet at `address`:`port`."""
+
+    node: int = 0
+    nodes: int = 1
+    round: int = 0
+    incarnation: str = ""
+    address: str = "127.0.0.1"
+    port: int = 0
+
+
+class Membership(Protocol):
+    """How a pod meets the others."""
+
+    def join(self) -> Round:
+        """Waits for the next round and joins it."""
+
+    def others_wait(self) -> bool:
+        """Whether a node waits that the current round has room for."""
+
+    def leave(self) -> None:
+        """Takes this node out, so that the others need not wait for it."""
+
+    def close(self) -> None:
+        """Ends the rendezvous for everybody: the stage is done."""
+
+
+def membership(context: PodContext) -> Membership:
+    """The membership of a pod: alone where there is no rendezvous."""
+    return Rendezvous(context) if context.rendezvous else Alone()
+
+
+class Alone:
+    """A single pod."""
+
+    def __init__(self) -> None:
+        self._round = -1
+
+    def join(self) -> Round:
+        """The next round, at once."""
+        self._round += 1
+        return Round(round=self._round)
+
+    def others_wait(self) -> bool:
+        """Nobody ever waits."""
+        return False
+
+    def leave(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class Rendezvous:
+    """A node of torch's dynamic rendezvous over the attempt's store."""
+
+    def __init__(self, context: PodContext) -> None:
+        # With a shared store torch hands out the address of a node that is gone, and the next round hangs (research: torch 2.13).
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        from torch.distributed.elastic.rendezvous import RendezvousParameters
+        from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
+        from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
+
+        self._max_nodes = context.max_nodes
+        self._nodes = 0
+        parameters = RendezvousParameters(
+            backend="c10d", endpoint=context.rendezvous, run_id=context.attempt or context.stage.key, min_nodes=context.min_nodes,
+            max_nodes=context.max_nodes, local_addr=context.address, is_host="false", last_call_timeout=LAST_CALL_SECONDS,
+            join_timeout=JOIN_SECONDS, keep_alive_interval=KEEP_ALIVE_SECONDS, keep_alive_max_attempt=KEEP_ALIVE_ATTEMPTS,
+        )  # fmt: skip
+        backend, store = create_backend(parameters)
+        self._handler = create_handler(store, backend, parameters)
+        token = store.compare_set("transfer/incarnation", "", secrets.token_hex(8))
+        self._incarnation = token.decode() if isinstance(token, bytes) else str(token)
+
+    def join(self) -> Round:
+        """Waits until at least `min` nodes are there.
+
+        Raises:
+            RendezvousClosedError: the stage is done.
+            RendezvousError: the store is lost.
+        """
+        info = self._handler.next_rendezvous()
+        self._nodes = info.world_size
+        number = int(self._handler._state_holder.state.round)
+        return Round(
+            node=info.rank, nodes=info.world_size, round=number, incarnation=self._incarnation,
+            address=info.bootstrap_store_info.master_addr, port=info.bootstrap_store_info.master_port,
+        )  # fmt: skip
+
+    def others_wait(self) -> bool:
+        """Asks the store; a store that does not answer has nobody waiting, and training goes on without it."""
+        from torch.distributed.elastic.rendezvous import RendezvousError
+
+        try:
+            return self._nodes < self._max_nodes and self._handler.num_nodes_waiting() > 0
+        except RendezvousError as error:
+            logger.warning("the rendezvous store does not answer: %s", error)
+            return False
+
+    def leave(self) -> None:
+        """Deregisters the node. Where that fails, its silence tells the others after KEEP_ALIVE."""
+        from torch.distributed.elastic.rendezvous import RendezvousError
+        from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
+
+        self._handler._stop_heartbeats()
+        try:
+            self._handler._op_executor.run(_RendezvousExitOp(), time.monotonic() + 5)
+        except RendezvousError as error:
+            logger.warning("could not leave the rendezvous: %s", error)
+
+    def close(self) -> None:
+        """Closes it, so that a pod that comes late ends instead of waiting."""
+        self._handler.shutdown()

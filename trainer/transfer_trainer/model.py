@@ -1,0 +1,105 @@
+"""The model in training: loaded in float32, fed packed rows, asked for logits only where there is a label.
+
+B rows, T tokens in a row, N labels among them, D width, V vocabulary.
+
+Packed rows hold several documents; `positions_BT` restarts at each. transformers makes the mask between documents from
+these positions, for every row of the batch, but only when there is no attention mask and no cache: so none is passed
+and `use_cache` is off (with a cache, documents see each other; tests/trainer/test_model_packing.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from transfer_api.errors import ModelError, SpecError
+from transfer_api.spec import Precision
+
+CPU_MICRO_BATCH_TOKENS = 1024
+"""Larger passes bring nothing on a CPU and cost memory: 486 tokens/s at 1,024, 496 at 2,048 (SmolLM2-135M, two cores)."""
+GPU_MICRO_BATCH_TOKENS = 16384
+"""Fills a GPU at 1B parameters and more; the logits of a 128K vocabulary then take 8 GiB, unless they are chunked."""
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Loads safetensors with a class of transformers, without dropout.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"cannot be loaded: {error}", field="spec.model", value=str(folder), next_step="Try AutoModelForCausalLM.from_pretrained on it"
+        ) from error
+    # Evaluation mode only switches dropout off, wherever the architecture has it; gradients flow all the same.
+    return cast(PreTrainedModel, model.eval())
+
+
+def check_length(model: PreTrainedModel, sequence_length: int, section: str) -> None:
+    """Refuses rows that are longer than the model's positions.
+
+    Raises:
+        SpecError: they are.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and sequence_length > positions:
+        raise SpecError(
+            "is longer than the model's positions", field=f"{section}.sequenceLength", value=sequence_length, allowed=f"at most {positions}",
+            next_step="Shorten it",
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Number format of forward and backward: autocast on any device and any number of processes, or plain float32."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.BFLOAT16):
+        yield
+
+
+def summed_loss(
+    model: torch.nn.Module, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, targets_BT: torch.Tensor, weight_B: torch.Tensor
+) -> torch.Tensor:
+    """Sum over all labels of their negative log-likelihood in nats, each times the weight of its row; a scalar.
+
+    Args:
+        model: a causal language model of transformers, plain, sharded or with adapters.
+        tokens_BT: int64.
+        positions_BT: int64, from 0 in each document.
+        targets_BT: bool; token j is a label, predicted from the state at j-1.
+        weight_B: float32; 0 for rows that only keep the processes in step.
+    """
+    labelled_BT = targets_BT[:, 1:]
+    labels_N = tokens_BT[:, 1:][labelled_BT]
+    weight_N = weight_B[:, None].expand_as(labelled_BT)[labelled_BT]
+    # The head runs inside the model (FSDP2 gathers its weights there), but only on the states that have a label:
+    # `logits_to_keep` takes indices of one row, so the rows are told apart by a hook on its input.
+    with _states_at(model, labelled_BT):
+        logits_NV = model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False).logits
+    loss_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
+    return (loss_N * weight_N).sum()
+
+
+@contextlib.contextmanager
+def _states_at(model: torch.nn.Module, labelled_BT: torch.Tensor) -> Iterator[None]:
+    """Lets the head see [N, D] instead of [B, T, D]."""
+    head = cast(torch.nn.Module, cast(Any, model).get_output_embeddings())
+
+    def select(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        states_BTD = inputs[0]
+        return (states_BTD[:, :-1][labelled_BT], *inputs[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,104 @@
+"""The processes of a round: who they are, how their numbers are added, how a model is spread over them.
+
+One process is a plain model without a process group; more are FSDP2, a unit per decoder layer. Control values (counts,
+losses, requests) travel as CPU tensors over gloo also where gradients go over NCCL, so they never wait for a kernel.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from transfer_api.errors import ModelError
+
+COLLECTIVE_TIMEOUT = "TRANSFER_COLLECTIVE_TIMEOUT"
+"""Environment variable: seconds after which a silent peer counts as lost. A killed peer is noticed at once (its sockets
+close); only a frozen one costs this long. Must exceed the slowest step and the longest save."""
+DEFAULT_TIMEOUT_SECONDS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Team:
+    """This process among the `world_size` processes of a round."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    round: int = 0
+    incarnation: str = ""
+    """Of the rendezvous store; rounds of one incarnation are ordered."""
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def join(cls, environment: Mapping[str, str] = os.environ) -> Team:
+        """Meets the other processes at MASTER_ADDR:MASTER_PORT, as the launcher set them."""
+        local_rank = int(environment.get("LOCAL_RANK", "0"))
+        gpu = torch.cuda.is_available()
+        device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+        if gpu:
+            torch.cuda.set_device(device)
+        world_size = int(environment.get("WORLD_SIZE", "1"))
+        if world_size > 1:
+            timeout = datetime.timedelta(seconds=float(environment.get(COLLECTIVE_TIMEOUT, DEFAULT_TIMEOUT_SECONDS)))
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
+        rank = int(environment.get("RANK", "0"))
+        return cls(
+            rank=rank, local_rank=local_rank, world_size=world_size, device=device,
+            round=int(environment.get("TRANSFER_ROUND", "0")), incarnation=environment.get("TRANSFER_INCARNATION", ""),
+        )  # fmt: skip
+
+    def sum(self, *values: float) -> list[float]:
+        """Adds each value over all processes, in float64."""
+        total = torch.tensor(values, dtype=torch.float64)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return list(total.tolist())
+
+    def tell(self, *values: int) -> list[int]:
+        """The values of rank 0, on every process; all pass the same number of them."""
+        told = torch.tensor(values, dtype=torch.int64)
+        if self.world_size > 1:
+            dist.broadcast(told, src=0)
+        return [int(value) for value in told.tolist()]
+
+    def wait(self) -> None:
+        """Returns once every process has come here."""
+        self.sum(0.0)
+
+    def leave(self) -> None:
+        """Closes the process group, if there is one."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def shard(model: nn.Module, team: Team) -> nn.Module:
+    """Moves the model to the device and spreads it over the team, in place.
+
+    Parameters and reductions stay in float32: the precision of the arithmetic is autocast's (model.py), the same for one
+    process and for many, so that the losses do not depend on how many there are.
+
+    Raises:
+        ModelError: the model has no list of decoder layers.
+    """
+    model.to(team.device)
+    if team.world_size == 1:
+        return model
+    for layer in decoder_layers(model):
+        fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The longest list of modules of one class: the decoder layers of every transformers language model."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len({type(item) for item in module}) == 1]
+    if not lists:
+        raise ModelError("has no list of decoder layers", field="spec.model", next_step="Use a decoder-only model of transformers")
+    return max(lists, key=len)
