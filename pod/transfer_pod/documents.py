@@ -1,0 +1,309 @@
+"""Reads texts and instructions from files and hub data sets, one at a time, and says exactly what is wrong with a file.
+
+A corpus may be larger than memory, so everything here is an iterator. Whoever prepared a file sees file, line and field
+of what cannot be used; `check_source` asks the same questions of the first lines before anything runs, and nothing heavy
+is imported for it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from transfer_api.errors import DataError
+from transfer_api.spec import InstructionSource, TextSource
+from transfer_pod.context import PodContext, expand
+
+OBJECTS = (".jsonl", ".jsonl.gz")
+TEXTS = (".txt", ".txt.gz")
+ROLES = ("system", "user", "assistant")
+T = TypeVar("T")
+_CHECKED_LINES = 100
+_CHECKED_BYTES = 4_000_000  # lines may be whole books
+# A NUL or half a surrogate pair is left over from a broken conversion; it means nothing, and half a pair has no UTF-8.
+_MEANINGLESS = dict.fromkeys([0, *range(0xD800, 0xE000)])
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """system, user or assistant."""
+    content: str
+
+
+def iter_documents(source: TextSource, context: PodContext, field: str) -> Iterator[str]:
+    """The documents of a source in order, without those that are blank.
+
+    Args:
+        source: files (.jsonl, .txt, .gz of both; globs in order of name) or a hub data set.
+        context: where relative paths are looked up.
+        field: place of the source in the experiment file, such as ``spec.pretraining.mixture[0]``.
+
+    Raises:
+        DataError: no file, not UTF-8, not JSON, without the field, or without a single document.
+    """
+    if source.path is not None:
+        path = context.find(source.path, f"{field}.path")
+        yield from _at_least_one(_file_documents(_files(path, OBJECTS + TEXTS, field), source.field, field), path, field, "document")
+    else:
+        rows = _hub_rows(source, field)
+        texts = (text for where, row in rows if (text := _text_of(row, source.field, where, field)).strip())
+        yield from _at_least_one(texts, source.hub, field, "document")
+
+
+def iter_instructions(source: InstructionSource, context: PodContext, field: str) -> Iterator[list[Message]]:
+    """The conversations of a source in order.
+
+    Either form is read, line by line: ``instruction``, ``input`` (may lack or be empty) and ``output``; or ``messages``, a
+    list of ``role`` and ``content``. An input follows its instruction on a new line, as Chinese-LLaMA-Alpaca joins them.
+
+    Raises:
+        DataError: as `iter_documents`, or a line that has neither form.
+    """
+    if source.path is not None:
+        path = context.find(source.path, f"{field}.path")
+        files = _files(path, OBJECTS, field)
+        found = (_conversation(row, where, field) for file in files for where, row in _objects(_Lines(file, field)))
+        yield from _at_least_one(found, path, field, "instruction")
+    else:
+        rows = _hub_rows(source, field)
+        yield from _at_least_one((_conversation(row, where, field) for where, row in rows), source.hub, field, "instruction")
+
+
+def check_source(path: Path, field_name: str | None, spec_field: str) -> None:
+    """Reads the first lines of every file of a source, so that a wrong file is refused before anything runs.
+
+    Args:
+        path: file or glob, resolved (`find_input`).
+        field_name: field that holds the text; None for instructions.
+        spec_field: place of the source in the experiment file.
+
+    Raises:
+        DataError: what reading all of it would raise, as far as the first lines show it.
+    """
+    files = _files(path, OBJECTS if field_name is None else OBJECTS + TEXTS, spec_field)
+    found, complete = False, True
+    for file in files:
+        lines = _Lines(file, spec_field, checked_only=True)
+        if field_name is None:
+            items: Iterator[Any] = (_conversation(row, where, spec_field) for where, row in _objects(lines))
+        else:
+            items = _documents_of(lines, field_name, spec_field)
+        found = sum(1 for _ in items) > 0 or found
+        complete = complete and lines.complete
+    if complete and not found:
+        raise _nothing(path, spec_field, "instruction" if field_name is None else "document")
+
+
+def _files(path: Path, endings: tuple[str, ...], field: str) -> list[Path]:
+    """The files of a path or glob, whose endings say how they are read."""
+    files = expand(path)
+    for file in files:
+        if file.is_dir():
+            raise DataError(
+                "is a folder", field=f"{field}.path", value=str(file), allowed="a file or a glob",
+                next_step=f"Write which files of it, such as {file.name}/*.jsonl",
+            )  # fmt: skip
+        if not file.name.lower().endswith(endings):
+            raise DataError(
+                "has an unknown format", field=f"{field}.path", value=str(file), allowed=", ".join(endings),
+                next_step="Convert it (a JSON list: jq -c '.[]' data.json > data.jsonl) or give it the ending of what it is",
+            )  # fmt: skip
+    return files
+
+
+def _at_least_one(items: Iterator[T], path: Path | str | None, field: str, noun: str) -> Iterator[T]:
+    count = 0
+    for item in items:
+        count += 1
+        yield item
+    if not count:
+        raise _nothing(path, field, noun)
+
+
+def _nothing(path: Path | str | None, field: str, noun: str) -> DataError:
+    empty = isinstance(path, Path) and path.is_file() and path.stat().st_size == 0
+    return DataError(
+        "is empty" if empty else f"has no {noun}: nothing but blank lines or empty texts", field=f"{field}.path" if isinstance(path, Path)
+        else f"{field}.hub", value=str(path), next_step=f"Put at least one {noun} into it, or remove the source",
+    )  # fmt: skip
+
+
+class _Lines:
+    """The lines of a file as text without their ends, each with its number; errors name line and byte."""
+
+    def __init__(self, path: Path, field: str, *, checked_only: bool = False) -> None:
+        self.path = path
+        self.field = field
+        self.complete = True
+        """False once reading stopped before the end of the file."""
+        self._checked_only = checked_only
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        read = 0
+        try:
+            with self._open() as file:
+                for number, line in enumerate(file, start=1):
+                    if self._checked_only and (number > _CHECKED_LINES or read > _CHECKED_BYTES):
+                        self.complete = False
+                        return
+                    read += len(line)
+                    yield number, self._decode(number, line)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise self.wrong(f"is not a complete gzip file: {error}", "Compress it again, or drop .gz from a plain file's name") from error
+        except PermissionError as error:
+            raise self.wrong("cannot be read: permission denied", "Let this user read it") from error
+
+    def _open(self) -> IO[bytes]:
+        return gzip.open(self.path, "rb") if self.path.suffix.lower() == ".gz" else self.path.open("rb")  # type: ignore[return-value]
+
+    def _decode(self, number: int, line: bytes) -> str:
+        if number == 1:
+            if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise self.wrong("is UTF-16, not UTF-8", "Convert it: iconv -f UTF-16 -t UTF-8")
+            line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
+        try:
+            return line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise self.wrong(
+                f"is not UTF-8: line {number}, byte {error.start + 1} is 0x{line[error.start]:02x}",
+                "Convert it, for instance: iconv -f WINDOWS-1252 -t UTF-8",
+            ) from error
+
+    def wrong(self, problem: str, next_step: str) -> DataError:
+        """The error that names this file."""
+        return DataError(problem, field=f"{self.field}.path", value=str(self.path), next_step=next_step)
+
+
+def _file_documents(files: list[Path], name: str, field: str) -> Iterator[str]:
+    for file in files:
+        yield from _documents_of(_Lines(file, field), name, field)
+
+
+def _documents_of(lines: _Lines, name: str, field: str) -> Iterator[str]:
+    if lines.path.name.lower().endswith(TEXTS):
+        yield from _parted_by_blank_lines(lines)
+        return
+    for where, row in _objects(lines):
+        text = _text_of(row, name, where, field)
+        if text.strip():
+            yield text
+
+
+def _parted_by_blank_lines(lines: _Lines) -> Iterator[str]:
+    document: list[str] = []
+    for _, line in lines:
+        line = line.translate(_MEANINGLESS) if "\0" in line else line
+        if line.strip():
+            document.append(line)
+        elif document:
+            yield "\n".join(document)
+            document = []
+    if document:
+        yield "\n".join(document)
+
+
+def _objects(lines: _Lines) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file, each with the place that an error names; blank lines are passed over."""
+    for number, line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise lines.wrong(f"line {number} is not JSON: {error}", "Write one JSON object a line") from error
+        if not isinstance(row, dict):
+            raise lines.wrong(f"line {number} is not a JSON object but {_kind(row)}", 'Write one object a line, such as {"text": "…"}')
+        yield f"{lines.path}, line {number}", row
+
+
+def _hub_rows(source: TextSource | InstructionSource, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a hub data set, streamed: nothing is downloaded beyond what is read."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            source.hub, source.subset, split=source.split, revision=source.revision, streaming=True, token=os.environ.get("HF_TOKEN")
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"cannot be read from the hub: {type(error).__name__}: {str(error)[:300]}", field=f"{field}.hub", value=source.hub,
+            next_step="Check hub, subset, split, revision and network; a gated data set needs HF_TOKEN",
+        ) from error  # fmt: skip
+    for number, row in enumerate(rows):
+        yield f"{source.hub}, row {number}", row
+
+
+def _text_of(row: dict[str, Any], name: str, where: str, field: str) -> str:
+    if name not in row:
+        raise DataError(
+            f"{where} has no such field", field=f"{field}.field", value=name, allowed=", ".join(sorted(row)) or "nothing: it has no field",
+            next_step="Name the field that holds the text",
+        )  # fmt: skip
+    return _string(row[name], name, where, f"{field}.field")
+
+
+def _string(value: object, name: str, where: str, field: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: field {name} is {_kind(value)}, not a text", field=field, value=value, allowed="a string",
+            next_step="Name another field, or correct the line",
+        )  # fmt: skip
+    return value.translate(_MEANINGLESS) if _has_meaningless(value) else value
+
+
+def _has_meaningless(text: str) -> bool:
+    if "\0" in text:
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _conversation(row: dict[str, Any], where: str, field: str) -> list[Message]:
+    place = f"{field}.path" if ", line " in where else f"{field}.hub"
+    if isinstance(row.get("messages"), list):
+        return _messages(row["messages"], where, place)
+    for name in ("instruction", "output"):
+        if name not in row:
+            raise DataError(
+                f"{where} has no field {name}", field=place, value=", ".join(sorted(row)),
+                allowed="instruction, input and output; or messages", next_step="Rename the fields of the data",
+            )  # fmt: skip
+    question = _string(row["instruction"], "instruction", where, place)
+    extra = _string(row.get("input") or "", "input", where, place)
+    if extra.strip():
+        question = f"{question}\n{extra}"
+    return [Message("user", question), Message("assistant", _string(row["output"], "output", where, place))]
+
+
+def _messages(values: list[Any], where: str, place: str) -> list[Message]:
+    messages = []
+    for number, value in enumerate(values):
+        if not isinstance(value, dict) or value.get("role") not in ROLES:
+            raise DataError(
+                f"{where}: messages[{number}] has no role", field=place, value=value, allowed=", ".join(ROLES),
+                next_step='Write messages as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
+            )  # fmt: skip
+        messages.append(Message(value["role"], _string(value.get("content"), f"messages[{number}].content", where, place)))
+    if not any(message.role == "assistant" for message in messages):
+        raise DataError(
+            f"{where}: no message is the assistant's, so there is nothing to learn", field=place,
+            next_step="Add the answer, or remove the line",
+        )  # fmt: skip
+    return messages
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "null" if value is None else type(value).__name__)
