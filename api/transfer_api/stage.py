@@ -306,8 +306,9 @@ class _Planner:
         return self._add(name, kind, parameters, _roles(dataset=dataset, model=model), execution)
 
     def _evaluation(self, name: str, wanted: Evaluation, model: str | None, baseline: str | None) -> str:
+        texts = [text.model_copy(update={"language": text.language or self.spec.language}) for text in wanted.texts]
         parameters = EvaluationParameters(
-            model=self.model, suites=wanted.suites, texts=wanted.texts, task_folders=wanted.task_folders,
+            model=self.model, suites=wanted.suites, texts=texts, task_folders=wanted.task_folders,
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
         )  # fmt: skip
         return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline))
