@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from transfer_api.errors import SpecError, shorten
+from transfer_api.errors import SpecError, TransferError, shorten
 from transfer_api.problems import explain, field_path, suggestion
 from transfer_api.rules import check_rules
 from transfer_api.spec import API_GROUP, API_VERSION, TransferExperiment
@@ -32,7 +32,7 @@ _DEEPEST = 64
 class SpecErrors(SpecError):
     """Every problem of a file; `errors` has them one by one."""
 
-    def __init__(self, source: str, errors: Sequence[SpecError]) -> None:
+    def __init__(self, source: str, errors: Sequence[TransferError]) -> None:
         self.source = source
         self.errors = tuple(errors)
         super().__init__(f"{source} cannot work")
@@ -72,7 +72,7 @@ def load_experiments(path: Path) -> list[TransferExperiment]:
     except SpecError as error:
         raise SpecErrors(str(path), [error]) from error
     experiments: list[TransferExperiment] = []
-    errors: list[SpecError] = []
+    errors: list[TransferError] = []
     for number, document in enumerate(ours, start=1):
         try:
             experiments.append(experiment_from(document))
@@ -211,7 +211,7 @@ def _odd_values(document: Any) -> Iterator[SpecError]:
             stack.append(((*place, key if isinstance(key, (str, int)) else str(key)), item))
 
 
-def _prefixed(prefix: str, problem: SpecError) -> SpecError:
+def _prefixed(prefix: str, problem: TransferError) -> TransferError:
     if not prefix:
         return problem
     return SpecError(

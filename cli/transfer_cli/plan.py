@@ -1,0 +1,235 @@
+"""`transfer plan`: what an experiment would do and cost, before anything runs. Nothing is written but the cache of digests."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfer_api.amount import format_amount
+from transfer_api.cost import GPU_RESOURCE, ModelSize, Speed, StageCost, gpu_speed, stage_cost
+from transfer_api.errors import ExitCode
+from transfer_api.load import load_experiment
+from transfer_api.spec import ExperimentSpec, Precision, TransferExperiment
+from transfer_api.stage import DatasetParameters, EvaluationParameters, StageKind, StagePlan, TrainingParameters, plan_stages
+from transfer_cli.inputs import fingerprints, model_size, text_bytes
+from transfer_cli.paths import default_storage
+from transfer_pod.artifact import ArtifactStore
+
+# Training speed over that of a float32 matrix product, both measured on 2 cores (SmolLM2-135M, full training). bfloat16 gains
+# only where the processor computes in it.
+FLOAT32_EFFICIENCY = 0.7
+BFLOAT16_EFFICIENCY = 1.7
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_MATRIX = 1024
+_MEASURE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRow:
+    """One stage of the plan."""
+
+    stage: StagePlan
+    cached: bool
+    cost: StageCost
+    speed: Speed
+    processes: int
+    """Worker processes that share the stage."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Expected time; 0 when it is cached."""
+        return 0.0 if self.cached else self.cost.seconds(self.speed)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="experiment file")
+    parser.add_argument(
+        "--storage", type=Path, metavar="DIR",
+        help="where models, data and artifacts are (default: $TRANSFER_STORAGE or runs/.storage)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the plan. Exit codes: 0, 2 when the file cannot work."""
+    experiment = load_experiment(options.file)
+    storage = (options.storage or default_storage()).absolute()
+    search = (options.file.absolute().parent,)
+    size = model_size(experiment.spec, storage, search)
+    rows = plan_rows(experiment, storage, search, size)
+    print("\n".join(describe(experiment, rows, size, storage)))
+    return ExitCode.COMPLETE
+
+
+def plan_rows(experiment: TransferExperiment, storage: Path, search: tuple[Path, ...], size: ModelSize | None) -> list[StageRow]:
+    """The stages with their costs, and whether their artifacts are in the storage."""
+    store = ArtifactStore(storage)
+    stages = plan_stages(experiment.spec, fingerprints(experiment, storage=storage, search=search))
+    by_key = {stage.key: stage for stage in stages}
+    peak = None if _gpus(experiment.spec) else machine_flops()
+    rows = []
+    for stage in stages:
+        grown = size
+        if size is not None and experiment.spec.vocabulary and stage.kind is not StageKind.VOCABULARY and stage.name != "baseline":
+            grown = size.with_added_tokens(experiment.spec.vocabulary.added_tokens)
+        cost = stage_cost(stage, grown, _input_bytes(stage, by_key, storage, search))
+        cached = store.find(stage.kind, stage.key) is not None
+        processes = _processes(experiment.spec) if stage.kind.elastic else 1
+        rows.append(StageRow(stage=stage, cached=cached, cost=cost, speed=_speed(stage, experiment.spec, peak), processes=processes))
+    return rows
+
+
+def _input_bytes(stage: StagePlan, by_key: dict[str, StagePlan], storage: Path, search: tuple[Path, ...]) -> int | None:
+    """Bytes of text that a stage reads, itself or through its dataset."""
+    parameters = stage.typed_parameters()
+    match parameters:
+        case TrainingParameters():
+            return _input_bytes(by_key[stage.inputs["dataset"]], by_key, storage, search)
+        case DatasetParameters():
+            paths = [source.path for source in parameters.mixture] + [source.path for source in parameters.instructions]
+        case EvaluationParameters():
+            paths = [text.path for text in parameters.texts]
+        case _:
+            paths = [source.path for source in parameters.corpus]
+    return text_bytes(paths, storage, search)
+
+
+def _gpus(spec: ExperimentSpec) -> int:
+    """GPUs of one worker."""
+    wanted = str(spec.workers.resources.limits.get(GPU_RESOURCE, 0))
+    return int(wanted) if wanted.isdigit() else 0
+
+
+def _processes(spec: ExperimentSpec) -> int:
+    """Training processes: one a GPU, or one a worker."""
+    return spec.workers.replicas * max(1, _gpus(spec))
+
+
+def _speed(stage: StagePlan, spec: ExperimentSpec, peak: float | None) -> Speed:
+    if peak is None:
+        return gpu_speed(_gpus(spec) * (spec.workers.replicas if stage.kind.elastic else 1))
+    precision = getattr(stage.typed_parameters(), "precision", Precision.FLOAT32)
+    factor = BFLOAT16_EFFICIENCY if precision is Precision.BFLOAT16 and computes_bfloat16() else FLOAT32_EFFICIENCY
+    return Speed(
+        flops=peak * factor, assumption=f"this machine: float32 matrix product at {peak / 1e9:.0f} GFLOP/s, × {factor} ({precision})"
+    )
+
+
+def machine_flops() -> float:
+    """Floating-point operations a second of a float32 matrix product on all cores: the best of what fits in 0.2 s."""
+    import numpy as np
+
+    left = np.ones((_MATRIX, _MATRIX), dtype=np.float32)
+    np.matmul(left, left)  # the first one starts the threads
+    best, end = float("inf"), time.perf_counter() + _MEASURE_SECONDS
+    while True:
+        start = time.perf_counter()
+        np.matmul(left, left)
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() > end:
+            return 2 * _MATRIX**3 / best
+
+
+def computes_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor multiplies bfloat16 itself."""
+    try:
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return bool(BFLOAT16_FLAGS & set(flags.split()))
+
+
+def describe(experiment: TransferExperiment, rows: list[StageRow], size: ModelSize | None, storage: Path) -> list[str]:
+    """The plan as lines of text."""
+    spec = experiment.spec
+    known = f"{format_amount(size.parameters)} parameters ({size.source})" if size else "of unknown size; set spec.model.parameters"
+    return [
+        f"{experiment.metadata.name}: {len(rows)} stages, {sum(row.cached for row in rows)} of them cached in {storage}",
+        f"model {spec.model.path or spec.model.name}: {known}",
+        "",
+        *_table(rows),
+        "",
+        *_totals(rows),
+        *_workers(spec, rows),
+        "",
+        "assumed:",
+        *(f"  {speed}" for speed in dict.fromkeys(row.speed.assumption for row in rows if row.cost.flops is not None and not row.cached)),
+        "  FLOPs of N parameters and D tokens: full 6·N·D, LoRA 4·N·D + 2·A·D with A adapter parameters, evaluation 2·N·D",
+        "  4 bytes of text a token; tokenising and tasks of lm-evaluation-harness are not counted",
+    ]
+
+
+def _table(rows: list[StageRow]) -> list[str]:
+    cells = [("stage", "key", "state", "tokens", "steps", "FLOPs", "time", "memory each", "disk")]
+    for row in rows:
+        cost = row.cost
+        cells.append(
+            (
+                row.stage.name,
+                row.stage.key[:12],
+                "cached" if row.cached else "to do",
+                "?" if cost.tokens is None and row.stage.kind is not StageKind.VOCABULARY else _amount(cost.tokens),
+                "–" if cost.steps is None else f"{cost.steps:,}",
+                f"{cost.flops:.2e}" if cost.flops else "–",
+                "–" if row.seconds is None else format_seconds(row.seconds),
+                format_bytes(cost.memory_bytes(row.processes)),
+                format_bytes(cost.work_bytes + cost.artifact_bytes),
+            )
+        )
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _amount(value: int | None) -> str:
+    return "–" if value is None else format_amount(value)
+
+
+def _totals(rows: list[StageRow]) -> list[str]:
+    todo = [row for row in rows if not row.cached]
+    if not todo:
+        return ["total: nothing to do; every stage is cached"]
+    known = [row.seconds for row in todo if row.seconds is not None]
+    unknown = [row.stage.name for row in todo if row.seconds is None and row.stage.kind is not StageKind.DATASET]
+    flops = sum(row.cost.flops or 0 for row in todo)
+    disk = sum(row.cost.artifact_bytes for row in todo) + max(row.cost.work_bytes for row in todo)
+    without = f", without {', '.join(unknown)}" if unknown else ""
+    return [f"total: {flops:.2e} FLOPs, about {format_seconds(sum(known))}{without}; disk about {format_bytes(disk)}"]
+
+
+def _workers(spec: ExperimentSpec, rows: list[StageRow]) -> list[str]:
+    training = [row for row in rows if row.stage.kind.elastic and not row.cached]
+    if not training:
+        return []
+    workers, gpus = spec.workers, _gpus(spec)
+    processes = _processes(spec)
+    each = f"{gpus} GPUs, one process each" if gpus else "one process; on one machine they share its cores"
+    hours = sum(row.seconds or 0 for row in training) / 3600 * processes
+    most = workers.max or workers.replicas
+    lines = [f"workers: {workers.replicas} wanted ({workers.min} to {most}), each {each}; the result does not depend on their number"]
+    if gpus:
+        lines.append(f"GPU-hours: about {hours:.1f} for training")
+    for row in training:
+        parameters = row.stage.typed_parameters()
+        if isinstance(parameters, TrainingParameters):
+            share = -(-parameters.rows_per_step // processes)
+            rows_of = f"{parameters.rows_per_step} rows of {parameters.sequence_length} tokens"
+            lines.append(f"  {row.stage.name}: {rows_of} a step, at most {share} a process")
+    return lines
+
+
+def format_seconds(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`, `2.1 d`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def format_bytes(count: int) -> str:
+    """`1.6 GB`; a dash for nothing."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B" if count else "–"

@@ -1,0 +1,179 @@
+"""Asks, before anything runs, every question whose answer would end the run later: exit code 2 with all problems at once.
+
+Only first lines and headers are read, no tensor and no model library is loaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from transfer_api.cost import StageCost, stage_cost
+from transfer_api.errors import SpecError, StorageError, TransferError
+from transfer_api.load import SpecErrors
+from transfer_api.spec import ExperimentSpec, TransferExperiment
+from transfer_api.stage import StageKind, plan_stages
+from transfer_cli.inputs import fingerprints, model_size, sources
+from transfer_pod.artifact import ArtifactStore, storage_errors
+from transfer_pod.context import find_input
+from transfer_pod.documents import check_source
+from transfer_pod.model import check_model_folder, read_config
+
+__all__ = ["check", "fingerprints"]
+
+
+def check(
+    experiment: TransferExperiment,
+    *,
+    storage: Path,
+    output: Path,
+    search: Sequence[Path],
+    metrics_port: int | None = None,
+) -> None:
+    """Checks model, data, folders, disk and port.
+
+    Args:
+        experiment: what `load_experiment` gave.
+        storage: root of the storage; created when it is not there.
+        output: folder for report and model; created when it is not there.
+        search: further folders in which relative paths are looked up.
+        metrics_port: port that is to be listened on, if any.
+
+    Raises:
+        SpecErrors: with every problem that was found.
+    """
+    roots = (storage, *search)
+    spec = experiment.spec
+    errors: list[TransferError] = []
+    questions: list[Callable[[], None]] = [
+        lambda: _model(spec, roots),
+        *(_source_question(field, path, text_field, roots) for field, path, text_field in _sources(spec)),
+        *(_folder_question(index, folder, roots) for index, folder in enumerate(spec.evaluation.task_folders if spec.evaluation else [])),
+        lambda: _writable(storage, "storage", "--storage"),
+        lambda: _writable(output, "output", "--output"),
+        lambda: _port(metrics_port),
+    ]
+    for question in questions:
+        try:
+            question()
+        except TransferError as error:
+            errors.append(error)
+    errors.extend(_sequence_lengths(spec, roots))
+    if not errors:
+        try:
+            _disk(experiment, storage, search)
+        except TransferError as error:
+            errors.append(error)
+    if errors:
+        raise SpecErrors(experiment.metadata.name, errors)
+
+
+def _sources(spec: ExperimentSpec) -> Iterator[tuple[str, str, str | None]]:
+    for source in sources(spec):
+        if source.path is not None:
+            yield source.field, source.path, source.text_field
+
+
+def _source_question(field: str, path: str, text_field: str | None, roots: tuple[Path, ...]) -> Callable[[], None]:
+    return lambda: check_source(find_input(path, roots, f"{field}.path"), text_field, field)
+
+
+def _folder_question(index: int, folder: str, roots: tuple[Path, ...]) -> Callable[[], None]:
+    def ask() -> None:
+        field = f"spec.evaluation.taskFolders[{index}]"
+        found = find_input(folder, roots, field)
+        if not found.is_dir() or not any(True for pattern in ("*.yaml", "*/*.yaml") for _ in found.glob(pattern)):
+            raise SpecError(
+                "has no task files", field=field, value=str(found), allowed="a folder with *.yaml of lm-evaluation-harness",
+                next_step="Name the folder that holds them",
+            )  # fmt: skip
+
+    return ask
+
+
+def _model(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
+    if spec.model.path is not None:
+        check_model_folder(find_input(spec.model.path, roots, "spec.model.path"))
+
+
+def _sequence_lengths(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferError]:
+    """Rows longer than the model has positions."""
+    if spec.model.path is None:
+        return []
+    try:
+        positions = read_config(find_input(spec.model.path, roots)).get("max_position_embeddings")
+    except TransferError:
+        return []  # `_model` has said it
+    if not isinstance(positions, int):
+        return []
+    return [
+        SpecError(
+            "is longer than the model has positions", field=f"spec.{name}.sequenceLength", value=training.sequence_length,
+            allowed=f"at most {positions} (max_position_embeddings in config.json)", next_step=f"Write sequenceLength: {positions} or less",
+        )
+        for name, training in (("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning))
+        if training is not None and training.sequence_length > positions
+    ]  # fmt: skip
+
+
+def _writable(folder: Path, field: str, option: str) -> None:
+    """Creates the folder and writes a byte: permissions alone do not tell (read-only mounts, full disks, root)."""
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"\0")
+        finally:
+            probe.unlink(missing_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError("is not a folder", field=field, value=str(folder), next_step=f"Choose another one with {option}") from error
+    except OSError as error:
+        with storage_errors(folder):
+            raise StorageError(
+                f"cannot be used: {error.strerror}", field=field, value=str(folder), next_step=f"Choose another one with {option}"
+            ) from error
+
+
+def _port(port: int | None) -> None:
+    if port is None:
+        return
+    if not 0 <= port <= 65535:
+        raise SpecError("is not a port", field="--metrics-port", value=port, allowed="1 to 65535", next_step="Choose another one")
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+    except OSError as error:
+        in_use = error.errno == errno.EADDRINUSE
+        raise SpecError(
+            "is in use" if in_use else f"cannot be listened on: {error.strerror}", field="--metrics-port", value=port,
+            allowed="a free port", next_step="Choose another one, or stop what listens there",
+        ) from error  # fmt: skip
+
+
+def _disk(experiment: TransferExperiment, storage: Path, search: Sequence[Path]) -> None:
+    """Free space against the checkpoints and artifacts that are still to be written."""
+    needed = disk_needed(experiment, storage, search)
+    free = shutil.disk_usage(storage).free
+    if free < needed:
+        raise StorageError(
+            f"has {free / 1e9:.1f} GB free and the experiment needs about {needed / 1e9:.1f} GB", field="storage", value=str(storage),
+            next_step="Free space there, or choose another folder with --storage",
+        )  # fmt: skip
+
+
+def disk_needed(experiment: TransferExperiment, storage: Path, search: Sequence[Path]) -> int:
+    """Bytes still to be written: artifacts of the stages to come, and the checkpoints of the largest of them."""
+    store = ArtifactStore(storage)
+    size = model_size(experiment.spec, storage, search)
+    costs: list[StageCost] = []
+    for stage in plan_stages(experiment.spec, fingerprints(experiment, storage=storage, search=search)):
+        if size is not None and stage.kind is StageKind.PRETRAINING and experiment.spec.vocabulary:
+            size = size.with_added_tokens(experiment.spec.vocabulary.added_tokens)
+        if store.find(stage.kind, stage.key) is None:
+            costs.append(stage_cost(stage, size, None))
+    return sum(cost.artifact_bytes for cost in costs) + max((cost.work_bytes for cost in costs), default=0)
