@@ -11,6 +11,7 @@ from pydantic import Field
 from transfer_api.base import Observed
 
 TERMINATION_MESSAGE_BYTES = 4096  # the kubelet cuts there
+LATEST_UNIX_TIME = 1e11  # what a pod says is untrusted: beyond the year 5138, and what is infinite, is no time
 
 
 class Activity(enum.StrEnum):
@@ -30,9 +31,9 @@ class Progress(Observed):
     pod: str = ""
     stage: str = ""
     activity: Activity = Activity.STARTING
-    step: int = 0
-    total_steps: int = 0
-    tokens: int = Field(default=0, description="Tokens done by the whole stage.")
+    step: int = Field(default=0, ge=0)
+    total_steps: int = Field(default=0, ge=0)
+    tokens: int = Field(default=0, ge=0, description="Tokens done by the whole stage.")
     tokens_per_second: float = 0.0
     loss: float | None = None
     learning_rate: float | None = None
@@ -41,10 +42,12 @@ class Progress(Observed):
     round: int = Field(default=0, description="Round of the rendezvous: grows with every change of membership.")
     remaining_seconds: float | None = None
     checkpoint_step: int | None = None
-    checkpoint_time: float | None = Field(default=None, description="Unix time of the last complete checkpoint.")
-    lost_steps: int = Field(default=0, description="Steps done again after a restart.")
-    productive_seconds: float = Field(default=0.0, description="Time in which steps were done for the first time.")
-    last_step_time: float | None = Field(default=None, description="Unix time of the last finished step.")
+    checkpoint_time: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Unix time of the last complete checkpoint.")
+    lost_steps: int = Field(default=0, ge=0, description="Steps done again after a restart.")
+    productive_seconds: float = Field(
+        default=0.0, ge=0, le=LATEST_UNIX_TIME, description="Time in which steps were done for the first time."
+    )
+    last_step_time: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Unix time of the last finished step.")
     metrics: dict[str, float] = Field(default={}, description="Latest values by name, such as bits_per_byte/udhr-id.")
 
 
@@ -52,8 +55,8 @@ class ArtifactReference(Observed):
     """An artifact in the storage."""
 
     key: str
-    path: str = Field(description="Relative to the storage.")
-    digest: str = Field(description="sha256:<hex> of its manifest.")
+    path: str = Field(max_length=512, description="Relative to the storage.")
+    digest: str = Field(max_length=80, description="sha256:<hex> of its manifest.")
 
 
 class Score(Observed):
@@ -92,10 +95,10 @@ class ResultMessage(Observed):
     reused: bool = Field(default=False, description="The artifact was there already; nothing was computed.")
     scores: list[Score] = []
     scores_left_out: int = Field(default=0, description="Scores that did not fit; results.json in the artifact has all.")
-    step: int = 0
-    tokens: int = 0
-    lost_steps: int = 0
-    productive_seconds: float = 0.0
+    step: int = Field(default=0, ge=0)
+    tokens: int = Field(default=0, ge=0)
+    lost_steps: int = Field(default=0, ge=0)
+    productive_seconds: float = Field(default=0.0, ge=0, le=LATEST_UNIX_TIME)
     numbers: dict[str, float] = Field(default={}, description="A few more figures by name, such as added_tokens.")
 
     def encode(self) -> str:

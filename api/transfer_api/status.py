@@ -10,7 +10,7 @@ import enum
 from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from transfer_api.base import Observed
 from transfer_api.stage import StageKind
@@ -114,6 +114,12 @@ class Restarts(Observed):
     stall: int = Field(default=0, ge=0)
     saved: int = Field(default=0, ge=0)
 
+    @computed_field(description="Sum of what is counted: all but saved.")  # type: ignore[prop-decorator]
+    @property
+    def total(self) -> int:
+        """What the printer column shows, which can only point at one number."""
+        return self.application + self.infrastructure + self.preemption + self.stall
+
     def count(self, cause: Cause) -> int:
         """Restarts of one cause."""
         return int(getattr(self, cause.value))
@@ -172,6 +178,9 @@ class StageStatus(Observed):
     out_of_memory: int = Field(default=0, ge=0, description="How often a pod of the stage ran out of memory.")
     fruitless: int = Field(
         default=0, ge=0, description="Restarts by application or stall since a new highest step; decides how long to back off."
+    )
+    crash_time: datetime | None = Field(
+        default=None, description="When a crash was last counted; pods of that moment that crash right after it are its echo."
     )
     start_time: datetime | None = None
     completion_time: datetime | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from transfer_api.progress import ResultMessage
@@ -12,6 +13,7 @@ from transfer_operator.decide.decision import Action, Decision, DeletePod, Event
 from transfer_operator.decide.snapshot import Pod, Snapshot
 from transfer_operator.decide.stage import Step, Surroundings
 from transfer_operator.decide.summary import summarize
+from transfer_operator.decide.verdict import Done, verdict
 
 
 def decide(snapshot: Snapshot, now: datetime) -> Decision:
@@ -51,16 +53,15 @@ def _advance(snapshot: Snapshot, plan: StagePlan, before: list[Step], now: datet
     )
     step = Step(plan=plan, around=around, status=record, pods=_pods(snapshot, plan))
     _adopt(step, snapshot.artifacts.get(plan.key))
-    if step.status.state is StageState.COMPLETE:
+    suspend = snapshot.experiment.spec.suspend
+    if step.status.state is StageState.RUNNING:
+        (stages.suspend if suspend else stages.advance)(step)
+    elif step.status.state is not StageState.COMPLETE and not suspend and _may_begin(snapshot, step, before, others):
+        stages.begin(step)
+    if step.status.state is not StageState.RUNNING:
+        # Also a pod that shows up late: created before, and not seen when the stage stopped.
         for pod in step.pods:
             step.delete(pod)
-    elif snapshot.experiment.spec.suspend:
-        if step.status.state is StageState.RUNNING:
-            stages.suspend(step)
-    elif step.status.state is StageState.RUNNING:
-        stages.advance(step)
-    elif _may_begin(snapshot, step, before, others):
-        stages.begin(step)
     return step
 
 
@@ -74,12 +75,15 @@ def _pods(snapshot: Snapshot, plan: StagePlan) -> tuple[Pod, ...]:
 
 
 def _adopt(step: Step, finished: ResultMessage | None) -> None:
-    """Takes an artifact that is there already: the stage is not run, or not run to its end."""
-    if finished is None or finished.artifact is None or step.status.state is StageState.COMPLETE:
+    """Takes an artifact that is there: from whichever pod of the stage named it, or else from whoever left it before."""
+    if step.status.state is StageState.COMPLETE:
+        return
+    if (done := next((pod for pod in step.pods if pod.ended and isinstance(verdict(pod), Done)), None)) is not None:
+        stages.complete(step, done)
+        return
+    if finished is None or finished.artifact is None:
         return
     # A pod of this stage may have committed just now; its own message knows more, and is a moment away.
-    if any(pod.ended and pod.result is not None and pod.result.artifact is not None for pod in step.pods):
-        return
     if step.status.state is StageState.RUNNING and any(pod.alive for pod in step.pods):
         return
     artifact = finished.artifact
@@ -116,8 +120,11 @@ def _answer(snapshot: Snapshot, steps: list[Step], now: datetime) -> Decision:
         events.append(Event(reason="Complete", message=summary.results.score if summary.results else "every stage is complete"))
     wake = [moment for step in steps for moment in step.wake]
     look_again = max(0.0, (min(wake) - now).total_seconds()) if wake and not finished else None
-    actions: tuple[Action, ...] = tuple(action for step in steps for action in step.actions)
-    return Decision(status=summary, actions=actions, events=tuple(events), look_again=look_again)
+    actions: list[Action] = [action for step in steps for action in step.actions]
+    planned = {plan.key for plan in snapshot.plan}
+    # Stages that a newer operator keys differently leave pods that no stage asks for.
+    actions += _let_go(snapshot, (pod for pod in snapshot.pods if pod.name.stage not in planned))
+    return Decision(status=summary, actions=tuple(actions), events=tuple(events), look_again=look_again)
 
 
 def _phase(snapshot: Snapshot, steps: list[Step]) -> Phase:
@@ -128,26 +135,33 @@ def _phase(snapshot: Snapshot, steps: list[Step]) -> Phase:
 
 
 def _fail(snapshot: Snapshot, steps: list[Step], refusal: Refusal, now: datetime) -> Decision:
-    """Ends the experiment: the pod that failed stays for its log, the others save and go."""
+    """Ends the experiment: pods that ended stay for their logs, the others save and go."""
     failed = steps[-1]
     failure = Failure(
         reason=refusal.reason, stage=failed.plan.name, pod=refusal.pod, exit_code=refusal.exit_code, message=refusal.message[:4096]
     )
-    summary = summarize(snapshot, _all_records(snapshot, steps), Phase.FAILED, failure, now)
-    actions = tuple(
-        DeletePod(name=pod.name, grace_seconds=snapshot.settings.grace_seconds)
-        for pod in snapshot.pods
-        if pod.alive and str(pod.name) != refusal.pod
-    )
+    records = [_stopped(record) for record in _all_records(snapshot, steps)]
+    summary = summarize(snapshot, records, Phase.FAILED, failure, now)
+    actions = _let_go(snapshot, snapshot.pods)
     events = [event for step in steps for event in step.events]
     events.append(Event(reason=refusal.reason, message=refusal.message, warning=True))
     return Decision(status=summary, actions=actions, events=tuple(events))
 
 
+def _stopped(record: StageStatus) -> StageStatus:
+    """A stage that ran beside the one that failed: nothing of it runs any more."""
+    if record.state is not StageState.RUNNING:
+        return record
+    return record.model_copy(update={"state": StageState.SUSPENDED, "workers": [], "retry_time": None, "below_min_since": None})
+
+
 def _clean_up(snapshot: Snapshot) -> Decision:
     """Complete and Failed are for ever; only pods that still live are asked to go."""
-    alive = tuple(DeletePod(name=pod.name, grace_seconds=snapshot.settings.grace_seconds) for pod in snapshot.pods if pod.alive)
-    return Decision(status=snapshot.status, actions=alive)
+    return Decision(status=snapshot.status, actions=_let_go(snapshot, snapshot.pods))
+
+
+def _let_go(snapshot: Snapshot, pods: Iterable[Pod]) -> tuple[DeletePod, ...]:
+    return tuple(DeletePod(name=pod.name, grace_seconds=snapshot.settings.grace_seconds) for pod in pods if pod.alive)
 
 
 def _progress_due(snapshot: Snapshot, now: datetime) -> bool:

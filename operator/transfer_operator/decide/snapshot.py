@@ -60,12 +60,14 @@ class Pod:
     name: PodName
     phase: PodPhase
     created: datetime
+    started: datetime | None = None
+    """When its container began to run; None where that is not known, or not yet."""
     terminating: bool = False
     """Deletion was asked for; it counts as gone, whatever it still does."""
     exit_code: int | None = None
     out_of_memory: bool = False
     disrupted: bool = False
-    """It has the condition DisruptionTarget: preempted, drained or evicted."""
+    """It has the condition DisruptionTarget because it was preempted, drained or evicted, not because its node died."""
     lost: bool = False
     """It ended without an exit code of its own: node gone, killed from outside."""
     waiting: str = ""
@@ -98,7 +100,10 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Everything that `decide` may look at."""
+    """Everything that `decide` may look at.
+
+    Status and pods may be old, but the pods no older than the status: they must show at least what was seen when it was written.
+    """
 
     experiment: TransferExperiment
     plan: tuple[StagePlan, ...]

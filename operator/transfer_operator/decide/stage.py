@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from transfer_api.progress import Progress
 from transfer_api.spec import ExperimentSpec
@@ -16,10 +16,11 @@ from transfer_api.stage import StagePlan
 from transfer_api.status import ArtifactStatus, Cause, Reason, Restarts, StageState, StageStatus, WorkerRecord
 from transfer_operator.decide.decision import Action, CreatePod, DeletePod, Event, Refusal
 from transfer_operator.decide.snapshot import Pod, PodName, PodPhase, Role, Settings
-from transfer_operator.decide.verdict import Done, Replace, Verdict, verdict
+from transfer_operator.decide.verdict import Replace, Verdict, verdict
 
 FIRST_BACKOFF = timedelta(seconds=10)
 LONGEST_BACKOFF = timedelta(minutes=5)
+ECHO = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,9 @@ class Step:
         self.status = self.status.model_copy(update=fields)
 
     def delete(self, pod: Pod) -> None:
-        """Asks for the removal of a pod, unless that is under way."""
-        if not pod.terminating:
+        """Asks for the removal of a pod, once, unless that is under way."""
+        asked = any(action.name == pod.name for action in self.actions if isinstance(action, DeletePod))
+        if not pod.terminating and not asked:
             grace = 0 if pod.ended else self.around.settings.grace_seconds
             self.actions.append(DeletePod(name=pod.name, grace_seconds=grace))
 
@@ -85,8 +87,8 @@ class Step:
 
     @property
     def min_nodes(self) -> int:
-        """Workers with which training goes on."""
-        return self.around.spec.workers.min if self.plan.kind.elastic else 1
+        """Workers with which training goes on; never more than are wanted."""
+        return min(self.around.spec.workers.min, self.desired)
 
     @property
     def max_nodes(self) -> int:
@@ -115,13 +117,21 @@ def begin(step: Step) -> None:
 def advance(step: Step) -> None:
     """Moves a running stage on by one call."""
     note_progress(step)
-    judge_workers(step)
-    if step.refusal or step.status.state is not StageState.RUNNING:
+    if not step.status.workers:  # resumed before the suspension was over
+        begin(step)
         return
-    if rendezvous_lost(step):
-        restart(step, Cause.INFRASTRUCTURE, "the rendezvous pod was lost")
-    elif stalled(step):
-        restart(step, Cause.STALL, f"no step for {step.around.spec.deadlines.stall_seconds} s while pods ran")
+    incidents = judge_workers(step)
+    lost = judge_rendezvous(step)
+    if step.refusal is not None:
+        return
+    if lost is not None:  # the ends of its workers are its echo
+        restart(step, lost)
+        return
+    if not replace_workers(step, incidents):
+        return
+    if stalled(step):
+        seconds = step.around.spec.deadlines.stall_seconds
+        restart(step, Replace(cause=Cause.STALL, message=f"no step for {seconds} s while pods ran"))
     elif below_min_for_too_long(step):
         give_back(step)
     else:
@@ -132,22 +142,21 @@ def advance(step: Step) -> None:
 
 
 def suspend(step: Step) -> None:
-    """Asks every pod to save and end; the stage is suspended once they are gone."""
+    """Asks every pod to save and end; the stage is suspended once they are gone.
+
+    From now on no pod is wanted, so none that goes is an incident, whether or not the experiment is resumed meanwhile.
+    """
     note_progress(step)
+    step.refusal = next((result for pod in step.pods if isinstance(result := _judge(pod), Refusal)), None)
     for pod in step.pods:
         step.delete(pod)
-        if isinstance(result := _judge(pod), Done):
-            complete(step, pod)
-            return
-        if isinstance(result, Refusal):
-            step.refusal = result
-            return
-    if not any(not pod.ended for pod in step.pods):
-        step.change(state=StageState.SUSPENDED, retry_time=None, below_min_since=None)
+    gone = all(pod.ended for pod in step.pods)
+    state = StageState.SUSPENDED if gone else StageState.RUNNING
+    step.change(state=state, workers=[], rendezvous_seen=False, retry_time=None, below_min_since=None)
 
 
 def complete(step: Step, pod: Pod) -> None:
-    """Records the artifact that a pod named and lets the pods go."""
+    """Records the artifact that a pod named."""
     assert pod.result is not None
     assert pod.result.artifact is not None
     artifact = pod.result.artifact
@@ -162,8 +171,6 @@ def complete(step: Step, pod: Pod) -> None:
         message="",
     )
     step.events.append(Event(reason="StageComplete", message=f"{step.plan.name}: {artifact.path}"))
-    for other in step.pods:
-        step.delete(other)
 
 
 def note_progress(step: Step) -> None:
@@ -172,7 +179,7 @@ def note_progress(step: Step) -> None:
     if best is None or not (step.around.note_progress or best.step == best.total_steps):
         return
     if best.step > step.status.last_step:
-        step.change(last_step=best.step, last_step_time=step.around.now, fruitless=0)
+        step.change(last_step=best.step, last_step_time=step.around.now, fruitless=0, retry_time=None)
     step.change(
         productive_seconds=max(step.status.productive_seconds, round(best.productive_seconds)),
         lost_steps=max(step.status.lost_steps, best.lost_steps),
@@ -180,43 +187,81 @@ def note_progress(step: Step) -> None:
 
 
 def latest_progress(pods: tuple[Pod, ...]) -> Progress | None:
-    """The progress of the pod that is furthest: in the newest round, at the highest step."""
-    told = [pod.progress for pod in pods if pod.progress is not None]
-    return max(told, key=lambda progress: (progress.round, progress.step), default=None)
+    """The progress of the pod that is furthest: in the newest attempt and round, at the highest step."""
+    told = [(pod.name.attempt, pod.progress) for pod in pods if pod.progress is not None]
+    found = max(told, key=lambda one: (one[0], one[1].round, one[1].step), default=None)
+    return found[1] if found else None
 
 
-def judge_workers(step: Step) -> None:
-    """Finds the incidents of the wanted generations: each moves one record on and counts once.
+Incident = tuple[WorkerRecord, Pod | None, Replace]
 
-    All are judged before any is counted: where one worker is done, the others' ends are its echo, and where one says why
-    it cannot work, the others' crashes are.
+
+def judge_workers(step: Step) -> list[Incident]:
+    """Finds the incidents of the wanted generations. Nothing is counted yet: where one worker says why it cannot work, the
+    others' crashes are its echo.
     """
-    judged = [(record, pod, _judge_wanted(record, pod)) for record, pod in step.wanted()]
-    for _, pod, result in judged:
-        if isinstance(result, Done) and pod is not None:
-            complete(step, pod)
-            return
-    for _, _, result in judged:
+    incidents: list[Incident] = []
+    for record, pod in list(step.wanted()):
+        result = _judge_wanted(pod, record.seen)
         if isinstance(result, Refusal):
-            step.refusal = result
-            return
-    for record, pod, result in judged:
-        if isinstance(result, Replace):
-            count(step, result)
-            replace(step, record, result)
+            step.refusal = step.refusal or result
+        elif isinstance(result, Replace):
+            incidents.append((record, pod, result))
         elif pod is not None and not record.seen:
             put(step, record.model_copy(update={"seen": True}))
+    return incidents
 
 
-def _judge_wanted(record: WorkerRecord, pod: Pod | None) -> Verdict | None:
+def judge_rendezvous(step: Step) -> Replace | None:
+    """Why the workers have no store to meet at any more; None while they have one, or it is yet to come."""
+    if not step.plan.kind.elastic:
+        return None
+    pod = step.pod(step.rendezvous)
+    result = _judge_wanted(pod, step.status.rendezvous_seen)
+    if isinstance(result, Refusal):
+        step.refusal = step.refusal or result
+    elif isinstance(result, Replace):
+        return Replace(cause=result.cause, message=f"rendezvous: {result.message}")
+    elif pod is not None and not step.status.rendezvous_seen:
+        step.change(rendezvous_seen=True)
+    return None
+
+
+def _judge_wanted(pod: Pod | None, seen: bool) -> Verdict | None:
     if pod is not None:
         return _judge(pod)
-    return Replace(cause=Cause.INFRASTRUCTURE, message="the pod is gone without a trace") if record.seen else None
+    return Replace(cause=Cause.INFRASTRUCTURE, message="the pod is gone without a trace") if seen else None
 
 
 def _judge(pod: Pod) -> Verdict | None:
     """None for a pod that lives."""
     return None if pod.alive else verdict(pod)
+
+
+def replace_workers(step: Step, incidents: list[Incident]) -> bool:
+    """Each incident counts once and moves one record on; False where that spends a budget.
+
+    What ran out of memory goes first: it explains the crashes beside it.
+    """
+    for record, pod, incident in sorted(incidents, key=lambda one: not one[2].out_of_memory):
+        if pod is None or not is_echo(step, pod, incident):
+            count(step, incident, pod)
+        if step.refusal is not None:
+            return False
+        replace(step, record, incident)
+    return True
+
+
+def is_echo(step: Step, pod: Pod, incident: Replace) -> bool:
+    """Whether a crash belongs to one that was counted already.
+
+    Workers that run in step crash together, within seconds; a budget must not depend on how many of them there are. The
+    pods that replace them are younger than the crash, so whatever they do counts again.
+    """
+    crash = step.status.crash_time
+    if crash is None or incident.cause is not Cause.APPLICATION or (incident.out_of_memory and not step.status.out_of_memory):
+        return False
+    return pod.created < crash and step.around.now - crash <= ECHO
 
 
 def replace(step: Step, record: WorkerRecord, incident: Replace) -> None:
@@ -235,30 +280,30 @@ def put(step: Step, record: WorkerRecord) -> None:
     step.change(workers=[record if old.index == record.index else old for old in step.status.workers])
 
 
-def count(step: Step, incident: Replace) -> None:
+def count(step: Step, incident: Replace, pod: Pod | None = None) -> None:
     """Counts an incident, backs off where our own code keeps failing, and refuses when a budget is spent."""
     restarts = step.status.restarts.plus(incident.cause)
-    own = incident.cause in (Cause.APPLICATION, Cause.STALL)
-    fruitless = step.status.fruitless + 1 if own else step.status.fruitless
-    wait = backoff(fruitless) if own else timedelta()
-    step.change(restarts=restarts, fruitless=fruitless, out_of_memory=step.status.out_of_memory + incident.out_of_memory)
-    if wait:
-        step.change(retry_time=step.around.now + wait)
-    if step.status.out_of_memory > 1:
-        step.refusal = Refusal(
-            reason=Reason.OUT_OF_MEMORY,
-            message=f"{step.plan.name}: ran out of memory twice; lower microBatchTokens or sequenceLength, use method LoRA, "
-            "or raise workers.resources.limits.memory",
-        )
-        return
+    step.change(restarts=restarts, out_of_memory=step.status.out_of_memory + incident.out_of_memory)
+    if incident.cause is Cause.APPLICATION:
+        step.change(crash_time=step.around.now)
+    if incident.cause in (Cause.APPLICATION, Cause.STALL):
+        step.change(fruitless=step.status.fruitless + 1)
+        if wait := backoff(step.status.fruitless):
+            step.change(retry_time=step.around.now + wait)
     limit = getattr(step.around.spec.restarts, incident.cause.value, None)
     spent = (step.around.spent + restarts).count(incident.cause)
-    if limit is not None and spent > limit:
-        step.refusal = Refusal(
-            reason=Reason.RESTART_LIMIT_EXCEEDED,
-            message=f"{step.plan.name}: {incident.message}; the {incident.cause} budget of {limit} restarts is spent "
-            f"(spec.restarts.{incident.cause})",
+    if incident.out_of_memory and step.status.out_of_memory > 1:
+        reason = Reason.OUT_OF_MEMORY
+        words = (
+            "ran out of memory twice; lower microBatchTokens or sequenceLength, use method LoRA, or raise workers.resources.limits.memory"
         )
+    elif limit is not None and spent > limit:
+        reason = Reason.RESTART_LIMIT_EXCEEDED
+        words = f"{incident.message}; the {incident.cause} budget of {limit} restarts is spent (spec.restarts.{incident.cause})"
+    else:
+        return
+    name, code = (str(pod.name), pod.exit_code) if pod is not None else ("", None)
+    step.refusal = Refusal(reason=reason, message=f"{step.plan.name}: {words}", pod=name, exit_code=code)
 
 
 def backoff(fruitless: int) -> timedelta:
@@ -269,34 +314,28 @@ def backoff(fruitless: int) -> timedelta:
     return min(LONGEST_BACKOFF, FIRST_BACKOFF * factor)
 
 
-def rendezvous_lost(step: Step) -> bool:
-    """Whether the workers have no store to meet at any more."""
-    if not step.plan.kind.elastic:
-        return False
-    pod = step.pod(step.rendezvous)
-    if pod is None:
-        return step.status.rendezvous_seen
-    if pod.alive and not step.status.rendezvous_seen:
-        step.change(rendezvous_seen=True)
-    return not pod.alive
-
-
-def restart(step: Step, cause: Cause, message: str) -> None:
+def restart(step: Step, incident: Replace) -> None:
     """Counts an incident of the whole attempt and begins the next one."""
-    count(step, Replace(cause=cause, message=message))
-    step.events.append(Event(reason="AttemptRestarted", message=f"{step.plan.name}: {message} ({cause})", warning=True))
+    count(step, incident)
+    step.events.append(Event(reason="AttemptRestarted", message=f"{step.plan.name}: {incident.message} ({incident.cause})", warning=True))
     if step.refusal is None:
-        step.change(message=message)
+        step.change(message=incident.message[:1024])
         begin(step)
 
 
 def stalled(step: Step) -> bool:
-    """Whether pods run and yet no step was done for too long."""
-    running = [pod.created for _, pod in step.wanted() if pod is not None and pod.phase is PodPhase.RUNNING]
-    if not running:
+    """Whether enough pods run and yet no step was done for too long.
+
+    A step that is done again counts as one: after a crash the highest step seen is not passed before the next checkpoint is.
+    """
+    now = step.around.now
+    running = [pod for _, pod in step.wanted() if pod is not None and pod.alive and pod.phase is PodPhase.RUNNING]
+    if len(running) < step.min_nodes:
         return False
-    since = max(min(running), step.status.last_step_time or min(running))
-    return _overdue(step, since, step.around.spec.deadlines.stall_seconds)
+    enough = sorted(pod.started or pod.created for pod in running)[step.min_nodes - 1]
+    told = [pod.progress.last_step_time for pod in running if pod.progress is not None and pod.progress.last_step_time is not None]
+    steps = [min(now, datetime.fromtimestamp(time, UTC)) for time in told]  # clocks differ: none is ahead of ours
+    return _overdue(step, max([enough, step.status.last_step_time or enough, *steps]), step.around.spec.deadlines.stall_seconds)
 
 
 def below_min_for_too_long(step: Step) -> bool:
@@ -320,8 +359,6 @@ def give_back(step: Step) -> None:
     step.change(message=f"fewer than {step.min_nodes} workers could run; their nodes are given back for {wait.seconds} s")
     step.events.append(Event(reason="GaveNodesBack", message=f"{step.plan.name}: {step.status.message}", warning=True))
     step.wake.append(step.around.now + wait)
-    for pod in step.pods:
-        step.delete(pod)
 
 
 def resize(step: Step) -> None:
@@ -343,17 +380,16 @@ def resize(step: Step) -> None:
 
 def check_startup(step: Step) -> None:
     """Fails a stage whose pods do not start, unless enough others train meanwhile."""
-    running = sum(1 for _, pod in step.wanted() if pod is not None and pod.phase is PodPhase.RUNNING)
+    wanted = [pod for _, pod in step.wanted() if pod is not None]
+    if step.plan.kind.elastic and sum(1 for pod in wanted if pod.phase is PodPhase.RUNNING) >= step.min_nodes:
+        wanted = []
+    if step.plan.kind.elastic and (store := step.pod(step.rendezvous)) is not None:
+        wanted.append(store)
     limit = step.around.spec.deadlines.startup_seconds
-    pending = [pod for _, pod in step.wanted() if pod is not None and pod.alive and pod.phase is PodPhase.PENDING]
-    if step.plan.kind.elastic and running >= step.min_nodes:
-        return
-    for pod in pending:
-        if _overdue(step, pod.created, limit):
-            waiting = pod.waiting or "no reason given"
-            step.refusal = Refusal(
-                reason=Reason.STARTUP_DEADLINE_EXCEEDED, pod=str(pod.name), message=f"{pod.name} did not start in {limit} s: {waiting}"
-            )
+    for pod in wanted:
+        if pod.alive and pod.phase is PodPhase.PENDING and _overdue(step, pod.created, limit):
+            message = f"{pod.name} did not start in {limit} s: {pod.waiting or 'no reason given'}"
+            step.refusal = Refusal(reason=Reason.STARTUP_DEADLINE_EXCEEDED, pod=str(pod.name), message=message)
             return
 
 
@@ -381,9 +417,8 @@ def _create(step: Step, name: PodName) -> None:
 def remove_strangers(step: Step) -> None:
     """Deletes pods that no record asks for: older attempts, replaced generations, retired indices."""
     asked = {step.name(record) for record, _ in step.wanted()} | ({step.rendezvous} if step.plan.kind.elastic else set())
-    going = {action.name for action in step.actions if isinstance(action, DeletePod)}
     for pod in step.pods:
-        if pod.name not in asked and pod.name not in going:
+        if pod.name not in asked:
             step.delete(pod)
 
 

@@ -37,7 +37,7 @@ METRICS_IN_STATUS = 64
 def summarize(snapshot: Snapshot, stages: list[StageStatus], phase: Phase, failure: Failure | None, now: datetime) -> ExperimentStatus:
     """The status as a whole. Times move only when what they tell of changes, so that looking is not writing."""
     old = snapshot.status
-    current = next((s for s in stages if s.state is StageState.RUNNING), None)
+    current = _current(stages)
     pods = tuple(pod for pod in snapshot.pods if current is not None and pod.name.stage == current.key)
     workers = _workers(snapshot, current, pods)
     progress = _progress(snapshot, current, pods, now)
@@ -64,6 +64,12 @@ def summarize(snapshot: Snapshot, stages: list[StageStatus], phase: Phase, failu
         ),
         failure=failure or old.failure,
     )
+
+
+def _current(stages: list[StageStatus]) -> StageStatus | None:
+    """The stage that people ask about: of those that run the one that trains, or else the first."""
+    running = [stage for stage in stages if stage.state is StageState.RUNNING]
+    return next((stage for stage in running if stage.kind.elastic), running[0] if running else None)
 
 
 def _workers(snapshot: Snapshot, current: StageStatus | None, pods: tuple[Pod, ...]) -> WorkersStatus:
@@ -191,7 +197,7 @@ def _condition(snapshot: Snapshot, kind: ConditionType, holds: bool, reason: Rea
 
 
 def _workers_ready(snapshot: Snapshot, stages: list[StageStatus], workers: WorkersStatus) -> tuple[bool, Reason, str]:
-    current = next((stage for stage in stages if stage.state is StageState.RUNNING), None)
+    current = _current(stages)
     waiting = next((stage for stage in stages if stage.state is StageState.WAITING and stage.retry_time), None)
     if current is None and waiting is not None:
         return False, Reason.BELOW_MIN, waiting.message

@@ -10,6 +10,9 @@ from transfer_api.status import Cause, Reason
 from transfer_operator.decide.decision import Refusal
 from transfer_operator.decide.snapshot import Pod
 
+# How a pod ends that somebody deletes: not yet, by SIGTERM, or by SIGKILL after its grace. So it counts alike whenever it is seen.
+ASKED_TO_STOP = (None, 143, ExitCode.KILLED)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
@@ -44,10 +47,10 @@ def verdict(pod: Pod) -> Verdict:
         return _refuse(pod, Reason.CHECKPOINT_UNREADABLE)
     if pod.disrupted:
         return Replace(cause=Cause.PREEMPTION, message=_words(pod, "preempted, drained or evicted"))
-    if pod.exit_code == ExitCode.SAVED or (pod.terminating and not pod.lost and pod.exit_code is None):
-        return Replace(cause=Cause.SAVED, message=_words(pod, "asked to stop"))
     if pod.out_of_memory:
         return Replace(cause=Cause.APPLICATION, message="ran out of memory", out_of_memory=True)
+    if pod.exit_code == ExitCode.SAVED or (pod.terminating and not pod.lost and pod.exit_code in ASKED_TO_STOP):
+        return Replace(cause=Cause.SAVED, message=_words(pod, "asked to stop"))
     if pod.lost or pod.exit_code is None:
         return Replace(cause=Cause.INFRASTRUCTURE, message=_words(pod, "lost without an exit code"))
     return Replace(cause=Cause.APPLICATION, message=_words(pod, f"crashed with code {pod.exit_code}"))
