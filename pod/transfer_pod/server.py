@@ -6,6 +6,7 @@ The launcher serves them from a thread and so survives its worker processes. Wha
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import math
 import threading
@@ -134,7 +135,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the asker had no patience
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Scrapes are not worth a log line."""
