@@ -1,0 +1,285 @@
+"""Stage `vocabulary`: learns tokens of the target language and gives the base model rows for them.
+
+    read       words of the corpus, as the base tokenizer parts them, counted; every tenth document is held out
+    learn      further merges on top of the base tokenizer's (`merges.py`)
+    splice     vocabulary and merges into tokenizer.json; old ids stay, new ones follow
+    check      as many rows as asked, every one reachable, special tokens in place, texts unchanged by a round trip
+    resize     embedding and head (`embedding.py`)
+
+Byte-level BPE only: there any text is a sequence of known symbols, so continuing the merges is all there is to do.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transfer_api.errors import DataError, ModelError
+from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
+from transfer_api.stage import VocabularyParameters
+from transfer_pod.artifact import ArtifactStore, write_atomically
+from transfer_pod.context import PodContext
+from transfer_pod.documents import iter_documents
+from transfer_pod.model import model_folder
+from transfer_trainer.dataset import load_tokenizer
+from transfer_trainer.embedding import resize_model
+from transfer_trainer.merges import Learned, MergeLearner, chunks
+
+Report = Callable[[Progress], None]
+_HELD_OUT_EVERY = 10
+_HELD_OUT_CHARACTERS = 4_000_000
+_LONGEST_WORD = 96  # bytes: twice the longest token, so that a cut hides few pairs
+_MOST_WORDS = 2_000_000  # about 2 GB in the learner; new words of a larger corpus are left out, known ones still counted
+_REPORT_SECONDS = 1.0
+
+
+@dataclass
+class Corpus:
+    """What is kept of the texts."""
+
+    words: Counter[str] = field(default_factory=Counter)
+    held_out: list[str] = field(default_factory=list)
+    """Every tenth document while there is room: of all sources alike, where the last tenth would be one source's."""
+    documents: int = 0
+    bytes: int = 0
+    words_left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Fertility:
+    """How finely a tokenizer cuts a text."""
+
+    tokens_per_word: float
+    """Words are what stands between spaces; scripts without spaces have few of them."""
+    bytes_per_token: float
+    characters_per_token: float
+
+
+def run(context: PodContext, report: Report) -> ResultMessage:
+    """Makes the extended model of a `vocabulary` stage and seals it.
+
+    Raises:
+        ModelError: the tokenizer is not byte-level BPE, or the model cannot be loaded.
+        DataError: a source cannot be used, or the corpus has too few different words for the rows asked for.
+    """
+    parameters = VocabularyParameters.model_validate(context.stage.parameters)
+    folder = model_folder(context)
+    tokenizer = load_tokenizer(folder)
+    base = BaseTokenizer(tokenizer)
+    progress = _Progress(report, parameters.added_tokens)
+    corpus = _read(context, parameters, base, progress)
+    learned = learn(base, corpus.words, parameters.added_tokens, progress.learned)
+    store = ArtifactStore(context.storage)
+    target = store.work(context.stage.kind, context.stage.key) / "artifact"
+    shutil.rmtree(target, ignore_errors=True)
+    save_tokenizer(tokenizer, base, learned, target / "model")
+    extended = load_tokenizer(target / "model")
+    check_extension(tokenizer, extended, base, learned, corpus.held_out)
+    progress.saving()
+    pieces = [base.ids(token) for token in learned.tokens]
+    rows = resize_model(folder, target / "model", pieces, base.size, parameters.initialization, parameters.seed)
+    before, after = fertility(tokenizer, corpus.held_out), fertility(extended, corpus.held_out)
+    facts = _facts(base, learned, corpus, rows, before, after)
+    write_atomically(target / "vocabulary.json", json.dumps(facts, indent=1, ensure_ascii=False))
+    numbers = {
+        "added_tokens": len(learned.tokens),
+        "effective_size": base.size + len(learned.tokens),
+        "rows": rows,
+        "bytes_per_token_before": before.bytes_per_token,
+        "bytes_per_token_after": after.bytes_per_token,
+    }
+    reference = store.commit(context.stage, target, numbers=numbers)
+    return ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, numbers=numbers, step=corpus.documents)
+
+
+class BaseTokenizer:
+    """The base tokenizer, taken apart.
+
+    Raises:
+        ModelError: it is not byte-level BPE.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self.plain: dict[str, Any] = json.loads(self._backend.to_str())
+        model = self.plain["model"]
+        whole = not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix")
+        if model["type"] != "BPE" or '"ByteLevel"' not in json.dumps(self.plain["pre_tokenizer"]) or not whole:
+            raise ModelError(
+                "its tokenizer cannot be extended", field="spec.vocabulary", value=model["type"], allowed="byte-level BPE",
+                next_step="Choose a model of the Llama 3, Qwen, SmolLM or GPT-2 kind, or leave spec.vocabulary out",
+            )  # fmt: skip
+        self.added = {token["content"]: token["id"] for token in self.plain["added_tokens"]}
+        self.vocabulary: dict[str, int] = model["vocab"]
+        self.merges: list[tuple[str, str]] = [_pair(merge) for merge in model["merges"]]
+        self.size: int = max([*self.vocabulary.values(), *self.added.values()]) + 1
+        """Ids from here on are free."""
+
+    def words(self, text: str) -> list[str]:
+        """The words of a text in the byte-level alphabet: no token reaches from one into the next."""
+        if self._backend.normalizer is not None:
+            text = self._backend.normalizer.normalize_str(text)
+        return [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text)]
+
+    def ids(self, string: str) -> list[int]:
+        """The base tokens of a byte-level string."""
+        return [token.id for token in self._backend.model.tokenize(string)]
+
+
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    """A merge of tokenizer.json: two strings, or in older files one string with a space."""
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right
+
+
+def _read(context: PodContext, parameters: VocabularyParameters, base: BaseTokenizer, progress: _Progress) -> Corpus:
+    corpus, kept = Corpus(), 0
+    for number, source in enumerate(parameters.corpus):
+        for text in iter_documents(source, context, f"spec.vocabulary.corpus[{number}]"):
+            corpus.documents += 1
+            corpus.bytes += len(text.encode())
+            if corpus.documents % _HELD_OUT_EVERY == 0 and kept < _HELD_OUT_CHARACTERS:
+                corpus.held_out.append(text)
+                kept += len(text)
+            else:
+                _count(corpus, base.words(text))
+            progress.read(corpus.documents)
+    if not corpus.held_out:  # fewer than ten documents: measured on what was learned from, and said so in vocabulary.json
+        first = next(iter_documents(parameters.corpus[0], context, "spec.vocabulary.corpus[0]"))
+        corpus.held_out.append(first[:_HELD_OUT_CHARACTERS])
+    return corpus
+
+
+def _count(corpus: Corpus, words: Sequence[str]) -> None:
+    for word in words:
+        for part in chunks(word, _LONGEST_WORD) if len(word) > _LONGEST_WORD else (word,):
+            if part in corpus.words or len(corpus.words) < _MOST_WORDS:
+                corpus.words[part] += 1
+            else:
+                corpus.words_left_out += 1
+
+
+def learn(base: BaseTokenizer, words: Counter[str], tokens: int, report: Callable[[int], None] = lambda learned: None) -> Learned:
+    """Learns exactly `tokens` tokens.
+
+    Raises:
+        DataError: the corpus repeats too little for so many.
+    """
+    split = [(base.ids(word), count) for word, count in words.items()]
+    learner = MergeLearner(base.vocabulary, base.merges, split, base.size, frozenset(base.added))
+    learned = learner.learn(tokens, report)
+    if len(learned.tokens) < tokens:
+        raise DataError(
+            f"the corpus is too small: only {len(learned.tokens)} new tokens occur in it twice", field="spec.vocabulary.addedTokens",
+            value=tokens, allowed=f"at most {len(learned.tokens)} with this corpus", next_step="Lower addedTokens or add text",
+        )  # fmt: skip
+    return learned
+
+
+def save_tokenizer(tokenizer: Any, base: BaseTokenizer, learned: Learned, folder: Path) -> None:
+    """Saves the extended tokenizer, its settings and its chat template.
+
+    Special tokens go into the vocabulary of the BPE model too: those that are only in the list of added tokens are numbered
+    behind the vocabulary when the file is read, and would move with every row.
+    """
+    tokenizer.save_pretrained(folder)
+    plain = dict(base.plain)
+    new = {string: base.size + number for number, string in enumerate(learned.tokens)}
+    everything = {**plain["model"]["vocab"], **base.added, **new}
+    vocabulary = dict(sorted(everything.items(), key=lambda entry: entry[1]))
+    merges = [list(merge) for merge in [*base.merges, *learned.merges]]
+    plain["model"] = {**plain["model"], "vocab": vocabulary, "merges": merges}
+    write_atomically(folder / "tokenizer.json", json.dumps(plain, ensure_ascii=False))
+
+
+def check_extension(old: Any, new: Any, base: BaseTokenizer, learned: Learned, texts: Sequence[str]) -> None:
+    """Proves what the stage promises, on the tokenizer as `AutoTokenizer` reads it back.
+
+    Raises:
+        ModelError: a row is missing or unreachable, a special token moved, or a text does not survive a round trip.
+    """
+
+    def refuse(problem: str, value: object) -> ModelError:
+        return ModelError(
+            f"its tokenizer cannot be extended: {problem}", field="spec.vocabulary", value=value, next_step="Leave spec.vocabulary out"
+        )
+
+    if len(new) - base.size != len(learned.tokens):
+        raise refuse(f"{len(new) - base.size} rows were added instead of {len(learned.tokens)}", len(new))
+    model = new.backend_tokenizer.model
+    for number, string in enumerate(learned.tokens):
+        if [token.id for token in model.tokenize(string)] != [base.size + number]:
+            raise refuse("no merge leads to an added token", string)
+    for content, number in base.added.items():
+        if new.convert_tokens_to_ids(content) != number or new(content, add_special_tokens=False).input_ids != [number]:
+            raise refuse("a special token would move", content)
+    for text in texts:
+        if _round_trip(new, text) != _round_trip(old, text):
+            raise refuse("a text is not what it was after encoding and decoding", text)
+
+
+def _round_trip(tokenizer: Any, text: str) -> str:
+    return str(tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids, clean_up_tokenization_spaces=False))
+
+
+def fertility(tokenizer: Any, texts: Sequence[str]) -> Fertility:
+    """Figures of a tokenizer over texts, without begin- and end-of-text tokens."""
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    tokens = sum(len(encoding.ids) for encoding in encodings)
+    words = sum(len(text.split()) for text in texts)
+    return Fertility(
+        tokens_per_word=tokens / max(1, words),
+        bytes_per_token=sum(len(text.encode()) for text in texts) / max(1, tokens),
+        characters_per_token=sum(map(len, texts)) / max(1, tokens),
+    )
+
+
+def _facts(base: BaseTokenizer, learned: Learned, corpus: Corpus, rows: int, before: Fertility, after: Fertility) -> dict[str, Any]:
+    """Content of vocabulary.json."""
+    return {
+        "base_size": base.size,
+        "added_tokens": len(learned.tokens),
+        "effective_size": base.size + len(learned.tokens),
+        "rows": rows,
+        "merges": len(learned.merges),
+        "corpus": {
+            "documents": corpus.documents,
+            "bytes": corpus.bytes,
+            "different_words": len(corpus.words),
+            "words_left_out": corpus.words_left_out,
+            "held_out_documents": len(corpus.held_out) if corpus.documents >= _HELD_OUT_EVERY else 0,
+        },
+        "before": vars(before),
+        "after": vars(after),
+        "tokens": learned.tokens,
+    }
+
+
+class _Progress:
+    """Counts documents while reading and tokens while learning; a report is a file on disk, so at most one a second."""
+
+    def __init__(self, report: Report, tokens: int) -> None:
+        self._report = report
+        self._tokens = tokens
+        self._last = 0.0
+
+    def read(self, documents: int) -> None:
+        self._send(Progress(activity=Activity.LOADING, step=documents))
+
+    def learned(self, tokens: int) -> None:
+        self._send(Progress(activity=Activity.RUNNING, step=tokens, total_steps=self._tokens))
+
+    def saving(self) -> None:
+        self._report(Progress(activity=Activity.SAVING, step=self._tokens, total_steps=self._tokens))
+
+    def _send(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last >= _REPORT_SECONDS:
+            self._last = now
+            self._report(progress)
