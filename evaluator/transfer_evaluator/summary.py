@@ -1,0 +1,167 @@
+"""What a report is made of, as plain data, and how it is read from the artifacts of an experiment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transfer_api.errors import ArtifactError
+from transfer_api.progress import Score
+from transfer_api.stage import StageKind, StagePlan
+from transfer_pod.artifact import ArtifactStore
+
+TRAINING = "training.json"
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPoint:
+    """One optimizer step."""
+
+    step: int
+    tokens: int
+    loss: float | None
+    world_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationPoint:
+    """Bits per byte of held-out texts after a step."""
+
+    step: int
+    bits_per_byte: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The course of one training stage."""
+
+    stage: str
+    steps: Sequence[StepPoint]
+    validation: Sequence[ValidationPoint] = ()
+
+    @property
+    def world_sizes(self) -> list[tuple[int, int]]:
+        """Step and number of processes, where it changed; the first entry is the start."""
+        changes: list[tuple[int, int]] = []
+        for point in self.steps:
+            if point.world_size and (not changes or changes[-1][1] != point.world_size):
+                changes.append((point.step, point.world_size))
+        return changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFacts:
+    """What is known of one stage."""
+
+    name: str
+    kind: str
+    key: str
+    complete: bool
+    digest: str = ""
+    seed: int | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportInput:
+    """Everything in a report."""
+
+    experiment: str
+    language: str
+    """BCP 47 code of the target language."""
+    scores: Sequence[Score] = ()
+    stages: Sequence[StageFacts] = ()
+    curves: Sequence[Curve] = ()
+    status: Mapping[str, Any] = field(default_factory=dict)
+    """The experiment's status, as in `status.yaml`."""
+    items: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of per-item scores by name of the stage."""
+    text_languages: Mapping[str, str] = field(default_factory=dict)
+    """Language of each held-out text, by its name."""
+
+
+def collect(
+    storage: Path, plan: Sequence[StagePlan], *, experiment: str, language: str, status: Mapping[str, Any] | None = None
+) -> ReportInput:
+    """Reads what the stages of an experiment have left; a stage without artifact is shown as missing.
+
+    Raises:
+        ArtifactError: a manifest, results.json or training.json is damaged.
+    """
+    store = ArtifactStore(storage)
+    facts: list[StageFacts] = []
+    curves: list[Curve] = []
+    scores: list[Score] = []
+    items: dict[str, Path] = {}
+    languages: dict[str, str] = {}
+    for stage in plan:
+        reference = store.find(stage.kind, stage.key)
+        manifest = store.manifest(stage.kind, stage.key) if reference else {}
+        facts.append(_facts(stage, reference.digest if reference else "", manifest.get("numbers") or {}))
+        languages |= _text_languages(stage)
+        if reference is None:
+            continue
+        folder = store.path(stage.kind, stage.key)
+        if stage.kind is StageKind.EVALUATION:
+            items[stage.name] = folder / "items"
+            # The evaluation stands last in a plan; its scores carry the baseline's beside them.
+            scores = [Score.model_validate(score) for score in _json(folder / RESULTS)["scores"]]
+        elif stage.kind.elastic:
+            curves.append(read_curve(stage.name, folder / TRAINING))
+    return ReportInput(
+        experiment=experiment, language=language, scores=scores, stages=facts, curves=curves,
+        status=status or {}, items=items, text_languages=languages,
+    )  # fmt: skip
+
+
+def _facts(stage: StagePlan, digest: str, numbers: Mapping[str, float]) -> StageFacts:
+    return StageFacts(
+        name=stage.name, kind=stage.kind.value, key=stage.key, complete=bool(digest),
+        digest=digest, seed=stage.parameters.get("seed"), numbers=numbers,
+    )  # fmt: skip
+
+
+def _text_languages(stage: StagePlan) -> dict[str, str]:
+    texts = stage.parameters.get("texts", []) if stage.kind is StageKind.EVALUATION else []
+    return {text["name"]: text["language"] for text in texts if text.get("language")}
+
+
+def read_curve(stage: str, path: Path) -> Curve:
+    """Reads training.json.
+
+    Raises:
+        ArtifactError: it is not one.
+    """
+    content = _json(path)
+    try:
+        steps = [
+            StepPoint(
+                step=row["step"], tokens=row.get("tokens", 0), loss=row.get("loss"), world_size=_either(row, "world_size", "worldSize")
+            )
+            for row in content["steps"]
+        ]
+        validation = [
+            ValidationPoint(step=row["step"], bits_per_byte=_either(row, "bits_per_byte", "bitsPerByte") or {})
+            for row in content.get("validation", [])
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not the course of a training: {error!r}") from error
+    return Curve(stage=stage, steps=steps, validation=validation)
+
+
+def _either(row: Mapping[str, Any], *names: str) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}", next_step=f"Remove {path.parent} to have it made again") from error
+    return content
