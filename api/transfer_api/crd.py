@@ -126,7 +126,7 @@ def _root() -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object", "properties": {"name": name}},
             "spec": structural_schema(ExperimentSpec.model_json_schema(by_alias=True), "spec"),
-            "status": structural_schema(ExperimentStatus.model_json_schema(by_alias=True), "status", defaults=False),
+            "status": structural_schema(ExperimentStatus.model_json_schema(by_alias=True, mode="serialization"), "status", defaults=False),
         },
     }
 
@@ -183,7 +183,8 @@ class _Converter:
             result["x-kubernetes-list-type"] = "set" if path in _SET_LISTS else "atomic"
 
     def _object(self, result: Schema, schema: Schema, path: str) -> None:
-        required = schema.get("required", [])
+        computed = [name for name, child in schema["properties"].items() if child.get("readOnly")]
+        required = [name for name in schema.get("required", []) if name not in computed]
         if required:
             result["required"] = required
         result["properties"] = {}

@@ -104,7 +104,8 @@ def _model_revision(model: ModelSource) -> Violation | None:
 
 
 def _hub_only(source: ModelSource | TextSource | InstructionSource) -> Violation | None:
-    if source.path is None or source.revision is None:
+    hub = source.name if isinstance(source, ModelSource) else source.hub
+    if source.path is None or source.revision is None or hub is not None:
         return None
     return Violation(field="revision", value=source.revision, next_step="Remove it")
 
@@ -294,7 +295,7 @@ RULES: tuple[Rule, ...] = (
         message="revision is required with name, because a branch moves", check=_model_revision,
     ),
     Rule(
-        name="revision-only-of-hub", paths=("spec.model", *SOURCES), cel="!(has(self.path) && has(self.revision))",
+        name="revision-only-of-hub", paths=("spec.model", *SOURCES), cel="!has(self.path) || !has(self.revision)",
         message="revision is of a hub repository; a path has none", check=_hub_only,
     ),
     Rule(

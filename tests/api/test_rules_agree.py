@@ -1,0 +1,188 @@
+"""The CRD (values, kinds of lists, CEL) and `transfer validate` refuse the same documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.documents import COMMIT, DROP, EVALUATION, PRETRAINING, TUNING, VOCABULARY, changed, document
+from tests.support.structural import cel, defaulted, refusals
+
+from transfer_api.crd import crd
+from transfer_api.load import SpecErrors, experiment_from
+from transfer_api.rules import IMMUTABLE, RULES, is_transition
+
+SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION)
+LORA = {"method": "LoRA", "lora": {"trainEmbeddings": False}}
+
+
+def server(wanted: dict[str, Any]) -> list[str]:
+    """What the API server refuses. It does not look at apiVersion and kind with the schema."""
+    return list(refusals(defaulted(wanted, SCHEMA), SCHEMA))
+
+
+def validate(wanted: dict[str, Any]) -> list[str]:
+    try:
+        experiment_from(wanted)
+    except SpecErrors as errors:
+        return [str(error) for error in errors.errors]
+    return []
+
+
+CASES = [
+    ("valid", document(), None),
+    ("valid with every stage", ALL, None),
+    ("model by name and path", changed(document(), "spec.model", {"path": "m", "name": "a/b", "revision": COMMIT}), "exactly one of name"),
+    ("model by nothing", changed(document(), "spec.model", {}), "exactly one of name"),
+    ("model name without revision", changed(document(), "spec.model", {"name": "a/b"}), "revision is required with name"),
+    ("model name with branch", changed(document(), "spec.model", {"name": "a/b", "revision": "main"}), "40 hexadecimal digits"),
+    ("path with revision", changed(document(), "spec.model.revision", COMMIT), "a path has none"),
+    ("storage by claim and url", changed(document(), "spec.storage.url", "s3://b/p"), "exactly one of claim and url"),
+    ("storage by nothing", changed(document(), "spec.storage", {}), "exactly one of claim and url"),
+    ("credentials for a claim", changed(document(), "spec.storage.credentialsSecret", "s"), "goes only with url"),
+    ("credentials for a url", changed(document(), "spec.storage", {"url": "s3://b/p", "credentialsSecret": "s"}), None),
+    ("text by hub and path", changed(document(), "spec.pretraining.mixture.0.hub", "a/b"), "exactly one of hub"),
+    ("text by nothing", changed(document(), "spec.pretraining.mixture.0.path", DROP), "exactly one of hub"),
+    ("instructions by nothing", changed(ALL, "spec.instructionTuning.data.0.path", DROP), "exactly one of hub"),
+    ("corpus by hub and path", changed(ALL, "spec.vocabulary.corpus.0.hub", "a/b"), "exactly one of hub"),
+    ("two budgets", changed(document(), "spec.pretraining.epochs", 1), "exactly one budget"),
+    ("three budgets", changed(changed(document(), "spec.pretraining.epochs", 1), "spec.pretraining.steps", 2), "exactly one budget"),
+    ("no budget", changed(document(), "spec.pretraining.tokens", DROP), "exactly one budget"),
+    ("two budgets of tuning", changed(changed(ALL, "spec.instructionTuning.epochs", 1), "spec.instructionTuning.steps", 1), "two budgets"),
+    ("min over replicas", document(workers={"min": 3, "replicas": 2}), "min is larger than replicas"),
+    ("min over the default replicas", document(workers={"min": 2}), "min is larger than replicas"),
+    ("replicas over max", document(workers={"replicas": 3, "max": 2}), "replicas is larger than max"),
+    ("no stage", document(pretraining=None), "has nothing to do"),
+    ("evaluation only", document(pretraining=None, evaluation=EVALUATION), None),
+    ("weights of zero", changed(document(), "spec.pretraining.mixture", [{"path": "a", "weight": 0}]), "only weights of 0"),
+    ("one weight of zero", changed(document(), "spec.pretraining.mixture.0.weight", 0), None),
+    ("row over batch", changed(document(), "spec.pretraining.sequenceLength", 1025), "less than one row"),
+    ("row equal to batch", changed(document(), "spec.pretraining.sequenceLength", 1024), None),
+    ("row over batch of tuning", changed(ALL, "spec.instructionTuning.globalBatchTokens", "0.1K"), "less than one row"),
+    ("budget under one batch", changed(document(), "spec.pretraining.tokens", "1K"), "less than one optimizer step"),
+    ("budget of one batch", changed(document(), "spec.pretraining.tokens", 1024), None),
+    ("budget in Mi", changed(document(), "spec.pretraining.tokens", "1Mi"), None),
+    ("warmup over one", changed(document(), "spec.pretraining.warmup", "1.01"), "at most 1"),
+    ("warmup of one", changed(document(), "spec.pretraining.warmup", "1"), None),
+    ("learning rate of zero", changed(document(), "spec.pretraining.learningRate", "0"), "more than 0"),
+    ("learning rate as integer", changed(document(), "spec.pretraining.learningRate", "2"), "at most 1"),
+    ("embedding rate too large", changed(ALL, "spec.instructionTuning.embeddingLearningRate", "1e1"), "embeddingLearningRate"),
+    ("perplexity without texts", document(evaluation={"suites": ["perplexity", "mmlu"]}), "needs texts"),
+    ("default suite without texts", document(evaluation={}), "needs texts"),
+    ("tasks without texts", document(evaluation={"suites": ["mmlu"]}), None),
+    ("validation without texts", changed(document(), "spec.pretraining.validationSteps", 5), "there are none"),
+    ("validation with texts", changed(ALL, "spec.pretraining.validationSteps", 5), None),
+    ("text name twice", document(evaluation={"texts": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}), "texts has a name twice"),
+    ("suite twice", document(evaluation={**EVALUATION, "suites": ["mmlu", "mmlu"]}), "suites has a name twice"),
+    ("new rows never trained", document(vocabulary=VOCABULARY, pretraining={**PRETRAINING, "method": "LoRA"}), "never be trained"),
+    ("new rows never tuned", document(vocabulary=VOCABULARY, pretraining=None, instructionTuning=TUNING), "never be trained"),
+    ("new rows tuned", document(vocabulary=VOCABULARY, pretraining=None, instructionTuning={**TUNING, "lora": {"trainEmbeddings": True}}), None),
+    ("vocabulary alone", document(vocabulary=VOCABULARY, pretraining=None), None),
+    ("amount that is none", changed(document(), "spec.pretraining.tokens", "5OOM"), "is not an amount"),
+    ("amount with a space", changed(document(), "spec.pretraining.tokens", "500 M"), "is not an amount"),
+    ("amount that is not whole", changed(document(), "spec.pretraining.tokens", "1.0005K"), "is not an amount"),
+    ("amount of zero", changed(document(), "spec.pretraining.microBatchTokens", "0.0M"), "at least 1"),
+    ("amount of integer zero", changed(document(), "spec.pretraining.microBatchTokens", 0), "at least 1"),
+    ("amount below zero", changed(document(), "spec.pretraining.microBatchTokens", -5), "is not an amount"),
+    ("amount beyond all", changed(document(), "spec.pretraining.tokens", "1001T"), "larger than"),
+    ("largest amount", changed(document(), "spec.pretraining.tokens", "1000T"), None),
+    ("amount as boolean", changed(document(), "spec.pretraining.tokens", True), "is not an amount"),
+    ("number as string", changed(document(), "spec.pretraining.sequenceLength", "128"), "another type"),
+    ("string as number", changed(document(), "spec.pretraining.learningRate", 1), "must be a string"),
+    ("unknown field", changed(document(), "spec.pretraining.batch", 1), "not a known field"),
+    ("unknown choice", changed(document(), "spec.pretraining.method", "QLoRA"), "Full, LoRA"),
+    ("quantity", document(workers={"resources": {"limits": {"nvidia.com/gpu": 8, "memory": "64Gi"}}}), None),
+    ("quantity that is none", document(workers={"resources": {"limits": {"memory": "64 GB"}}}), "not a quantity"),
+    ("quantity below zero", document(workers={"resources": {"limits": {"nvidia.com/gpu": -1}}}), "not a quantity"),
+    ("name too long", changed(document(), "metadata.name", "a" * 53), "at most 52 characters"),
+    ("longest name", changed(document(), "metadata.name", "a" * 52), None),
+    ("name in capitals", changed(document(), "metadata.name", "Demo"), "lower-case letters"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "says"), [pytest.param(wanted, says, id=name) for name, wanted, says in CASES])
+def test_crd_and_validate_refuse_the_same(wanted: dict[str, Any], says: str | None) -> None:
+    told = validate(wanted)
+    assert bool(server(wanted)) == bool(told)
+    if says is None:
+        assert told == []
+    else:
+        assert len(told) == 1
+        assert says in told[0]
+
+
+def test_every_rule_of_a_file_is_broken_by_some_case() -> None:
+    refused = {message.split(": ", 1)[1] for _, wanted, _ in CASES for message in server(wanted)}
+    assert {rule.message for rule in RULES if not is_transition(rule)} <= refused
+
+
+AMOUNTS = st.one_of(st.integers(-1, 3000), st.from_regex(r"[0-9]{0,4}(\.[0-9]{0,4})?(K|M|Ki|Mi)?", fullmatch=True))
+DECIMALS = st.one_of(st.sampled_from(["0", "1", "2e-5", "1e0", "1.0000001", "9e-1", ".5", "1e", "-1"]), st.from_regex(r"[0-9]{1,3}(\.[0-9]{0,2})?(e-?[0-9]{1,3})?", fullmatch=True))
+SOURCE = st.fixed_dictionaries({}, optional={"path": st.just("a.txt"), "hub": st.just("a/b"), "revision": st.just(COMMIT), "weight": st.integers(-1, 2)})
+TRAINING = {
+    "tokens": AMOUNTS, "steps": st.integers(0, 2), "epochs": st.integers(0, 2), "method": st.sampled_from(["Full", "LoRA"]),
+    "lora": st.fixed_dictionaries({}, optional={"trainEmbeddings": st.booleans(), "rank": st.integers(0, 2)}), "sequenceLength": st.integers(7, 2100),
+    "globalBatchTokens": AMOUNTS, "warmup": DECIMALS, "learningRate": DECIMALS, "validationSteps": st.integers(0, 2),
+}  # fmt: skip
+SPECS = st.fixed_dictionaries(
+    {"language": st.just("id"), "model": st.fixed_dictionaries({}, optional={"path": st.just("m"), "name": st.just("a/b"), "revision": st.just(COMMIT)})},
+    optional={
+        "storage": st.fixed_dictionaries({}, optional={"claim": st.just("c"), "url": st.just("s3://b"), "credentialsSecret": st.just("s")}),
+        "pretraining": st.fixed_dictionaries({"mixture": st.lists(SOURCE, max_size=3)}, optional=TRAINING),
+        "vocabulary": st.fixed_dictionaries({"addedTokens": AMOUNTS, "corpus": st.just([{"path": "a"}])}),
+        "evaluation": st.fixed_dictionaries(
+            {}, optional={
+                "suites": st.lists(st.sampled_from(["perplexity", "mmlu", "bad name"]), max_size=3),
+                "texts": st.lists(st.fixed_dictionaries({"name": st.sampled_from(["a", "b"]), "path": st.just("x")}), max_size=2),
+            }
+        ),
+        "workers": st.fixed_dictionaries({}, optional={key: st.integers(0, 3) for key in ("min", "replicas", "max")}),
+    },
+)  # fmt: skip
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(spec=SPECS)
+def test_crd_and_validate_refuse_the_same_of_whatever_is_written(spec: dict[str, Any]) -> None:
+    wanted = {**document(), "spec": spec}
+    assert bool(server(wanted)) == bool(validate(wanted)), (server(wanted), validate(wanted))
+
+
+@settings(max_examples=100, deadline=None)
+@given(base=st.sampled_from([document(), ALL]), data=st.data())
+def test_one_changed_value_is_judged_the_same(base: dict[str, Any], data: st.DataObject) -> None:
+    path, strategy = data.draw(
+        st.sampled_from(
+            [(f"spec.pretraining.{name}", strategy) for name, strategy in TRAINING.items()]
+            + [("spec.pretraining.mixture.0.weight", st.integers(-1, 1_000_001)), ("spec.seed", st.integers(-1, 2**31))]
+        )
+    )
+    wanted = changed(base, path, data.draw(strategy))
+    assert bool(server(wanted)) == bool(validate(wanted)), (server(wanted), validate(wanted))
+
+
+@pytest.mark.parametrize("field", IMMUTABLE)
+def test_what_decides_the_result_cannot_be_changed(field: str) -> None:
+    (rule,) = [rule for rule in RULES if rule.name == _kebab(field) + "-unchanged"]
+    old = defaulted(ALL, SCHEMA)["spec"]
+    replaced = {**old, field: "other" if isinstance(old[field], str) else 7 if isinstance(old[field], int) else {**old[field], "more": 1}}
+    without = {key: value for key, value in old.items() if key != field}
+    assert cel(rule.cel, self=old, oldSelf=old)
+    assert not cel(rule.cel, self=replaced, oldSelf=old)
+    if field in ("vocabulary", "pretraining", "instructionTuning", "evaluation"):
+        assert cel(rule.cel, self=without, oldSelf=without)
+        assert not cel(rule.cel, self=without, oldSelf=old)
+        assert not cel(rule.cel, self=old, oldSelf=without)
+
+
+def test_what_only_says_how_to_run_can_be_changed() -> None:
+    old = defaulted(ALL, SCHEMA)["spec"]
+    new = {**old, "workers": {"min": 1, "replicas": 2, "resources": {}}, "suspend": True, "restarts": {}, "deadlines": {}}
+    assert all(cel(rule.cel, self=new, oldSelf=old) for rule in RULES if is_transition(rule))
+
+
+def _kebab(name: str) -> str:
+    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in name)
