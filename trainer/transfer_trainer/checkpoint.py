@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
@@ -74,8 +75,9 @@ class Checkpoints:
                 part.mkdir(parents=True)
             self.team.wait()
             model_state, optimizer_state = get_state_dict(model, optimizer, options=self.options)
-            writer = dcp.FileSystemWriter(part, single_file_per_rank=True, sync_files=True)
-            dcp.save({"model": model_state, "optimizer": optimizer_state}, storage_writer=writer, no_dist=self.team.world_size == 1)
+            writer = FileSystemWriter(part, single_file_per_rank=True, sync_files=True)
+            state = {"model": model_state, "optimizer": optimizer_state}
+            state_dict_saver.save(state, storage_writer=writer, no_dist=self.team.world_size == 1)
             self._write_sums(part)
             self.team.wait()
             if fence:
@@ -98,7 +100,7 @@ class Checkpoints:
                 continue
             model_state, optimizer_state = get_state_dict(model, optimizer, options=self.options)
             state = {"model": model_state, "optimizer": optimizer_state}
-            dcp.load(state, storage_reader=_Reader(folder), no_dist=self.team.world_size == 1)
+            state_dict_loader.load(state, storage_reader=_Reader(folder), no_dist=self.team.world_size == 1)
             set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state, options=self.options)
             self.last_step, self.last_time = step, folder.stat().st_mtime
             return step
@@ -195,7 +197,7 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = cast(Metadata, _Unpickler(file).load())

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed.checkpoint.state_dict as dcp_state
-from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
@@ -26,18 +25,15 @@ from transfer_trainer.lora import add_adapters, merge_adapters
 from transfer_trainer.model import load_model
 
 
-def full_weights(model: nn.Module) -> dict[str, Any]:
+def full_weights(model: nn.Module, *, adapters: bool) -> dict[str, Any]:
     """What was trained, whole, in the memory of rank 0 (empty elsewhere); all processes take part."""
-    options = dcp_state.StateDictOptions(
-        full_state_dict=True, cpu_offload=True, ignore_frozen_params=isinstance(model, PeftModel), strict=not isinstance(model, PeftModel)
-    )
+    options = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapters, strict=not adapters)
     return dcp_state.get_model_state_dict(model, options=options)
 
 
 def export(
     store: ArtifactStore,
     stage: StagePlan,
-    parameters: TrainingParameters,
     base: Path,
     weights: dict[str, Any],
     fence: Fence,
@@ -48,7 +44,6 @@ def export(
     Args:
         store: where to.
         stage: the plan, for its key and kind.
-        parameters: the plan's parameters.
         base: folder of the model that training started from.
         weights: what `full_weights` gave.
         fence: the round's right to write.
@@ -63,7 +58,7 @@ def export(
     with storage_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        _plain_model(parameters, base, weights).save_pretrained(folder / "model")
+        _plain_model(stage, base, weights).save_pretrained(folder / "model")
         AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False).save_pretrained(folder / "model")
         shutil.copyfile(work / LEDGER, folder / LEDGER)
         summary = read_ledger(folder / LEDGER)
@@ -75,8 +70,9 @@ def export(
     return reference
 
 
-def _plain_model(parameters: TrainingParameters, base: Path, weights: dict[str, Any]) -> PreTrainedModel:
+def _plain_model(stage: StagePlan, base: Path, weights: dict[str, Any]) -> PreTrainedModel:
     """The base model with the trained weights in it, or with the trained adapters merged, in the base's number format."""
+    parameters = cast(TrainingParameters, stage.typed_parameters())
     model = load_model(base)
     stored = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False).dtype or torch.float32
     if parameters.lora is not None:

@@ -1,6 +1,6 @@
 """The launcher of a training pod: light, there from start to end, while its worker processes come and go.
 
-It serves /metrics, /progress and /healthz, meets the other pods (membership.py), starts a worker process per GPU for each round,
+It serves /metrics, /progress and /healthz, meets the other pods (membership.py), has a worker process per GPU for each round,
 and turns how they end into the pod's exit code and termination message. The loop is our own rather than torch's agent, which
 kills workers where ours save first, counts a peer's death as a failure of its own, and cannot leave a rendezvous.
 
@@ -19,8 +19,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -33,9 +31,9 @@ from transfer_pod.context import PodContext
 from transfer_pod.end import finish, write_termination_message
 from transfer_pod.server import PodServer, ProgressFile
 from transfer_pod.shard import finished
-from transfer_trainer.membership import Membership, Round, membership
-from transfer_trainer.process import DIE_WITH_PARENT
+from transfer_trainer.membership import Membership, RendezvousOverError, Round, membership
 from transfer_trainer.worker import LEAVE, PROGRESS, REGROUP, RUN_FOLDER, End
+from transfer_trainer.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +84,11 @@ class Launcher:
             TransferError: what a worker could not do.
             WorkerCrashError: the workers crash again and again.
         """
+        if done := finished(self.context):
+            return done
         server = PodServer(self.context.port, self.file.read).start()
         self._tell(Activity.STARTING)
+        self.workers = Workers(self._environment())
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             return self._rounds()
@@ -95,17 +96,24 @@ class Launcher:
             self._waiting = False
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            self.workers.close()
             server.stop()
 
+    def _environment(self) -> dict[str, str]:
+        """Of every worker."""
+        environment = {**os.environ, **self.context.environment(), RUN_FOLDER: str(self.folder), "TOKENIZERS_PARALLELISM": "false"}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.context.processes)))
+        if self.context.address.startswith("127."):
+            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo takes the address of the host's name
+        return environment
+
     def _rounds(self) -> ResultMessage:
-        if done := finished(self.context):
-            return done
         members = membership(self.context)
         try:
             while True:
                 self._tell(Activity.RENDEZVOUS)
                 place = self._join(members)
-                end = self._watch(members, self._start(place)) if place is not None else ExitCode.COMPLETE
+                end = self._round(members, place) if place is not None else ExitCode.COMPLETE
                 if done := finished(self.context):
                     members.close()
                     return self._complete(done)
@@ -116,14 +124,12 @@ class Launcher:
 
     def _join(self, members: Membership) -> Round | None:
         """The next round, or None when the rendezvous was closed because the stage is done."""
-        from torch.distributed.elastic.rendezvous import RendezvousClosedError
-
         if self.asked_at is not None:
             raise SaveRequested("saved on request")
         self._waiting = True
         try:
             place = members.join()
-        except RendezvousClosedError:
+        except RendezvousOverError:
             if finished(self.context) is None:
                 raise
             return None
@@ -132,49 +138,31 @@ class Launcher:
         logger.info("round %d: node %d of %d", place.round, place.node, place.nodes)
         return place
 
-    def _start(self, place: Round) -> list[subprocess.Popen[bytes]]:
-        """Starts a worker process per GPU."""
+    def _round(self, members: Membership, place: Round) -> int:
+        """Runs the workers of a round; returns how they ended."""
         (self.folder / REGROUP).unlink(missing_ok=True)
         for old in self.folder.glob("error-*.json"):
             old.unlink()
-        return [self._worker(place, local_rank) for local_rank in range(self.context.processes)]
-
-    def _worker(self, place: Round, local_rank: int) -> subprocess.Popen[bytes]:
         processes = self.context.processes
-        environment = {
-            **os.environ,
-            **self.context.environment(),
-            RUN_FOLDER: str(self.folder),
-            DIE_WITH_PARENT: str(os.getpid()),
+        everywhere = {
             "TRANSFER_ROUND": str(place.round),
             "TRANSFER_INCARNATION": place.incarnation,
-            "RANK": str(place.node * processes + local_rank),
-            "LOCAL_RANK": str(local_rank),
             "WORLD_SIZE": str(place.nodes * processes),
             "LOCAL_WORLD_SIZE": str(processes),
             "MASTER_ADDR": place.address,
             "MASTER_PORT": str(place.port),
-            "TOKENIZERS_PARALLELISM": "false",
         }
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-        if self.context.address.startswith("127."):
-            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo takes the address of the host's name
-        return subprocess.Popen([sys.executable, "-m", "transfer_trainer.worker"], env=environment, start_new_session=True)
+        ranks = ({"LOCAL_RANK": str(rank), "RANK": str(place.node * processes + rank)} for rank in range(processes))
+        self.workers.start([{**everywhere, **own} for own in ranks])
+        return self._watch(members)
 
-    def _watch(self, members: Membership, workers: list[subprocess.Popen[bytes]]) -> int:
+    def _watch(self, members: Membership) -> int:
         """Waits for the workers; returns how they ended, the gravest first. A node that waits has them save and end."""
         looked = time.monotonic()
-        codes: dict[int, int] = {}
-        while len(codes) < len(workers):
+        while len(codes := self.workers.codes()) < self.context.processes:
             time.sleep(POLL_SECONDS)
-            for index, worker in enumerate(workers):
-                if index not in codes and (code := worker.poll()) is not None:
-                    codes[index] = code
             if any(code not in (ExitCode.COMPLETE, ExitCode.SAVED, End.REGROUP) for code in codes.values()):
-                for index, worker in enumerate(workers):
-                    if index not in codes:  # it would only wait for the one that is gone
-                        worker.kill()
-                        worker.wait()
+                self.workers.kill()  # the rest would only wait for the one that is gone
                 break
             if time.monotonic() - looked > WAITING_SECONDS:
                 looked = time.monotonic()
@@ -192,7 +180,7 @@ class Launcher:
         if end in (ExitCode.CANNOT_WORK, ExitCode.UNREADABLE):
             kind = getattr(transfer_api.errors, reason, TransferError)
             error: TransferError = kind(message)
-            error.exit_code = ExitCode(end)  # type: ignore[misc]
+            error.exit_code = ExitCode(end)
             raise error
         if self.asked_at is not None:
             raise SaveRequested("saved on request")

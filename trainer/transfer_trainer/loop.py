@@ -73,10 +73,11 @@ class Batch:
         """Labels that count: a first column has nothing to be predicted from."""
         return int(self.targets_BT[:, 1:].sum())
 
-    def passes(
-        self, rows: int, number: int, device: torch.device
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Exactly `number` pieces of at most `rows` rows, with the weight of each row; pieces past the end are one blank row of weight 0."""
+    def passes(self, rows: int, number: int, device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Exactly `number` pieces of at most `rows` rows: tokens, positions, targets, and the weight [B] of each row.
+
+        Pieces past the end are one blank row of weight 0.
+        """
         for index in range(number):
             piece = slice(index * rows, (index + 1) * rows)
             tokens, positions, targets = self.tokens_BT[piece], self.positions_BT[piece], self.targets_BT[piece]
@@ -270,13 +271,13 @@ class Training:
     def _finish(self) -> None:
         """Commits the artifact; every process returns only after it is in place."""
         self._tell(activity=Activity.SAVING)
-        weights = full_weights(self.model)
+        weights = full_weights(self.model, adapters=self.parameters.method is Method.LORA)
         if self.fence is not None:
             assert self.ledger is not None
             self.ledger.close()
             numbers = {"loss": self.progress.loss or 0.0, "steps": self.steps, "tokens": self.progress.tokens}
             numbers |= self.progress.metrics
-            export(self.artifacts, self.context.stage, self.parameters, self.base, weights, self.fence, **numbers)
+            export(self.artifacts, self.context.stage, self.base, weights, self.fence, **numbers)
         self.team.wait()
         self._tell(activity=Activity.DONE)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import cast
 
 import torch
@@ -47,10 +46,9 @@ def _embedding_names(model: PreTrainedModel) -> list[str]:
 
 def _check_targets(model: PreTrainedModel, lora: Lora, section: str) -> None:
     head = model.get_output_embeddings()
-    linear = Counter(
-        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
-    )
-    missing = [target for target in lora.targets if not linear.get(target.rpartition(".")[2])]
+    modules = ((name.rpartition(".")[2], module) for name, module in model.named_modules())
+    linear = {name for name, module in modules if isinstance(module, nn.Linear) and module is not head}
+    missing = [target for target in lora.targets if target.rpartition(".")[2] not in linear]
     if missing:
         raise SpecError(
             "no linear module of this name in the model", field=f"{section}.lora.targets", value=missing[0],

@@ -24,6 +24,10 @@ JOIN_SECONDS = 7 * 86400
 """Waiting for enough nodes ends by the operator's deadline (belowMinSeconds), never here."""
 
 
+class RendezvousOverError(Exception):
+    """The rendezvous was closed: a pod of the attempt saw the stage done."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Round:
     """One round as a node sees it: number `node` of `nodes`; the processes meet at `address`:`port`."""
@@ -98,22 +102,28 @@ class Rendezvous:
         )  # fmt: skip
         backend, store = create_backend(parameters)
         self._handler = create_handler(store, backend, parameters)
-        token = store.compare_set("transfer/incarnation", "", secrets.token_hex(8))
-        self._incarnation = token.decode() if isinstance(token, bytes) else str(token)
+        self._incarnation = store.compare_set("transfer/incarnation", "", secrets.token_hex(8)).decode()
 
     def join(self) -> Round:
         """Waits until at least `min` nodes are there.
 
         Raises:
-            RendezvousClosedError: the stage is done.
+            RendezvousOverError: the stage is done.
             RendezvousError: the store is lost.
         """
-        info = self._handler.next_rendezvous()
+        from torch.distributed.elastic.rendezvous import RendezvousClosedError
+
+        try:
+            info = self._handler.next_rendezvous()
+        except RendezvousClosedError as error:
+            raise RendezvousOverError(str(error)) from error
+        meeting = info.bootstrap_store_info
+        assert meeting is not None
         self._nodes = info.world_size
         number = int(self._handler._state_holder.state.round)
         return Round(
             node=info.rank, nodes=info.world_size, round=number, incarnation=self._incarnation,
-            address=info.bootstrap_store_info.master_addr, port=info.bootstrap_store_info.master_port,
+            address=meeting.master_addr, port=meeting.master_port,
         )  # fmt: skip
 
     def others_wait(self) -> bool:

@@ -54,8 +54,8 @@ def check_length(model: PreTrainedModel, sequence_length: int, section: str) -> 
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and sequence_length > positions:
         raise SpecError(
-            "is longer than the model's positions", field=f"{section}.sequenceLength", value=sequence_length, allowed=f"at most {positions}",
-            next_step="Shorten it",
+            "is longer than the model's positions", field=f"{section}.sequenceLength", value=sequence_length,
+            allowed=f"at most {positions}", next_step="Shorten it",
         )  # fmt: skip
 
 

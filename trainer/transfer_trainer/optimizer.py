@@ -6,7 +6,6 @@ No scheduler object: nothing of it has to be saved, and a resumed run cannot be 
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import nn
@@ -68,4 +67,4 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def clip_gradients(model: nn.Module, largest: float) -> float:
     """Scales the gradients down to a global norm of `largest` (0 for none); returns the norm before."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), largest if largest > 0 else math.inf)
-    return float(cast(DTensor, norm).full_tensor() if isinstance(norm, DTensor) else norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -6,10 +6,10 @@ losses, requests) travel as CPU tensors over gloo also where gradients go over N
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ class Team:
     round: int = 0
     incarnation: str = ""
     """Of the rendezvous store; rounds of one incarnation are ordered."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> Team:
@@ -46,7 +46,7 @@ class Team:
             torch.cuda.set_device(device)
         world_size = int(environment.get("WORLD_SIZE", "1"))
         if world_size > 1:
-            timeout = datetime.timedelta(seconds=float(environment.get(COLLECTIVE_TIMEOUT, DEFAULT_TIMEOUT_SECONDS)))
+            timeout = dt.timedelta(seconds=float(environment.get(COLLECTIVE_TIMEOUT, DEFAULT_TIMEOUT_SECONDS)))
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
         rank = int(environment.get("RANK", "0"))
         return cls(

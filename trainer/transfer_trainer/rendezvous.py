@@ -6,7 +6,6 @@ goes on until the membership changes, and the next attempt gets a new one.
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import signal
@@ -38,16 +37,14 @@ def serve(endpoint: str) -> object:
         SpecError: the endpoint has no port, or the port is in use.
     """
     global _store
-    from torch.distributed import TCPStore
+    from torch._C._distributed_c10d import TCPStore  # after the signal mask is set: it starts threads
 
     port = endpoint.rpartition(":")[2]
     if not port.isdigit():
         raise SpecError("is not host:port", field="TRANSFER_RENDEZVOUS", value=endpoint)
     try:
         # The master binds all addresses; the host name is only what its own client connects to.
-        _store = TCPStore(
-            "127.0.0.1", int(port), is_master=True, wait_for_workers=False, multi_tenant=True, timeout=datetime.timedelta(minutes=1)
-        )
+        _store = TCPStore("127.0.0.1", int(port), is_master=True, wait_for_workers=False, multi_tenant=True)
     except RuntimeError as error:
         raise SpecError(
             "port is in use",

@@ -41,13 +41,16 @@ class Source(Protocol):
     """What is needed to know of one source of the index."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Shown in messages."""
 
     @property
-    def weight(self) -> int: ...
+    def weight(self) -> int:
+        """Share of the rows."""
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """How many there are."""
 
 
 @dataclass(frozen=True)
@@ -248,16 +251,16 @@ def _check_epochs(parameters: TrainingParameters, order: RowOrder, sources: Sequ
     needed = [math.ceil(use / size) if use else 0 for use, size in zip(uses, order.sizes, strict=True)]
     if max(needed) <= parameters.max_epochs:
         return
-    worst = max(range(len(needed)), key=lambda index: uses[index] / max(1, order.sizes[index]))
-    length = parameters.sequence_length
+    worst = max(range(len(needed)), key=lambda index: needed[index])
+    length, epochs = parameters.sequence_length, needed[worst]
     enough = _most_steps(order, parameters.rows_per_step, parameters.max_epochs)
-    by_tokens = format_amount(enough * parameters.rows_per_step * length)
-    less = f"{enough} steps" if parameters.steps is not None else f"{by_tokens} tokens"
+    by_tokens = f"{format_amount(enough * parameters.rows_per_step * length)} tokens"
+    less = f"{enough} steps" if parameters.steps is not None else by_tokens
     raise DataError(
-        f"asks for {format_amount(uses[worst] * length)} tokens of {sources[worst].name}, which has {format_amount(order.sizes[worst] * length)}:"
-        f" {needed[worst]} epochs where maxEpochs allows {parameters.max_epochs}",
+        f"asks for {format_amount(uses[worst] * length)} tokens of {sources[worst].name}, "
+        f"which has {format_amount(order.sizes[worst] * length)}: {epochs} epochs where maxEpochs allows {parameters.max_epochs}",
         field=field, value=parameters.steps if parameters.steps is not None else parameters.tokens,
-        next_step=f"Set maxEpochs: {needed[worst]}" + (f", ask for at most {less}" if enough else "") + ", or add text",
+        next_step=f"Set maxEpochs: {epochs}" + (f", ask for at most {less}" if enough else "") + ", or add text",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""One process of a training pod: `python -m transfer_trainer.worker`, started by the launcher once for each round.
+"""One process of a training pod, forked for each round (workers.py).
 
 It is told what the launcher wants by files in TRANSFER_RUN_FOLDER, looked at before each step (a signal could come before
 Python can handle it), and tells how it ended by its exit code.
@@ -15,8 +15,6 @@ import enum
 import json
 import logging
 import os
-import signal
-import sys
 import traceback
 from pathlib import Path
 
@@ -42,8 +40,6 @@ class End(enum.IntEnum):
 def main() -> int:
     """Runs this process's part of a round and returns its exit code."""
     die_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a signal to the pod is the launcher's to pass on
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     folder = Path(os.environ[RUN_FOLDER])
     try:
@@ -93,10 +89,3 @@ def _explain(folder: Path, error: BaseException) -> None:
     rank = os.environ.get("LOCAL_RANK", "0")
     message = str(error) if isinstance(error, TransferError) else f"{type(error).__name__}: {error}"
     write_atomically(folder / f"error-{rank}.json", json.dumps({"reason": type(error).__name__, "message": message}))
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # the threads of a broken process group can keep an orderly exit waiting for minutes
