@@ -129,16 +129,16 @@ def advance(step: Step) -> None:
         return
     if not replace_workers(step, incidents):
         return
+    resize(step)
     if stalled(step):
         seconds = step.around.spec.deadlines.stall_seconds
         restart(step, Replace(cause=Cause.STALL, message=f"no step for {seconds} s while pods ran"))
     elif below_min_for_too_long(step):
         give_back(step)
     else:
-        resize(step)
         check_startup(step)
+        remove_strangers(step)  # before its successor is made, so that no index ever has two pods that live
         create_missing(step)
-        remove_strangers(step)
 
 
 def suspend(step: Step) -> None:
