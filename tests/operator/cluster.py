@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.operator.builders import World, result
-
 from transfer_api.progress import Progress
 from transfer_api.status import ExperimentStatus, Phase, StageState
 from transfer_operator.decide import CreatePod, Decision, DeletePod, Pod, PodPhase, Role, Snapshot, decide

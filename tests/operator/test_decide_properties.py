@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tests.operator.builders import experiment
 from tests.operator.cluster import Cluster
-
 from transfer_api.status import Cause, Phase
 from transfer_operator.decide import PodPhase, Role, Settings
 

@@ -1,0 +1,176 @@
+"""What people read: phase, columns, conditions, progress; and that looking is not writing."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.operator.builders import training, world
+from transfer_api.progress import Score
+from transfer_api.status import REASON_TEXT, ConditionType, Phase, Reason
+from transfer_operator.decide.summary import number, signed
+
+
+def test_an_experiment_is_pending_before_its_first_stage_and_running_after():
+    made = world()
+    assert made.status.phase is Phase.PENDING
+    made.decides()
+    assert made.status.phase is Phase.RUNNING
+    assert made.status.start_time == made.now
+    assert made.status.observed_generation == 1
+
+
+def test_an_edit_is_acknowledged():
+    assert training().edit(workers={"replicas": 3}).decides().status.observed_generation == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        pytest.param(lambda: training(), Reason.ALL_READY, id="all run"),
+        pytest.param(lambda: training().ends("w1-g1", None).decides().decides(), Reason.BELOW_REPLICAS, id="one is being replaced"),
+        pytest.param(
+            lambda: training(workers={"min": 2, "replicas": 2}).ends("w1-g1", None).decides(), Reason.BELOW_MIN, id="fewer than min"
+        ),
+        pytest.param(lambda: training().edit(suspend=True).settles(), Reason.NO_WORKERS, id="suspended"),
+        pytest.param(lambda: training().ends("w0-g1").decides(), Reason.NO_WORKERS, id="complete"),
+    ],
+)
+def test_workers_ready_says_why_not(made, reason):
+    condition = made().condition(ConditionType.WORKERS_READY)
+    assert (condition.reason, condition.status) == (reason, "True" if reason is Reason.ALL_READY else "False")
+    assert condition.message == REASON_TEXT[reason]
+
+
+def test_a_condition_keeps_its_time_until_its_status_changes():
+    made = training()
+    since = made.condition(ConditionType.WORKERS_READY).last_transition_time
+    made.after(100).steps("w0-g1", 20).decides()
+    assert made.condition(ConditionType.WORKERS_READY).last_transition_time == since
+    made.after(100).ends("w1-g1", None).decides()
+    assert made.condition(ConditionType.WORKERS_READY).last_transition_time == made.now
+
+
+def test_complete_and_failed_exclude_each_other():
+    for code, complete, failed in [(0, "True", "False"), (10, "False", "True")]:
+        made = training().ends("w0-g1", code).decides()
+        assert made.condition(ConditionType.COMPLETE).status == complete
+        assert made.condition(ConditionType.FAILED).status == failed
+
+
+def test_columns_show_the_training_and_not_what_runs_beside_it():
+    made = world().finishes("pretraining-dataset").settles()
+    assert made.stage("baseline").state == "Running"
+    assert made.status.stage == "pretraining"
+    assert (made.status.workers.desired, made.status.workers.ready) == (2, 2)
+
+
+def test_the_stage_beside_the_one_that_failed_does_not_go_on():
+    made = world().settles()
+    made.ends(next(str(pod.name) for pod in made.stage_pods("baseline")), 10).decides()
+    assert made.status.phase is Phase.FAILED
+    assert made.stage("pretraining-dataset").state == "Suspended"
+    assert (made.status.stage, made.status.workers.ready) == ("", 0)
+
+
+def test_progress_is_that_of_the_pod_that_is_furthest_in_the_newest_round():
+    made = (
+        training().steps("w0-g1", 40, round=1).steps("w1-g1", 30, round=2, tokens=999, tokens_per_second=1234.5678, remaining_seconds=7.6)
+    )
+    progress = made.after(10).decides().status.progress
+    assert (progress.stage, progress.step, progress.total_steps, progress.percentage) == ("pretraining", 30, 100, 30)
+    assert (progress.tokens, progress.tokens_per_second, progress.remaining_seconds) == (999, "1234.6", 8)
+
+
+def test_what_is_unknown_or_endless_has_no_remaining_time_and_no_percentage():
+    made = training().steps("w0-g1", 40, total_steps=0, remaining_seconds=float("inf")).after(10).decides()
+    assert (made.status.progress.remaining_seconds, made.status.progress.percentage) == (None, 0)
+
+
+def test_more_steps_than_there_are_is_a_hundred_percent():
+    assert training().steps("w0-g1", 140).after(10).decides().status.progress.percentage == 100
+
+
+def test_latest_metrics_and_the_checkpoint_are_shown():
+    made = training()
+    made.steps("w0-g1", 20, loss=1.25, metrics={"bits_per_byte/id": 0.5}, checkpoint_step=16, checkpoint_time=made.now.timestamp())
+    since = made.now
+    made.after(10).decides()
+    assert {metric.name: metric.value for metric in made.status.latest_metrics} == {"loss": "1.25", "bits_per_byte/id": "0.5"}
+    assert (made.status.checkpoint.stage, made.status.checkpoint.step, made.status.checkpoint.time) == ("pretraining", 16, since)
+    made.steps("w0-g1", 30, checkpoint_step=24).after(10).decides()
+    assert (made.status.checkpoint.step, made.status.checkpoint.time) == (24, None)
+
+
+def test_the_metrics_of_a_pod_that_tells_too_many_are_cut():
+    made = training().steps("w0-g1", 20, metrics={f"{index}" * 200: 1.0 for index in range(100)}).after(10).decides()
+    assert len(made.status.latest_metrics) == 64
+    assert max(len(metric.name) for metric in made.status.latest_metrics) == 128
+
+
+def test_scores_are_kept_as_text_and_differences_with_their_sign():
+    made = world(pretraining=None)
+    score = Score(suite="s", task="t", language="id", metric="m", value=0.5, baseline=0.4, difference=0.1, interval=(-0.05, 0.25), items=3)
+    alone = Score(suite="s", task="t", language="id", metric="m", value=0.5, interval=(0.4, 0.6), items=3)
+    first, second = made.has_artifact("evaluation", scores=[score, alone]).decides().status.results.scores
+    assert (first.value, first.baseline, first.difference, first.interval) == ("0.5", "0.4", "+0.1", ["-0.05", "+0.25"])
+    assert (second.baseline, second.difference, second.interval) == (None, None, ["0.4", "0.6"])
+
+
+@pytest.mark.parametrize(("value", "text", "difference"), [(1 / 3, "0.33333", "+0.33333"), (-2e-9, "-2e-09", "-2e-09"), (0.0, "0", "+0")])
+def test_numbers_have_five_digits(value, text, difference):
+    assert (number(value), signed(value)) == (text, difference)
+
+
+# Looking is not writing.
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(lambda: world().settles(), id="stages that prepare"),
+        pytest.param(lambda: training(), id="training"),
+        pytest.param(lambda: training().ends("w1-g1", None).decides().decides(), id="a replacement that waits"),
+        pytest.param(lambda: training().ends("w1-g1", 1).settles().ends("w1-g2", 1).decides(), id="backing off"),
+        pytest.param(
+            lambda: training(workers={"min": 2, "replicas": 2}).ends("w1-g1", None).decides().decides(), id="fewer workers than min"
+        ),
+        pytest.param(lambda: training().edit(suspend=True).settles(), id="suspended"),
+        pytest.param(lambda: training().ends("w0-g1").settles(), id="complete"),
+        pytest.param(lambda: training().ends("w0-g1", 10).settles(), id="failed"),
+    ],
+)
+def test_a_second_look_writes_nothing_does_nothing_and_says_nothing(made):
+    made = made()
+    before = made.status
+    for _ in range(5):
+        made.after(1).decides()
+        assert made.status == before
+        assert made.last.actions == ()
+        assert made.last.events == ()
+
+
+def test_progress_alone_is_written_every_ten_seconds():
+    made = training()
+    writes = 0
+    for second in range(1, 61):
+        before = made.status
+        made.after(1).steps("w0-g1", 10 + second, loss=1 / second, productive_seconds=second).decides()
+        writes += made.status != before
+    assert writes == 6
+
+
+def test_a_pod_that_repeats_itself_is_not_written_down():
+    made = training()
+    before = made.status
+    for _ in range(20):
+        made.after(15).steps("w0-g1", 10).decides()
+    assert made.status == before
+
+
+def test_a_whole_experiment_takes_few_writes():
+    made = world()
+    made.finishes(*[plan.name for plan in made.plan])
+    statuses = [decision.status for decision in made.decisions]
+    assert sum(new != old for old, new in itertools.pairwise(statuses)) <= 12
