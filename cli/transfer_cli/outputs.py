@@ -14,7 +14,7 @@ from transfer_api.progress import Score
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StageKind, StagePlan
 from transfer_api.status import ExperimentStatus
-from transfer_pod.artifact import MANIFEST, ArtifactStore, storage_errors
+from transfer_pod.artifact import ArtifactStore, storage_errors
 
 STATUS = "status.yaml"
 STAMP = ".written"
@@ -48,7 +48,6 @@ def write_outputs(
         if not current.exists() or current.read_text() != stamp:
             current.unlink(missing_ok=True)
             _link_model(store, plan, output)
-            _link_items(store, plan, output)
             _report(experiment, plan, status, storage, output)
             current.write_text(stamp)
     return scores_of_result(store, plan)
@@ -66,7 +65,8 @@ def _report(experiment: TransferExperiment, plan: tuple[StagePlan, ...], status:
     from transfer_evaluator.report import collect, write_report  # plots: 1 s
 
     plain = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-    write_report(output, collect(storage, plan, experiment=experiment, status=plain))
+    name, language = experiment.metadata.name, experiment.spec.language
+    write_report(output, collect(storage, plan, experiment=name, language=language, status=plain))
 
 
 def _link_model(store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path) -> None:
@@ -76,19 +76,12 @@ def _link_model(store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path)
         _link_tree(store.open(made[-1].kind, made[-1].key, verify=False) / "model", output / "model")
 
 
-def _link_items(store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path) -> None:
-    """Puts per-item scores at `items/<stage>/`."""
-    for stage in plan:
-        if stage.kind is StageKind.EVALUATION:
-            _link_tree(store.open(stage.kind, stage.key, verify=False) / "items", output / "items" / stage.name)
-
-
 def _link_tree(source: Path, target: Path) -> None:
     """Hard links where the file system can, copies where it cannot; the target is replaced as a whole."""
     shutil.rmtree(target, ignore_errors=True)
     if source.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns(MANIFEST))
+        shutil.copytree(source, target, copy_function=_link)
 
 
 def _link(source: str, target: str) -> None:

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     storage = (options.storage or default_storage()).absolute()
     output = (options.output or default_output(experiment.metadata.name)).absolute()
     search = (options.file.absolute().parent,)
-    preflight.check(experiment, storage=storage, output=output, search=search)
+    preflight.check(experiment, storage=storage, output=output, search=search, metrics_port=options.metrics_port)
     fingerprints = preflight.fingerprints(experiment, storage=storage, search=search)
     session = Session(
         experiment=experiment,

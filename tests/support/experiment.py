@@ -53,7 +53,7 @@ class Workplace:
             "apiVersion": "transfer-operator.dev/v1alpha1", "kind": "TransferExperiment",
             "metadata": {"name": self.name}, "spec": self.spec,
         }  # fmt: skip
-        path.write_text(yaml.safe_dump(document))
+        path.write_text(json.dumps(document, indent=1))  # JSON is YAML, and keeps "1e-3" a string
         return path
 
     def start(self, *options: str, command: str = "run") -> subprocess.Popen[str]:

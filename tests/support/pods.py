@@ -116,6 +116,10 @@ class Pod:
         path = self.context.termination_log
         return ResultMessage.decode(path.read_text()) if path.exists() else None
 
+    def workers(self) -> list[int]:
+        """Process ids of its workers: the children of its nursery."""
+        return [worker for nursery in _children(self.process.pid) for worker in _children(nursery)]
+
     def kill(self) -> None:
         """kill -9 of the whole process group."""
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -204,6 +208,24 @@ def make_storage(folder: Path) -> str:
     """A storage root with the tiny model and the dataset; returns the dataset's key."""
     save_tiny_model(folder / "model")
     return make_dataset(folder)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def steady_losses(storage: Path, stage: StagePlan) -> list[float]:
+    """Losses of the same stage, done by one worker in this process without any interruption."""
+    from transfer_trainer.loop import Training
+    from transfer_trainer.parallel import Team
+
+    steady = stage.model_copy(update={"key": "e" * 32})
+    context = PodContext(stage=steady, storage=storage, pod="steady")
+    assert Training(context, Team(), lambda: False, lambda progress: None).run()
+    return losses(read_ledger(ArtifactStore(storage).path(steady.kind, steady.key) / LEDGER))
 
 
 def losses(summary: Summary) -> list[float]:

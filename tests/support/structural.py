@@ -89,13 +89,14 @@ def _value_problems(value: Any, schema: Schema, path: str) -> Iterator[str]:
 def cel(expression: str, **values: Any) -> bool:
     """Result of a CEL expression. An error counts as false, as in the API server."""
     try:
-        return bool(_program(expression).evaluate({name: celpy.json_to_cel(value) for name, value in values.items()}))
+        return bool(program(expression).evaluate({name: celpy.json_to_cel(value) for name, value in values.items()}))
     except celpy.CELEvalError:
         return False
 
 
 @functools.cache
-def _program(expression: str) -> celpy.Runner:
+def program(expression: str) -> celpy.Runner:
+    """A compiled expression; compiling is slow, so each is kept."""
     environment = celpy.Environment()
     # Kubernetes has CEL's string library; cel-python has not.
     return environment.program(environment.compile(expression), functions={"replace": _replace})
