@@ -34,6 +34,7 @@ ALPACA = (
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
 _CHATML_END = "<|im_end|>"  # plain text to a tokenizer that does not know it, but the end of a turn all the same
+_SPACE = re.compile(r"\s*")
 _FIELD = "spec.instructionTuning.template"
 
 
@@ -112,7 +113,8 @@ class ChatTemplate:
                 "the model's chat template does not show where an answer stands", field=_FIELD, value=messages[number]["content"],
                 next_step="Write template: ChatML",
             )  # fmt: skip
-        followed = self._ends.match(text, end)
+        # Without an end-of-turn token the space behind the answer is what ends the turn.
+        followed = self._ends.match(text, end) or _SPACE.match(text, end)
         return _Span(start, followed.end() if followed else end)
 
     def _is_end(self, text: str, span: _Span) -> bool:

@@ -1,0 +1,201 @@
+"""Texts and instructions: what is read, and what is said of a file that cannot be used."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from transfer_api.errors import DataError
+from transfer_api.spec import InstructionSource, ModelSource, TextSource
+from transfer_api.stage import DatasetParameters, StageKind, StagePlan
+from transfer_pod.context import PodContext
+from transfer_pod.documents import Message, check_source, iter_documents, iter_instructions
+
+FIELD = "spec.pretraining.mixture[0]"
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> PodContext:
+    parameters = DatasetParameters(model=ModelSource(path="m"), sequence_length=8, seed=0).model_dump(mode="json", by_alias=True)
+    return PodContext(stage=StagePlan(name="d", kind=StageKind.DATASET, key="k", parameters=parameters), storage=tmp_path, pod="p")
+
+
+def write(path: Path, content: str | bytes) -> str:
+    data = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path.name
+
+
+def documents(context: PodContext, path: str, field: str = "text") -> list[str]:
+    return list(iter_documents(TextSource(path=path, field=field), context, FIELD))
+
+
+def conversations(context: PodContext, path: str) -> list[list[Message]]:
+    return list(iter_instructions(InstructionSource(path=path), context, "spec.instructionTuning.data[0]"))
+
+
+JSON_LINES = '{"text": "Satu.", "title": "a"}\n\n{"text": "  "}\n{"text": "Dua.\\nTiga."}\n'
+TURNS = [("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B")]
+BLANK_PARTED = "\ufeff\nSatu.\r\n\r\n \nDua.\r\nTiga.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        pytest.param("a.jsonl", JSON_LINES, id="JSON Lines"),
+        pytest.param("a.jsonl.gz", JSON_LINES, id="compressed JSON Lines"),
+        pytest.param("a.txt", BLANK_PARTED, id="text parted by blank lines, with a byte order mark and Windows line ends"),
+        pytest.param("a.txt.gz", BLANK_PARTED, id="compressed text"),
+    ],
+)
+def test_every_format_gives_the_same_documents(context: PodContext, tmp_path: Path, name: str, content: str) -> None:
+    assert documents(context, write(tmp_path / name, content)) == ["Satu.", "Dua.\nTiga."]
+
+
+def test_a_glob_is_read_in_order_of_name(context: PodContext, tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.txt"):
+        write(tmp_path / name, name[0])
+    assert documents(context, "*.txt") == ["a", "b", "c"]
+
+
+def test_an_empty_file_among_others_is_passed_over(context: PodContext, tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "")
+    write(tmp_path / "b.txt", "b")
+    assert documents(context, "*.txt") == ["b"]
+
+
+def test_nul_characters_and_half_surrogate_pairs_are_left_out(context: PodContext, tmp_path: Path) -> None:
+    assert documents(context, write(tmp_path / "a.jsonl", '{"text": "a\\u0000b\\ud800c"}')) == ["abc"]
+    assert documents(context, write(tmp_path / "a.txt", "a\0b")) == ["ab"]
+
+
+def test_a_document_of_megabytes_is_read_whole(context: PodContext, tmp_path: Path) -> None:
+    text = "kata " * 1_000_000
+    assert documents(context, write(tmp_path / "a.jsonl", json.dumps({"text": text}))) == [text]
+
+
+def test_documents_are_read_one_at_a_time(context: PodContext, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "first"}\nnot JSON\n')
+    assert next(iter_documents(TextSource(path=path), context, FIELD)) == "first"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "field", "expected"),
+    [
+        pytest.param("a.jsonl", "", "text", ["path", "a.jsonl", "is empty"], id="empty"),
+        pytest.param("a.txt", "\n \n", "text", ["path", "a.txt", "no document"], id="only blank lines"),
+        pytest.param("a.jsonl", '{"text": " "}', "text", ["no document"], id="only blank texts"),
+        pytest.param("a.txt", b"ok\nabc\xe4d", "text", ["not UTF-8", "line 2", "byte 4", "0xe4", "iconv"], id="not UTF-8"),
+        pytest.param("a.txt", "ok".encode("utf-16"), "text", ["UTF-16", "iconv"], id="UTF-16"),
+        pytest.param("a.jsonl", '{"text": "a"}\n{"text":', "text", ["line 2", "not JSON"], id="not JSON"),
+        pytest.param("a.jsonl", "[" * 100_000, "text", ["line 1", "not JSON"], id="nested without end"),
+        pytest.param("a.jsonl", '["a"]', "text", ["line 1", "a list"], id="not an object"),
+        pytest.param("a.jsonl", '{"body": "a", "title": "b"}', "text", [f"{FIELD}.field", "'text'", "body, title"], id="field lacking"),
+        pytest.param("a.jsonl", '{"text": 7}', "text", [f"{FIELD}.field", "line 1", "a number"], id="field is a number"),
+        pytest.param("a.jsonl", '{"text": null}', "text", ["null"], id="field is null"),
+        pytest.param("a.csv", "a,b", "text", ["unknown format", ".jsonl"], id="unknown format"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_way_out(
+    context: PodContext, tmp_path: Path, name: str, content: str | bytes, field: str, expected: list[str]
+) -> None:
+    path = write(tmp_path / name, content)
+
+    def by_reading() -> None:
+        documents(context, path, field)
+
+    def by_checking() -> None:
+        check_source(tmp_path / path, field, FIELD)
+
+    for find in (by_reading, by_checking):
+        message = refused(find)
+        assert [part for part in [FIELD, *expected] if part not in message] == [], message
+
+
+def refused(find: Callable[[], None]) -> str:
+    with pytest.raises(DataError) as caught:
+        find()
+    assert caught.value.next_step
+    return str(caught.value)
+
+
+def test_a_folder_is_refused_with_a_glob_to_write(context: PodContext, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    assert "texts/*.jsonl" in refused(lambda: documents(context, "texts") and None)
+
+
+def test_a_gzip_file_cut_short_is_refused(context: PodContext, tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc" * 1000)[:-10])
+    assert "not a complete gzip file" in refused(lambda: documents(context, "a.txt.gz") and None)
+
+
+def test_the_check_reads_only_the_first_lines(context: PodContext, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "a"}\n' * 100 + "not JSON\n")
+    check_source(tmp_path / path, "text", FIELD)
+    assert "line 101" in refused(lambda: documents(context, path) and None)
+
+
+def test_the_check_does_not_call_a_file_empty_that_only_begins_blank(tmp_path: Path) -> None:
+    check_source(tmp_path / write(tmp_path / "a.txt", "\n" * 500 + "text"), "text", FIELD)
+
+
+def test_the_check_imports_nothing_heavy() -> None:
+    code = "import sys, transfer_pod.documents; print([m for m in ('torch', 'numpy', 'datasets', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_hub_data_set_is_streamed(context: PodContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the library takes a folder for a data set
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "train.jsonl", '{"text": "a"}\n{"text": ""}\n{"text": "b"}\n')
+    source = TextSource(hub="set")
+    assert list(iter_documents(source, context, FIELD)) == ["a", "b"]
+    message = refused(lambda: list(iter_documents(source.model_copy(update={"split": "test"}), context, FIELD)) and None)
+    assert f"{FIELD}.hub" in message
+    assert "split" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        pytest.param({"instruction": "Q", "input": "", "output": "A"}, [("user", "Q"), ("assistant", "A")], id="without input"),
+        pytest.param({"instruction": "Q", "input": "I", "output": "A"}, [("user", "Q\nI"), ("assistant", "A")], id="with input"),
+        pytest.param({"instruction": "Q", "input": None, "output": "A", "id": 3}, [("user", "Q"), ("assistant", "A")], id="input is null"),
+        pytest.param(
+            {"messages": [{"role": role, "content": content} for role, content in TURNS]},
+            TURNS,
+            id="several turns",
+        ),
+    ],
+)  # fmt: skip
+def test_both_forms_of_instructions_become_conversations(
+    context: PodContext, tmp_path: Path, row: dict[str, object], expected: list[tuple[str, str]]
+) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps(row))
+    assert conversations(context, path) == [[Message(*turn) for turn in expected]]
+    check_source(tmp_path / path, None, "spec.instructionTuning.data[0]")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        pytest.param({"question": "Q", "output": "A"}, ["no field instruction", "output, question"], id="field lacking"),
+        pytest.param({"instruction": "Q", "output": ["A"]}, ["output", "a list"], id="answer is a list"),
+        pytest.param({"messages": [{"role": "bot", "content": "A"}]}, ["messages[0]", "assistant"], id="unknown role"),
+        pytest.param({"messages": [{"role": "user", "content": "Q"}]}, ["nothing to learn"], id="no answer"),
+        pytest.param({"messages": [{"role": "assistant"}]}, ["messages[0].content", "null"], id="no content"),
+    ],
+)
+def test_instructions_that_cannot_be_used_are_named(
+    context: PodContext, tmp_path: Path, row: dict[str, object], expected: list[str]
+) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps(row))
+    message = refused(lambda: conversations(context, path) and None)
+    assert [part for part in ["spec.instructionTuning.data[0].path", "line 1", *expected] if part not in message] == [], message

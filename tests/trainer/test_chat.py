@@ -1,0 +1,147 @@
+"""Chat templates: the tokens are those of inference, and exactly the answers count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from transfer_api.errors import DataError, ModelError
+from transfer_pod.documents import Message
+from transfer_trainer.chat import ALPACA, CHATML, ChatTemplate
+
+TRIMMING = (
+    "{{ '<|endoftext|>' }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] | trim }} [/INST]"
+    "{% elif m['role'] == 'assistant' %} {{ m['content'] | trim }} <|endoftext|>{% else %}{{ m['content'] }}\n{% endif %}{% endfor %}"
+)
+# Like models that think: earlier answers lose what they thought, and only the last one gets an empty thought.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+)
+DEFAULT_SYSTEM = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
+ENDLESS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+TWO_TURNS = [
+    Message("system", "Jawab."), Message("user", "Siapa?"), Message("assistant", "Semua orang."),
+    Message("user", "assistant"), Message("assistant", "assistant\n\n sama "),
+]  # fmt: skip
+
+
+def tokenizer_with(template: str | None) -> Any:
+    tokenizer: Any = tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def answers(tokenizer: Any, tokens: Any, targets: Any) -> list[str]:
+    """The text of each run of tokens that count."""
+    runs: list[list[int]] = []
+    for place, (token, target) in enumerate(zip(tokens, targets, strict=True)):
+        if target and (place == 0 or not targets[place - 1]):
+            runs.append([])
+        if target:
+            runs[-1].append(token)
+    return [tokenizer.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        pytest.param(CHAT_TEMPLATE, ["Semua orang.<|im_end|>", "assistant\n\n sama <|im_end|>"], id="ChatML"),
+        pytest.param(DEFAULT_SYSTEM, ["Semua orang.<|im_end|>", "assistant\n\n sama <|im_end|>"], id="a system prompt of its own"),
+        pytest.param(THINKING, ["Semua orang.<|im_end|>", "assistant\n\n sama <|im_end|>"], id="the last answer is rendered differently"),
+        # The space before an answer is one token with its first letters.
+        pytest.param(TRIMMING, ["Semua orang. <|endoftext|>", "assistant\n\n sama <|endoftext|>"], id="answers are trimmed"),
+    ],
+)  # fmt: skip
+def test_exactly_the_answers_and_their_ends_count(template: str, expected: list[str]) -> None:
+    tokenizer = tokenizer_with(template)
+    example = ChatTemplate(tokenizer).encode(TWO_TURNS)
+    found = answers(tokenizer, example.tokens, example.targets)
+    assert [text.lstrip(" ") for text in found] == expected
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, DEFAULT_SYSTEM, THINKING, TRIMMING], ids=["ChatML", "system", "thinking", "trimming"])
+def test_the_tokens_are_those_of_the_tokenizers_own_rendering(template: str) -> None:
+    tokenizer = tokenizer_with(template)
+    plain = [{"role": message.role, "content": message.content} for message in TWO_TURNS]
+    assert ChatTemplate(tokenizer).encode(TWO_TURNS).tokens == tokenizer.apply_chat_template(plain, return_dict=False)
+
+
+def test_what_stands_before_the_first_answer_is_the_prompt_of_inference() -> None:
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    example = ChatTemplate(tokenizer).encode(TWO_TURNS[:3])
+    plain = [{"role": message.role, "content": message.content} for message in TWO_TURNS[:2]]
+    prompt = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
+    assert example.tokens[: list(example.targets).index(1)] == prompt
+
+
+@pytest.mark.parametrize("answer", ["\n\nSemua", "  Semua", "人人生而自由", "A", "B", "<|im_end|>", "é\u0301🙂"])
+def test_answers_that_begin_with_spaces_or_are_cut_into_bytes_count_whole(answer: str) -> None:
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    example = ChatTemplate(tokenizer).encode([Message("user", "A"), Message("assistant", answer)])
+    found = answers(tokenizer, example.tokens, example.targets)
+    # A newline of the answer may share a token with the newline before it.
+    assert [text.removeprefix("\n" if answer.startswith("\n") else "") for text in found] in (
+        [f"{answer}<|im_end|>"],
+        [f"{answer[1:]}<|im_end|>"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "used"),
+    [
+        pytest.param(TRIMMING, "Model", TRIMMING, id="the model's own"),
+        pytest.param(None, "Model", CHATML, id="ChatML where the model has none"),
+        pytest.param({"default": TRIMMING, "tool": ENDLESS}, "Model", TRIMMING, id="the default of several"),
+        pytest.param(TRIMMING, "ChatML", CHATML, id="ChatML by name"),
+        pytest.param(TRIMMING, "Alpaca", ALPACA, id="Alpaca by name"),
+    ],
+)
+def test_the_template_is_chosen_by_name(own: Any, name: str, used: str) -> None:
+    assert ChatTemplate(tokenizer_with(own), name).jinja == used
+
+
+def test_alpaca_counts_the_answers_and_the_end_of_text() -> None:
+    tokenizer = tokenizer_with(None)
+    example = ChatTemplate(tokenizer, "Alpaca").encode(TWO_TURNS)
+    assert answers(tokenizer, example.tokens, example.targets) == ["Semua orang.<|endoftext|>", "assistant\n\n sama <|endoftext|>"]
+    text = tokenizer.decode(example.tokens)
+    assert text.startswith("Jawab.\n\n### Instruction:\nSiapa?\n\n### Response:\nSemua orang.")
+
+
+def test_a_turn_without_an_end_is_given_one_so_that_the_model_learns_to_stop() -> None:
+    tokenizer = tokenizer_with(ENDLESS)
+    example = ChatTemplate(tokenizer).encode([Message("user", "Siapa?"), Message("assistant", "Semua")])
+    assert (example.tokens[-1], example.targets[-1]) == (tokenizer.eos_token_id, 1)
+
+
+def test_a_turn_with_an_end_is_given_no_second_one() -> None:
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    assert tokenizer.eos_token not in tokenizer.decode(ChatTemplate(tokenizer).encode(TWO_TURNS).tokens)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        pytest.param("{{ raise_exception('roles must alternate') }}", "roles must alternate", id="it refuses"),
+        pytest.param("{% for m in messages %}{{ m['role'] }}<|im_end|>{% endfor %}", "where an answer stands", id="it leaves answers out"),
+        pytest.param("{% for m in messages %}{{ m['content'] | length }}{% endfor %}", "where an answer stands", id="it changes answers"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused_with_a_way_out(template: str, expected: str) -> None:
+    with pytest.raises(DataError, match=expected) as caught:
+        ChatTemplate(tokenizer_with(template)).encode(TWO_TURNS)
+    assert caught.value.field == "spec.instructionTuning.template"
+    assert "ChatML" in str(caught.value)
+
+
+def test_a_tokenizer_without_end_of_text_is_refused() -> None:
+    tokenizer = tokenizer_with(None)
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="end-of-text"):
+        ChatTemplate(tokenizer)
