@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.support.documents import DROP, EVALUATION, changed, document
 
+from tests.support.documents import DROP, EVALUATION, changed, document
 from transfer_api.errors import SpecError
 from transfer_api.load import SpecErrors, load_experiment, load_experiments
 
@@ -103,14 +103,20 @@ def test_a_wrong_field_is_named_with_value_and_way_out(tmp_path: Path, path: str
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        pytest.param(document(workers={"min": 3, "replicas": 2}), ["spec.workers.min", "(got 3)", "at most replicas (2)"], id="min over replicas"),
-        pytest.param(changed(document(), "spec.pretraining.steps", 9), ["spec.pretraining", "exactly one of tokens, steps, epochs"], id="two budgets"),
+        pytest.param(
+            document(workers={"min": 3, "replicas": 2}), ["spec.workers.min", "(got 3)", "at most replicas (2)"], id="min over replicas"
+        ),
+        pytest.param(
+            changed(document(), "spec.pretraining.steps", 9), ["spec.pretraining", "exactly one of tokens, steps, epochs"], id="two budgets"
+        ),
         pytest.param(
             changed(document(), "spec.pretraining.mixture", [{"path": "a", "weight": 0}, {"path": "b", "weight": 0}]),
             ["spec.pretraining.mixture", "[0, 0]", "at least one weight above 0"],
             id="weights all zero",
         ),
-        pytest.param(document(evaluation={"suites": ["perplexity"]}), ["spec.evaluation.texts", "Add texts"], id="perplexity without texts"),
+        pytest.param(
+            document(evaluation={"suites": ["perplexity"]}), ["spec.evaluation.texts", "Add texts"], id="perplexity without texts"
+        ),
     ],
 )
 def test_a_broken_rule_is_named_with_value_and_way_out(tmp_path: Path, wrong: Any, says: list[str]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tests.support.documents import COMMIT, DROP, EVALUATION, PRETRAINING, TUNING, VOCABULARY, changed, document
 from tests.support.structural import cel, defaulted, refusals
-
 from transfer_api.crd import crd
 from transfer_api.load import SpecErrors, experiment_from
 from transfer_api.rules import IMMUTABLE, RULES, is_transition
@@ -79,7 +79,11 @@ CASES = [
     ("suite twice", document(evaluation={**EVALUATION, "suites": ["mmlu", "mmlu"]}), "suites has a name twice"),
     ("new rows never trained", document(vocabulary=VOCABULARY, pretraining={**PRETRAINING, "method": "LoRA"}), "never be trained"),
     ("new rows never tuned", document(vocabulary=VOCABULARY, pretraining=None, instructionTuning=TUNING), "never be trained"),
-    ("new rows tuned", document(vocabulary=VOCABULARY, pretraining=None, instructionTuning={**TUNING, "lora": {"trainEmbeddings": True}}), None),
+    (
+        "new rows tuned",
+        document(vocabulary=VOCABULARY, pretraining=None, instructionTuning={**TUNING, "lora": {"trainEmbeddings": True}}),
+        None,
+    ),
     ("vocabulary alone", document(vocabulary=VOCABULARY, pretraining=None), None),
     ("amount that is none", changed(document(), "spec.pretraining.tokens", "5OOM"), "is not an amount"),
     ("amount with a space", changed(document(), "spec.pretraining.tokens", "500 M"), "is not an amount"),
@@ -120,8 +124,13 @@ def test_every_rule_of_a_file_is_broken_by_some_case() -> None:
 
 
 AMOUNTS = st.one_of(st.integers(-1, 3000), st.from_regex(r"[0-9]{0,4}(\.[0-9]{0,4})?(K|M|Ki|Mi)?", fullmatch=True))
-DECIMALS = st.one_of(st.sampled_from(["0", "1", "2e-5", "1e0", "1.0000001", "9e-1", ".5", "1e", "-1"]), st.from_regex(r"[0-9]{1,3}(\.[0-9]{0,2})?(e-?[0-9]{1,3})?", fullmatch=True))
-SOURCE = st.fixed_dictionaries({}, optional={"path": st.just("a.txt"), "hub": st.just("a/b"), "revision": st.just(COMMIT), "weight": st.integers(-1, 2)})
+DECIMALS = st.one_of(
+    st.sampled_from(["0", "1", "2e-5", "1e0", "1.0000001", "9e-1", ".5", "1e", "-1"]),
+    st.from_regex(r"[0-9]{1,3}(\.[0-9]{0,2})?(e-?[0-9]{1,3})?", fullmatch=True),
+)
+SOURCE = st.fixed_dictionaries(
+    {}, optional={"path": st.just("a.txt"), "hub": st.just("a/b"), "revision": st.just(COMMIT), "weight": st.integers(-1, 2)}
+)
 TRAINING = {
     "tokens": AMOUNTS, "steps": st.integers(0, 2), "epochs": st.integers(0, 2), "method": st.sampled_from(["Full", "LoRA"]),
     "lora": st.fixed_dictionaries({}, optional={"trainEmbeddings": st.booleans(), "rank": st.integers(0, 2)}), "sequenceLength": st.integers(7, 2100),

@@ -16,6 +16,7 @@ import celpy
 from celpy import celtypes
 
 Schema = dict[str, Any]
+_ENVIRONMENT = celpy.Environment()  # once, and first: it raises the recursion limit
 _TYPES = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
 
 
@@ -97,9 +98,8 @@ def cel(expression: str, **values: Any) -> bool:
 @functools.cache
 def program(expression: str) -> celpy.Runner:
     """A compiled expression; compiling is slow, so each is kept."""
-    environment = celpy.Environment()
     # Kubernetes has CEL's string library; cel-python has not.
-    return environment.program(environment.compile(expression), functions={"replace": _replace})
+    return _ENVIRONMENT.program(_ENVIRONMENT.compile(expression), functions={"replace": _replace})
 
 
 def _replace(text: celtypes.StringType, old: celtypes.StringType, new: celtypes.StringType) -> celtypes.StringType:

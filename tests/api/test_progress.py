@@ -1,0 +1,61 @@
+"""Termination messages fit into 4 KiB, and reading one never fails."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transfer_api.progress import TERMINATION_MESSAGE_BYTES, ArtifactReference, Outcome, ResultMessage, Score
+
+SCORE = Score(
+    suite="perplexity", task="udhr", language="id", metric="bits_per_byte", value=1.23456789, baseline=2.0, interval=(-0.1, 0.1), items=30
+)
+ARTIFACT = ArtifactReference(key="k" * 32, path="artifacts/evaluation/k", digest="sha256:" + "0" * 64)
+
+
+def read(text: str) -> ResultMessage:
+    message = ResultMessage.decode(text)
+    assert message is not None
+    return message
+
+
+def test_a_message_comes_back_as_it_was() -> None:
+    message = ResultMessage(outcome=Outcome.COMPLETE, artifact=ARTIFACT, scores=[SCORE], step=7, numbers={"added_tokens": 100})
+    back = read(message.encode())
+    assert back.scores[0].value == 1.23457
+    assert back.model_copy(update={"scores": [SCORE]}) == message
+
+
+def test_scores_that_do_not_fit_are_counted() -> None:
+    back = read(ResultMessage(outcome=Outcome.COMPLETE, artifact=ARTIFACT, scores=[SCORE] * 100).encode())
+    assert 0 < len(back.scores) < 100
+    assert len(back.scores) + back.scores_left_out == 100
+    assert back.artifact == ARTIFACT
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000, "語" * 5_000, '"\\' * 4_000], ids=["ascii", "three bytes each", "escaped"])
+def test_a_long_message_is_cut(text: str) -> None:
+    encoded = ResultMessage(outcome=Outcome.FAILED, reason="DataError", message=text).encode()
+    assert len(encoded.encode()) <= TERMINATION_MESSAGE_BYTES
+    assert read(encoded).reason == "DataError"
+    assert len(read(encoded).message) > 100
+
+
+def test_what_cannot_be_cut_otherwise_loses_its_numbers() -> None:
+    encoded = ResultMessage(outcome=Outcome.COMPLETE, reason="r" * 100, numbers={f"number_{i}": 1.0 for i in range(1000)}).encode()
+    assert len(encoded.encode()) <= TERMINATION_MESSAGE_BYTES
+    assert read(encoded).numbers == {}
+
+
+@pytest.mark.parametrize("text", ["", "Killed", "{}", "[1]", '{"outcome": "Perhaps"}', "x" * 9000, "{" * 3000])
+def test_what_is_no_message_is_none(text: str) -> None:
+    assert ResultMessage.decode(text) is None
+
+
+@settings(deadline=None, max_examples=50)
+@given(reason=st.text(max_size=80), message=st.text(max_size=6000), count=st.integers(0, 40))
+def test_every_message_fits_and_can_be_read(reason: str, message: str, count: int) -> None:
+    encoded = ResultMessage(outcome=Outcome.FAILED, reason=reason, message=message, scores=[SCORE] * count).encode()
+    assert len(encoded.encode()) <= TERMINATION_MESSAGE_BYTES
+    assert read(encoded).outcome is Outcome.FAILED

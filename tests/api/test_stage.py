@@ -1,0 +1,135 @@
+"""Stages and keys: what changes a result changes the key, and nothing else does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.documents import COMMIT, EVALUATION, PRETRAINING, TUNING, VOCABULARY, changed, document
+from transfer_api.load import experiment_from
+from transfer_api.stage import StageKind, StagePlan, TrainingParameters, input_paths, needs_hub, plan_stages
+
+ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION)
+
+
+def stages(wanted: dict[str, Any], fingerprints: dict[str, str] | None = None) -> dict[str, StagePlan]:
+    return {stage.name: stage for stage in plan_stages(experiment_from(wanted).spec, fingerprints)}
+
+
+def keys(wanted: dict[str, Any], fingerprints: dict[str, str] | None = None) -> dict[str, str]:
+    return {name: stage.key for name, stage in stages(wanted, fingerprints).items()}
+
+
+def test_an_experiment_with_everything_has_its_stages_in_order() -> None:
+    planned = plan_stages(experiment_from(ALL).spec)
+    assert [stage.name for stage in planned] == [
+        "baseline", "vocabulary", "pretraining-dataset", "pretraining", "instruction-dataset", "instruction-tuning", "evaluation",
+    ]  # fmt: skip
+    done: set[str] = set()
+    for stage in planned:
+        assert set(stage.inputs.values()) <= done, stage.name
+        done.add(stage.key)
+
+
+def test_each_stage_reads_what_it_needs() -> None:
+    planned = stages(ALL)
+    assert planned["pretraining"].inputs == {"dataset": planned["pretraining-dataset"].key, "model": planned["vocabulary"].key}
+    assert planned["instruction-dataset"].inputs == {"model": planned["vocabulary"].key}
+    assert planned["instruction-tuning"].inputs["model"] == planned["pretraining"].key
+    assert planned["evaluation"].inputs == {"model": planned["instruction-tuning"].key, "baseline": planned["baseline"].key}
+    assert {stage.name for stage in planned.values() if stage.kind.elastic} == {"pretraining", "instruction-tuning"}
+
+
+def test_evaluation_alone_scores_the_base_model_once() -> None:
+    planned = stages(document(pretraining=None, evaluation=EVALUATION))
+    assert list(planned) == ["evaluation"]
+    assert planned["evaluation"].inputs == {}
+
+
+def test_without_baseline_nothing_is_compared() -> None:
+    planned = stages(document(evaluation={**EVALUATION, "baseline": False}))
+    assert "baseline" not in planned
+    assert "baseline" not in planned["evaluation"].inputs
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.workers", {"replicas": 3}), ("spec.suspend", True), ("spec.restarts", {"stall": 1}), ("spec.storage", {"url": "s3://b"}),
+        ("spec.pretraining.microBatchTokens", 256), ("spec.pretraining.checkpointSteps", 3), ("spec.pretraining.tokens", 41_000),
+        ("spec.pretraining.embeddingLearningRate", "2e-5"), ("spec.pretraining.lora", {"rank": 4}), ("metadata.name", "other"),
+        ("spec.model.parameters", "7B"), ("spec.model.tokenSecret", {"name": "hub"}),
+    ],
+)  # fmt: skip
+def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) -> None:
+    assert keys(changed(ALL, path, value)) == keys(ALL)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "same"),
+    [
+        ("spec.seed", 1, set()),
+        ("spec.model.path", "other", set()),
+        ("spec.vocabulary.addedTokens", 101, {"baseline"}),
+        ("spec.pretraining.learningRate", "3e-5", {"baseline", "vocabulary", "pretraining-dataset", "instruction-dataset"}),
+        ("spec.pretraining.mixture.0.weight", 9, {"baseline", "vocabulary", "instruction-dataset"}),
+        ("spec.instructionTuning.epochs", 2, {"baseline", "vocabulary", "pretraining-dataset", "pretraining", "instruction-dataset"}),
+        (
+            "spec.evaluation.limit", 5,
+            {"vocabulary", "pretraining-dataset", "pretraining", "instruction-dataset", "instruction-tuning"},
+        ),
+    ],
+)  # fmt: skip
+def test_what_changes_the_result_changes_the_keys_after_it(path: str, value: Any, same: set[str]) -> None:
+    before, after = keys(ALL), keys(changed(ALL, path, value))
+    assert {name for name in before if before[name] == after[name]} == same
+
+
+def test_the_content_of_a_file_is_part_of_the_keys_that_read_it() -> None:
+    before, after = keys(ALL, {"en.txt": "1", "model": "m"}), keys(ALL, {"en.txt": "2", "model": "m"})
+    assert {name for name in before if before[name] == after[name]} == {"baseline", "vocabulary", "instruction-dataset"}
+
+
+def test_validation_texts_count_only_where_they_are_measured_on() -> None:
+    measured = stages(changed(ALL, "spec.pretraining.validationSteps", 5))["pretraining"].typed_parameters()
+    unmeasured = stages(ALL)["pretraining"].typed_parameters()
+    assert isinstance(measured, TrainingParameters)
+    assert isinstance(unmeasured, TrainingParameters)
+    assert [text.name for text in measured.validation_texts] == ["held-out"]
+    assert unmeasured.validation_texts == []
+
+
+def test_a_step_is_a_whole_number_of_rows() -> None:
+    wanted = document(pretraining={**PRETRAINING, "globalBatchTokens": 1000})
+    parameters = stages(wanted)["pretraining"].typed_parameters()
+    assert isinstance(parameters, TrainingParameters)
+    assert parameters.rows_per_step == 7
+    assert parameters.lora is None
+
+
+def test_inputs_are_listed_once_each() -> None:
+    wanted = changed(ALL, "spec.evaluation.taskFolders", ["tasks"])
+    assert input_paths(experiment_from(wanted).spec) == ["model", "id.txt", "en.txt", "pairs.jsonl", "test.txt", "tasks"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hub"),
+    [
+        pytest.param(ALL, False, id="files only"),
+        pytest.param(changed(ALL, "spec.model", {"name": "a/b", "revision": COMMIT}), True, id="model of a hub"),
+        pytest.param(changed(ALL, "spec.instructionTuning.data.0", {"hub": "a/b"}), True, id="data of a hub"),
+        pytest.param(changed(ALL, "spec.evaluation.suites", ["mmlu"]), True, id="tasks of the harness"),
+        pytest.param(changed(ALL, "spec.evaluation", {"suites": ["mine"], "taskFolders": ["tasks"]}), False, id="tasks of a folder"),
+    ],
+)
+def test_the_hub_is_needed_only_for_what_is_there(wanted: dict[str, Any], hub: bool) -> None:
+    assert needs_hub(experiment_from(wanted).spec) is hub
+
+
+def test_parameters_survive_the_way_into_a_pod() -> None:
+    for stage in plan_stages(experiment_from(ALL).spec):
+        read = StagePlan.model_validate_json(stage.model_dump_json(by_alias=True))
+        assert read == stage
+        assert read.typed_parameters() == stage.typed_parameters()
+    assert {stage.kind for stage in plan_stages(experiment_from(ALL).spec)} == set(StageKind)
