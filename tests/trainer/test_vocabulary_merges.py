@@ -77,6 +77,17 @@ def test_the_same_corpus_gives_the_same_tokens_in_the_same_order() -> None:
     assert learner(texts).learn(12) == learner(texts).learn(12)
 
 
+def test_a_base_token_that_no_merge_led_to_is_used_and_its_own_merges_go_first() -> None:
+    from tokenizers import models
+
+    vocabulary = {string: number for number, string in enumerate(["x", "y", "z", "w", "xy", "xyz"])}
+    one = MergeLearner(vocabulary, [("xy", "z")], [([0, 1, 2, 3], 5), ([0, 1, 3], 2)], first_id=6)
+    learned = one.learn(1)
+    assert (learned.merges, learned.tokens) == ([("x", "y"), ("xyz", "w")], ["xyzw"])
+    model = models.BPE(vocab={**vocabulary, "xyzw": 6}, merges=[("xy", "z"), *learned.merges])
+    assert one._words == [[token.id for token in model.tokenize(word)] for word in ("xyzw", "xyw")]
+
+
 def test_a_corpus_that_repeats_nothing_teaches_nothing() -> None:
     assert learner(["zqx"]).learn(5).tokens == []
 

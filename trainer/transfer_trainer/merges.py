@@ -74,7 +74,7 @@ class Learned:
     tokens: list[str] = field(default_factory=list)
     """New strings; the n-th has the id `first_id + n`."""
     merges: list[tuple[str, str]] = field(default_factory=list)
-    """May be more than tokens: a second way to the same string needs a merge of its own."""
+    """May be more than tokens: one may lead to a string of the base vocabulary that no base merge led to."""
 
 
 class MergeLearner:
