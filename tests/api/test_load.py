@@ -39,13 +39,20 @@ def test_a_valid_file_becomes_an_experiment(tmp_path: Path) -> None:
 
 
 FIELD_CASES = [
-    pytest.param("spec.pretraining.globalBatchToken", 1, ["spec.pretraining.globalBatchToken", "Did you mean globalBatchTokens?"], id="misspelt field"),
+    pytest.param(
+        "spec.pretraining.globalBatchToken",
+        1,
+        ["spec.pretraining.globalBatchToken", "Did you mean globalBatchTokens?"],
+        id="misspelt field",
+    ),
     pytest.param("spec.pretraining.learning_rate", "1", ["Did you mean learningRate?"], id="snake case"),
     pytest.param("spec.tokens", "5M", ["spec.tokens: is not a known field", "belongs under spec.pretraining"], id="field at another level"),
     pytest.param("spec.pretraining.frobnicate", 1, ["not a known field", "sequenceLength", "Remove it"], id="field from nowhere"),
     pytest.param("spec.specs", {}, ["spec.specs: is not a known field"], id="field named as nothing near"),
     pytest.param("apiversion", "x", ["apiversion", "Did you mean apiVersion?"], id="field of the top"),
-    pytest.param("spec.pretraining.tokens", "5OOM", ["spec.pretraining.tokens", "'5OOM'", "41K, 0.5B or 512Ki"], id="tokens that are no number"),
+    pytest.param(
+        "spec.pretraining.tokens", "5OOM", ["spec.pretraining.tokens", "'5OOM'", "41K, 0.5B or 512Ki"], id="tokens that are no number"
+    ),
     pytest.param("spec.pretraining.tokens", 5e8, ["spec.pretraining.tokens", "500000000.0", "whole number"], id="tokens as a float"),
     pytest.param("spec.pretraining.warmup", "five", ["spec.pretraining.warmup", "'five'", '"2e-5"'], id="decimal that is none"),
     pytest.param("spec.pretraining.learningRate", 0.5, ["must be a string, not a number", '"0.5"'], id="decimal as a float"),
@@ -68,12 +75,19 @@ FIELD_CASES = [
     pytest.param("spec.pretraining.mixture.1.weight", -1, ["spec.pretraining.mixture[1].weight", "at least 0"], id="place in a list"),
     pytest.param("spec.pretraining.mixture.1", "b.txt", ["spec.pretraining.mixture[1]", "a mapping of fields"], id="text for a mapping"),
     pytest.param("spec.pretraining.method", "full", ["Full, LoRA", "Did you mean Full?"], id="choice in small letters"),
-    pytest.param("spec.instructionTuning", {"data": [{"path": "a"}], "template": "chatml"}, ["Model, ChatML, Alpaca", "Did you mean ChatML?"], id="choice of a template"),
+    pytest.param(
+        "spec.instructionTuning",
+        {"data": [{"path": "a"}], "template": "chatml"},
+        ["Model, ChatML, Alpaca", "Did you mean ChatML?"],
+        id="choice of a template",
+    ),
     pytest.param("spec.storage", {"url": "bucket"}, ["s3://bucket/prefix"], id="url without a scheme"),
     pytest.param("spec.storage", {"claim": "x" * 64}, ["is too long", "at most 63 characters"], id="string too long"),
     pytest.param("spec.model.path", "", ["is too short", "at least 1"], id="empty string"),
     pytest.param("spec.workers", {"resources": {"limits": [1]}}, ["spec.workers.resources.limits", "a mapping"], id="list for a map"),
-    pytest.param("spec.workers", {"resources": {"limits": {"nvidia.com/gpu": "all"}}}, ["limits[nvidia.com/gpu]", "64Gi"], id="odd quantity"),
+    pytest.param(
+        "spec.workers", {"resources": {"limits": {"nvidia.com/gpu": "all"}}}, ["limits[nvidia.com/gpu]", "64Gi"], id="odd quantity"
+    ),
     pytest.param("spec.workers", {"resources": {"limits": {"nvidia.com/gpu": True}}}, ["not a quantity"], id="boolean quantity"),
     pytest.param("spec.model", DROP, ["spec.model: is required", "The base model", "Add model under spec"], id="missing field"),
     pytest.param("spec", DROP, ["spec: is required", "Add spec"], id="missing spec"),
@@ -85,7 +99,7 @@ FIELD_CASES = [
     pytest.param("kind", DROP, ["kind: is required", "Add kind: TransferExperiment"], id="missing kind"),
     pytest.param("spec.vocabulary", None, ["spec.vocabulary: has no value", "remove the line"], id="field without a value"),
     pytest.param("spec.7", 1, ["is not a field name"], id="number as a field name"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("path", "value", "says"), FIELD_CASES)
@@ -149,7 +163,7 @@ CONTENT_CASES = [
     pytest.param(b"a" * (2 << 20), ["at most"], id="too large a file"),
     pytest.param("apiVersion: v1\nkind: ConfigMap\n", ["apiVersion", "transfer-operator.dev/v1alpha1"], id="another resource only"),
     pytest.param("a: &a [x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\n", ["apiVersion: is required"], id="aliases"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("content", "says"), CONTENT_CASES)
@@ -226,6 +240,7 @@ def test_problems_of_several_documents_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_reading_imports_nothing_heavy() -> None:
-    code = "import sys, transfer_api.load, transfer_cli.validate; print([m for m in ('torch', 'numpy', 'transformers', 'langcodes') if m in sys.modules])"
+    heavy = ("torch", "numpy", "transformers", "langcodes")
+    code = f"import sys, transfer_api.load, transfer_cli.validate; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -132,25 +132,36 @@ SOURCE = st.fixed_dictionaries(
     {}, optional={"path": st.just("a.txt"), "hub": st.just("a/b"), "revision": st.just(COMMIT), "weight": st.integers(-1, 2)}
 )
 TRAINING = {
-    "tokens": AMOUNTS, "steps": st.integers(0, 2), "epochs": st.integers(0, 2), "method": st.sampled_from(["Full", "LoRA"]),
-    "lora": st.fixed_dictionaries({}, optional={"trainEmbeddings": st.booleans(), "rank": st.integers(0, 2)}), "sequenceLength": st.integers(7, 2100),
-    "globalBatchTokens": AMOUNTS, "warmup": DECIMALS, "learningRate": DECIMALS, "validationSteps": st.integers(0, 2),
-}  # fmt: skip
+    "tokens": AMOUNTS,
+    "steps": st.integers(0, 2),
+    "epochs": st.integers(0, 2),
+    "method": st.sampled_from(["Full", "LoRA"]),
+    "lora": st.fixed_dictionaries({}, optional={"trainEmbeddings": st.booleans(), "rank": st.integers(0, 2)}),
+    "sequenceLength": st.integers(7, 2100),
+    "globalBatchTokens": AMOUNTS,
+    "warmup": DECIMALS,
+    "learningRate": DECIMALS,
+    "validationSteps": st.integers(0, 2),
+}
 SPECS = st.fixed_dictionaries(
-    {"language": st.just("id"), "model": st.fixed_dictionaries({}, optional={"path": st.just("m"), "name": st.just("a/b"), "revision": st.just(COMMIT)})},
+    {
+        "language": st.just("id"),
+        "model": st.fixed_dictionaries({}, optional={"path": st.just("m"), "name": st.just("a/b"), "revision": st.just(COMMIT)}),
+    },
     optional={
         "storage": st.fixed_dictionaries({}, optional={"claim": st.just("c"), "url": st.just("s3://b"), "credentialsSecret": st.just("s")}),
         "pretraining": st.fixed_dictionaries({"mixture": st.lists(SOURCE, max_size=3)}, optional=TRAINING),
         "vocabulary": st.fixed_dictionaries({"addedTokens": AMOUNTS, "corpus": st.just([{"path": "a"}])}),
         "evaluation": st.fixed_dictionaries(
-            {}, optional={
+            {},
+            optional={
                 "suites": st.lists(st.sampled_from(["perplexity", "mmlu", "bad name"]), max_size=3),
                 "texts": st.lists(st.fixed_dictionaries({"name": st.sampled_from(["a", "b"]), "path": st.just("x")}), max_size=2),
-            }
+            },
         ),
         "workers": st.fixed_dictionaries({}, optional={key: st.integers(0, 3) for key in ("min", "replicas", "max")}),
     },
-)  # fmt: skip
+)
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,0 +1,141 @@
+"""`transfer plan`: stages, keys, what is cached, what it costs; nothing is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.documents import COMMIT, EVALUATION, PRETRAINING, TUNING, VOCABULARY, document
+from tests.support.folders import PARAMETERS, write_experiment
+from transfer_api.load import load_experiment
+from transfer_api.stage import StagePlan, plan_stages
+from transfer_cli import plan
+from transfer_cli.inputs import fingerprints
+from transfer_cli.main import main
+from transfer_pod.artifact import ArtifactStore
+
+ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION)
+
+
+def stages(file: Path, storage: Path) -> tuple[StagePlan, ...]:
+    experiment = load_experiment(file)
+    return plan_stages(experiment.spec, fingerprints(experiment, storage=storage, search=(file.parent,)))
+
+
+def shown(file: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["plan", str(file), "--storage", str(storage)]) == 0
+    return capsys.readouterr().out
+
+
+def seal(store: ArtifactStore, stage: StagePlan) -> None:
+    work = store.work(stage.kind, stage.key)
+    (work / "file").write_text("x")
+    store.commit(stage, work)
+
+
+def test_every_stage_is_shown_with_key_and_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_experiment(tmp_path, ALL)
+    text = shown(file, tmp_path / "storage", capsys)
+    for stage in stages(file, tmp_path / "storage"):
+        assert f"{stage.name} " in text
+        assert stage.key[:12] in text
+    assert "7 stages, 0 of them cached" in text
+    assert "counted in its safetensors" in text
+    assert "11.264K parameters" in text
+    assert f"{6 * (PARAMETERS + 100 * 32) * 41_000:.2e}" in text  # pretraining starts from the grown model
+    assert "this machine: float32 matrix product" in text
+    assert "6·N·D" in text
+    assert "total:" in text
+    assert not (tmp_path / "storage").exists()
+
+
+def test_what_is_there_is_shown_as_cached_and_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, store = write_experiment(tmp_path), ArtifactStore(tmp_path / "storage")
+    planned = stages(file, store.root)
+    seal(store, planned[0])
+    text = shown(file, store.root, capsys)
+    assert "1 of them cached" in text
+    assert [line for line in text.splitlines() if "baseline" in line and "cached" in line]
+    for stage in planned[1:]:
+        seal(store, stage)
+    text = shown(file, store.root, capsys)
+    assert "every stage is cached" in text
+    assert "workers:" not in text
+
+
+def test_changed_content_is_to_be_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, store = write_experiment(tmp_path), ArtifactStore(tmp_path / "storage")
+    for stage in stages(file, store.root):
+        seal(store, stage)
+    (tmp_path / "en.txt").write_text("Other words.\n")
+    text = shown(file, store.root, capsys)
+    assert "1 of them cached" in text  # the baseline reads only model and held-out text
+
+
+def test_gpus_and_workers_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = document(
+        model={"name": "meta-llama/Llama-2-7b-hf", "revision": COMMIT},
+        pretraining={**PRETRAINING, "tokens": "500M", "sequenceLength": 2048, "globalBatchTokens": "512Ki"},
+        workers={"min": 2, "replicas": 8, "max": 16, "resources": {"limits": {"nvidia.com/gpu": 8}}},
+    )
+    text = shown(write_experiment(tmp_path, wanted), tmp_path / "storage", capsys)
+    assert "read from the model's name" in text
+    assert "64 GPUs at 40% of 989 TFLOP/s" in text
+    assert "workers: 8 wanted (2 to 16)" in text
+    assert "256 rows of 2048 tokens a step, at most 4 a process" in text
+    assert "GPU-hours: about 14.7" in text  # 6 · 7e9 · 5e8 / (64 · 989e12 · 0.4) s on 64 GPUs
+    assert "953" in text  # steps
+
+
+def test_an_unknown_size_says_how_to_give_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = document(model={"name": "gpt2", "revision": COMMIT})
+    text = shown(write_experiment(tmp_path, wanted), tmp_path / "storage", capsys)
+    assert "of unknown size; set spec.model.parameters" in text
+    assert "without pretraining" in text
+
+
+def test_hub_data_is_of_unknown_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = document(instructionTuning={**TUNING, "data": [{"hub": "a/b"}]})
+    text = shown(write_experiment(tmp_path, wanted), tmp_path / "storage", capsys)
+    assert "without instruction-tuning" in text
+    assert [line for line in text.splitlines() if "instruction-dataset" in line and " ? " in line]
+
+
+def test_a_file_that_cannot_work_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_experiment(tmp_path, document(workers={"min": 3}))
+    assert main(["plan", str(file)]) == 2
+    assert "spec.workers.min" in capsys.readouterr().err
+
+
+def test_the_storage_is_that_of_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSFER_STORAGE", str(tmp_path / "elsewhere"))
+    assert main(["plan", str(write_experiment(tmp_path))]) == 0
+    assert str(tmp_path / "elsewhere") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "computes"), [("flags : fpu avx512_bf16 sse", True), ("flags : fpu amx_bf16", True), ("flags : fpu avx2", False), ("", False)]
+)
+def test_bfloat16_counts_only_where_the_processor_has_it(tmp_path: Path, flags: str, computes: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    assert plan.computes_bfloat16(tmp_path / "cpuinfo") is computes
+    assert plan.computes_bfloat16(tmp_path / "none") is False
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0 s"), (89, "89 s"), (90, "1.5 min"), (5400, "1.5 h"), (200_000, "2.3 d")])
+def test_times_are_written_for_people(value: float, text: str) -> None:
+    assert plan.format_seconds(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "–"), (12, "12 B"), (1_600_000_000, "1.6 GB"), (2 * 10**12, "2.0 TB")])
+def test_sizes_are_written_for_people(value: int, text: str) -> None:
+    assert plan.format_bytes(value) == text
+
+
+def test_the_speed_of_the_machine_is_measured() -> None:
+    speed: Any = plan.machine_flops()
+    assert speed > 1e8

@@ -1,0 +1,250 @@
+"""What would end a run later is said before it begins, all at once, with field, value and way out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.documents import EVALUATION, TUNING, VOCABULARY, changed, document
+from tests.support.folders import write_experiment, write_model
+from transfer_api.errors import ExitCode
+from transfer_api.load import SpecErrors, load_experiment
+from transfer_cli import inputs, preflight
+from transfer_cli.paths import default_output, default_storage
+
+ALL = document(instructionTuning=TUNING, evaluation=EVALUATION)
+
+
+def check(folder: Path, **options: Any) -> None:
+    preflight.check(
+        load_experiment(folder / "experiment.yaml"),
+        **{"storage": folder / "storage", "output": folder / "runs", "search": (folder,), **options},
+    )
+
+
+def refusal(folder: Path, **options: Any) -> str:
+    with pytest.raises(SpecErrors) as caught:
+        check(folder, **options)
+    return str(caught.value)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return preflight.fingerprints(load_experiment(folder / "experiment.yaml"), storage=folder / "storage", search=(folder,))
+
+
+def test_what_can_run_passes(tmp_path: Path) -> None:
+    write_experiment(tmp_path, ALL)
+    check(tmp_path)
+    assert (tmp_path / "storage").is_dir()
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def _lacks_field(folder: Path) -> None:
+    (folder / "id.txt").rename(folder / "id.jsonl")
+    (folder / "id.jsonl").write_text('{"content": "Semua orang."}\n')
+    file = folder / "experiment.yaml"
+    file.write_text(file.read_text().replace("id.txt", "id.jsonl"))
+
+
+def _pickle(folder: Path) -> None:
+    (folder / "model" / "model.safetensors").rename(folder / "model" / "pytorch_model.bin")
+
+
+def _cut_short(folder: Path) -> None:
+    weights = folder / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+CASES = [
+    pytest.param(
+        lambda f: shutil.rmtree(f / "model"), ["spec.model.path", "'model'", "no such file or folder", "Looked in"], id="model missing"
+    ),
+    pytest.param(
+        lambda f: (f / "model/tokenizer.json").unlink(), ["spec.model.path", "has no tokenizer", "save_pretrained"], id="no tokenizer"
+    ),
+    pytest.param(lambda f: (f / "model/config.json").unlink(), ["spec.model.path", "config.json"], id="no config"),
+    pytest.param(_pickle, ["spec.model.path", "pickle (pytorch_model.bin)", "*.safetensors"], id="pickle"),
+    pytest.param(_cut_short, ["model.safetensors is not a complete safetensors file", "Fetch it again"], id="weights cut short"),
+    pytest.param(lambda f: (f / "id.txt").unlink(), ["spec.pretraining.mixture[0].path", "'id.txt'", "no such file"], id="data missing"),
+    pytest.param(lambda f: (f / "id.txt").write_text(""), ["spec.pretraining.mixture[0].path", "is empty", "id.txt"], id="data empty"),
+    pytest.param(lambda f: (f / "en.txt").write_text(" \n\n"), ["spec.pretraining.mixture[1].path", "blank lines"], id="data blank"),
+    pytest.param(lambda f: (f / "id.txt").write_bytes(b"caf\xe9\n"), ["is not UTF-8", "line 1", "0xe9", "iconv"], id="data not UTF-8"),
+    pytest.param(_lacks_field, ["spec.pretraining.mixture[0].field", "'text'", "content"], id="data lacks the field"),
+    pytest.param(
+        lambda f: (f / "pairs.jsonl").write_text('{"q": "a"}\n'),
+        ["spec.instructionTuning.data[0]", "instruction"],
+        id="pairs of another form",
+    ),
+    pytest.param(lambda f: (f / "test.txt").write_text(""), ["spec.evaluation.texts[0].path", "is empty"], id="held-out text empty"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "says"), CASES)
+def test_what_is_missing_or_broken_is_named(tmp_path: Path, spoil: Callable[[Path], Any], says: list[str]) -> None:
+    write_experiment(tmp_path, ALL)
+    spoil(tmp_path)
+    told = refusal(tmp_path)
+    for words in says:
+        assert words in told
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    write_experiment(tmp_path, ALL)
+    (tmp_path / "id.txt").unlink()
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    told = refusal(tmp_path)
+    assert "2 problems" in told
+    assert "has no tokenizer" in told
+    assert "spec.pretraining.mixture[0].path" in told
+
+
+def test_rows_longer_than_the_positions_of_the_model(tmp_path: Path) -> None:
+    write_experiment(tmp_path, changed(ALL, "spec.pretraining.sequenceLength", 512))
+    told = refusal(tmp_path)
+    assert "spec.pretraining.sequenceLength" in told
+    assert "(got 512)" in told
+    assert "at most 256 (max_position_embeddings" in told
+
+
+def test_a_model_without_a_number_of_positions_has_no_limit(tmp_path: Path) -> None:
+    write_experiment(tmp_path, changed(ALL, "spec.pretraining.sequenceLength", 512))
+    shutil.rmtree(tmp_path / "model")
+    write_model(tmp_path / "model", max_position_embeddings=None)
+    check(tmp_path)
+
+
+def test_task_folders_hold_tasks(tmp_path: Path) -> None:
+    write_experiment(tmp_path, document(evaluation={"suites": ["mine"], "taskFolders": ["tasks"]}))
+    assert "spec.evaluation.taskFolders[0]" in refusal(tmp_path)
+    (tmp_path / "tasks").mkdir()
+    assert "has no task files" in refusal(tmp_path)
+    (tmp_path / "tasks" / "mine.yaml").write_text("task: mine\n")
+    check(tmp_path)
+
+
+def test_a_file_where_a_folder_is_wanted(tmp_path: Path) -> None:
+    write_experiment(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "output: is not a folder" in refusal(tmp_path, output=tmp_path / "file")
+    assert "--storage" in refusal(tmp_path, storage=tmp_path / "file" / "below")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    write_experiment(tmp_path)
+    read_only = Path("/proc/1") if os.geteuid() == 0 else tmp_path / "read-only"
+    if not read_only.exists():
+        read_only.mkdir(mode=0o500)
+    told = refusal(tmp_path, output=read_only)
+    assert str(read_only) in told
+    assert "cannot be" in told
+
+
+def test_a_disk_too_small_for_the_checkpoints(tmp_path: Path) -> None:
+    wanted = document(model={"path": "model-70000B", "parameters": "70T"})
+    write_experiment(tmp_path, wanted)
+    (tmp_path / "model").rename(tmp_path / "model-70000B")
+    (tmp_path / "model-70000B" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # a size that only the spec knows
+    told = refusal(tmp_path)
+    assert "GB free and the experiment needs about" in told
+    assert "--storage" in told
+
+
+def test_vocabulary_counts_for_the_disk(tmp_path: Path) -> None:
+    write_experiment(tmp_path, document(evaluation=EVALUATION))
+    plain = preflight.disk_needed(load_experiment(tmp_path / "experiment.yaml"), tmp_path / "storage", (tmp_path,))
+    shutil.rmtree(tmp_path / "model")
+    write_experiment(tmp_path, document(vocabulary=VOCABULARY))
+    grown = preflight.disk_needed(load_experiment(tmp_path / "experiment.yaml"), tmp_path / "storage", (tmp_path,))
+    assert grown > plain > 0
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    write_experiment(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        told = refusal(tmp_path, metrics_port=port)
+    assert "--metrics-port" in told
+    assert "is in use" in told
+    assert str(port) in told
+    assert "is not a port" in refusal(tmp_path, metrics_port=70_000)
+    check(tmp_path, metrics_port=0)
+
+
+def test_every_problem_of_preflight_ends_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transfer_cli.main import main
+
+    file = write_experiment(tmp_path, ALL)
+    (tmp_path / "id.txt").unlink()
+    assert main(["run", str(file), "--storage", str(tmp_path / "storage"), "--output", str(tmp_path / "out")]) == ExitCode.REFUSED
+    assert "spec.pretraining.mixture[0].path" in capsys.readouterr().err
+
+
+def test_digests_follow_content_and_not_time(tmp_path: Path) -> None:
+    write_experiment(tmp_path, ALL)
+    (tmp_path / "storage").mkdir()
+    before = digests(tmp_path)
+    assert set(before) == {"model", "id.txt", "en.txt", "pairs.jsonl", "test.txt"}
+    os.utime(tmp_path / "id.txt", (1, 1))
+    (tmp_path / "model" / "README.md").write_text("no part of the model")
+    assert digests(tmp_path) == before
+    (tmp_path / "id.txt").write_text("Lain.\n")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    after = digests(tmp_path)
+    assert {path for path in before if before[path] != after[path]} == {"model", "id.txt"}
+
+
+def test_a_glob_follows_every_file(tmp_path: Path) -> None:
+    write_experiment(tmp_path, changed(ALL, "spec.pretraining.mixture.0.path", "texts/*.txt"))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Satu.\n")
+    one = digests(tmp_path)["texts/*.txt"]
+    (tmp_path / "texts" / "b.txt").write_text("Dua.\n")
+    assert digests(tmp_path)["texts/*.txt"] != one
+
+
+def test_a_task_folder_follows_what_is_below_it(tmp_path: Path) -> None:
+    write_experiment(tmp_path, document(evaluation={"suites": ["mine"], "taskFolders": ["tasks"]}))
+    (tmp_path / "tasks" / "data").mkdir(parents=True)
+    (tmp_path / "tasks" / "mine.yaml").write_text("task: mine\n")
+    before = digests(tmp_path)["tasks"]
+    (tmp_path / "tasks" / "data" / "items.jsonl").write_text("{}\n")
+    assert digests(tmp_path)["tasks"] != before
+
+
+def test_a_second_look_reads_no_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_experiment(tmp_path, ALL)
+    (tmp_path / "storage").mkdir()
+    before = digests(tmp_path)
+    monkeypatch.setattr(inputs, "sha256", lambda path: pytest.fail(f"{path} was read again"))
+    assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"x": 1}', "not JSON"])
+def test_a_spoilt_cache_only_costs_time(tmp_path: Path, content: str) -> None:
+    write_experiment(tmp_path, ALL)
+    (tmp_path / "storage").mkdir()
+    before = digests(tmp_path)
+    (tmp_path / "storage" / inputs.CACHE).write_text(content)
+    assert digests(tmp_path) == before
+    assert json.loads((tmp_path / "storage" / inputs.CACHE).read_text())
+
+
+def test_a_missing_input_has_no_digest(tmp_path: Path) -> None:
+    write_experiment(tmp_path, ALL)
+    (tmp_path / "id.txt").unlink()
+    assert "id.txt" not in digests(tmp_path)
+
+
+def test_defaults_are_below_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRANSFER_STORAGE", raising=False)
+    assert default_storage() == Path("runs/.storage")
+    assert default_output("demo") == Path("runs/demo")
