@@ -7,14 +7,15 @@ a model is scored on was never seen in English either, nor in an instruction.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from hack.inputs.language import is_prose, words
 
 HELD_OUT_OF_TEN = 1
-PASSAGE_BYTES = 450
-"""A held-out item has at least this many, where the page has: long enough to have a context, short enough for many items."""
+PASSAGE_BYTES = 300
+"""A held-out item has at least this many, where its page has: enough context that its first words do not decide its score, and
+short enough that a few thousand bytes give the items that an interval needs."""
 NGRAM = 13
 
 
@@ -93,42 +94,40 @@ def documents(pages: Iterable[Page], seen: Seen) -> Iterator[Passage]:
             yield Passage(text, page)
 
 
-def passages(page: Page) -> Iterator[Passage]:
+def passages(page: Page) -> list[Passage]:
     """Runs of consecutive prose paragraphs of at least `PASSAGE_BYTES`; a short end joins the run before it."""
-    runs: list[list[str]] = []
+    runs: list[str] = []
     for text in dict.fromkeys(text for text in page.paragraphs if is_prose(text, page.language)):
-        if not runs or size(runs[-1]) >= PASSAGE_BYTES:
-            runs.append([])
-        runs[-1].append(text)
-    if len(runs) > 1 and size(runs[-1]) < PASSAGE_BYTES:
+        if runs and _is_short(runs[-1]):
+            runs[-1] += f"\n{text}"
+        else:
+            runs.append(text)
+    if len(runs) > 1 and _is_short(runs[-1]):
         end = runs.pop()
-        runs[-1] += end
-    return (Passage("\n".join(run), page) for run in runs)
+        runs[-1] += f"\n{end}"
+    return [Passage(run, page) for run in runs]
 
 
-def size(texts: Sequence[str]) -> int:
-    """UTF-8 bytes of several texts."""
-    return sum(len(text.encode()) for text in texts)
+def _is_short(text: str) -> bool:
+    return len(text.encode()) < PASSAGE_BYTES
 
 
-def held_out(
-    pages: Iterable[Page], seen: Seen, budget: int, split: Callable[[Page], Iterator[Passage]] = passages
-) -> tuple[list[Passage], int]:
+def held_out(pages: Iterable[Page], seen: Seen, budget: int) -> tuple[list[Passage], int]:
     """Passages that share no n-gram with what was trained on, in the order of their hashes, until `budget` bytes are full.
 
     Returns:
         The passages, and how many were dropped because they overlap.
     """
-    kept: dict[str, Passage] = {}
+    found = {passage.text: passage for page in pages for passage in passages(page)}
+    kept: list[Passage] = []
     dropped = used = 0
-    found = [passage for page in pages for passage in split(page)]
-    for passage in sorted(found, key=lambda passage: fraction(passage.text)):
-        length = len(passage.text.encode())
-        if passage.text in kept or used + length > budget:
+    for text, passage in sorted(found.items(), key=lambda item: fraction(item[0])):
+        length = len(text.encode())
+        if used + length > budget:
             continue
-        if seen.overlaps(passage.text):
+        if seen.overlaps(text):
             dropped += 1
             continue
-        kept[passage.text] = passage
+        kept.append(passage)
         used += length
-    return list(kept.values()), dropped
+    return kept, dropped
