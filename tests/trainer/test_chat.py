@@ -92,6 +92,16 @@ def test_answers_that_begin_with_spaces_or_are_cut_into_bytes_count_whole(answer
     )
 
 
+def test_spaces_count_where_the_tokenizer_trims_them_off_its_offsets() -> None:
+    """As the tokenizers of GPT-2 and Llama 3 do."""
+    from tokenizers import processors
+
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    example = ChatTemplate(tokenizer).encode([Message("user", "A"), Message("assistant", " Semua\n\norang  ")])
+    assert answers(tokenizer, example.tokens, example.targets) == [" Semua\n\norang  <|im_end|>"]
+
+
 @pytest.mark.parametrize(
     ("own", "name", "used"),
     [
