@@ -1,0 +1,141 @@
+"""Real processes on loopback: whatever happens to the pods, the ledger is exact and the losses are those of a steady run."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.pods import (
+    ORDER,
+    ROWS_PER_STEP,
+    Cluster,
+    Pod,
+    cluster,
+    losses,
+    make_storage,
+    steady_losses,
+    training_stage,
+    wait_until,
+)  # fmt: skip
+from transfer_api.progress import Activity, Outcome
+from transfer_trainer.ledger import Summary, verify_ledger
+
+STEPS = 60
+KEY = "a" * 32
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> tuple[Path, str]:
+    return tmp_path, make_storage(tmp_path)
+
+
+def steps_at(group: Cluster, world_size: int, after: int = 0) -> Callable[[], bool]:
+    """Whether some steps after step `after` were done by so many processes."""
+    return lambda: sum(line.world_size == world_size and line.step > after for line in group.ledger.lines) >= 3
+
+
+def join(group: Cluster, index: int, frozen: Pod) -> Pod:
+    """Starts a pod while training is held, so that the run cannot end before the pod is there."""
+    workers = frozen.workers()
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    pod = group.start(index)
+    wait_until(lambda: pod.progress.activity is Activity.RENDEZVOUS, "the pod comes to the rendezvous")
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+    return pod
+
+
+def assert_as_steady(group: Cluster, storage: Path) -> Summary:
+    summary = verify_ledger(group.artifact / "ledger.jsonl", ORDER, ROWS_PER_STEP, STEPS)
+    for step, (here, steady) in enumerate(zip(losses(summary), steady_losses(storage, group.stage), strict=True), 1):
+        assert math.isclose(here, steady, rel_tol=1e-5), f"step {step}: {here} instead of {steady}"
+    return summary
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_two_three_one_two_workers_give_the_losses_of_one_steady_worker(storage: tuple[Path, str], lora: bool) -> None:
+    folder, dataset = storage
+    with cluster(folder, training_stage(KEY, dataset, steps=STEPS, lora=lora), max_nodes=3) as group:
+        first, second = group.start(0), group.start(1)
+        wait_until(steps_at(group, 2), "two workers train")
+        third = join(group, 2, first)
+        wait_until(steps_at(group, 3), "three workers train")
+        assert group.ledger.lost_steps == 0, "a joining worker loses no step"
+        first.kill()
+        second.kill()
+        wait_until(steps_at(group, 1), "the survivor goes on alone")
+        fourth = join(group, 0, third)
+        wait_until(steps_at(group, 2, after=max(line.step for line in group.ledger.lines if line.world_size == 1)), "two train again")
+        assert (third.wait(), fourth.wait()) == (0, 0)
+        summary = assert_as_steady(group, folder)
+        assert summary.lost_steps <= 2 * group.stage.execution.checkpoint_steps
+        assert fourth.message is not None
+        assert (fourth.message.outcome, fourth.message.step) == (Outcome.COMPLETE, STEPS)
+        assert not group.work.exists()
+
+
+def test_a_pod_asked_to_leave_saves_and_the_other_goes_on_from_that_very_step(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+    with cluster(folder, training_stage(KEY, dataset, steps=STEPS, checkpoint_steps=1000), max_nodes=2) as group:
+        first, second = group.start(0), group.start(1)
+        wait_until(steps_at(group, 2), "two workers train")
+        first.ask()
+        assert first.wait() == 75
+        assert first.message is not None
+        assert first.message.outcome is Outcome.SAVED
+        left_at = first.message.step
+        wait_until(steps_at(group, 1, after=left_at), "the other goes on alone")
+        second.ask()
+        assert second.wait() == 75
+        again = group.start(1)
+        group.start(0)
+        assert again.wait() == 0
+        assert assert_as_steady(group, folder).lost_steps == 0
+    with cluster(folder, group.stage, max_nodes=1) as later:
+        pod = later.start(0)
+        assert pod.wait() == 0
+        assert pod.message is not None
+        assert pod.message.reused
+
+
+def test_killing_everything_costs_only_the_steps_after_the_last_checkpoint(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+    with cluster(folder, training_stage(KEY, dataset, steps=STEPS, checkpoint_steps=10), max_nodes=1) as group:
+        pod = group.start(0)
+        wait_until(lambda: group.ledger.steps > 12, "a checkpoint is passed")
+        pod.kill()
+        done = group.ledger.steps
+        assert group.start(0).wait() == 0
+        summary = assert_as_steady(group, folder)
+        assert summary.lost_steps == done % 10 or done == STEPS
+        assert pod.process.returncode == -signal.SIGKILL
+
+
+def test_a_crashing_worker_is_started_again_and_twice_without_a_step_ends_the_pod(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+    with cluster(folder, training_stage(KEY, dataset, steps=2000, checkpoint_steps=5), max_nodes=1) as group:
+        pod = group.start(0)
+        wait_until(lambda: group.ledger.steps >= 5, "a checkpoint is there")
+        before = pod.workers()
+        os.kill(before[0], signal.SIGKILL)
+        after = wait_until(lambda: [pid for pid in pod.workers() if pid not in before], "the worker is started again")
+        os.kill(after[0], signal.SIGKILL)
+        assert pod.wait() == 1
+        assert pod.message is not None
+        assert "SIGKILL" in pod.message.message
+
+
+def test_what_cannot_work_ends_the_pod_with_its_code_and_the_workers_message(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+    with cluster(folder, training_stage(KEY, dataset, steps=5, max_epochs=1, tokens=None, learning_rate="1e30"), max_nodes=1) as group:
+        pod = group.start(0)
+        assert pod.wait() == 10
+        assert pod.message is not None
+        assert pod.message.reason == "SpecError"
+        assert "spec.pretraining.learningRate" in pod.message.message
