@@ -110,6 +110,12 @@ def test_a_scale_down_whose_deletion_was_lost_is_carried_out_later():
     assert made.counts() == {}
 
 
+def test_the_old_pod_of_an_index_goes_before_the_new_one_is_made():
+    made = training().edit(workers={"replicas": 1}).decides().change("w1-g1", terminating=False)
+    made.edit(workers={"replicas": 2}).decides()
+    assert [str(action.name)[-5:] for action in made.last.actions] == ["w1-g1", "w1-g2"], "deleted, and only then created"
+
+
 def test_scaling_down_a_worker_that_was_lost_counts_the_loss_and_does_not_replace_it():
     made = training().ends("w1-g1", None).edit(workers={"replicas": 1}).decides()
     assert made.status.restarts.infrastructure == 1
