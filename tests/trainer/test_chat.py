@@ -100,6 +100,9 @@ def test_spaces_count_where_the_tokenizer_trims_them_off_its_offsets() -> None:
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     example = ChatTemplate(tokenizer).encode([Message("user", "A"), Message("assistant", " Semua\n\norang  ")])
     assert answers(tokenizer, example.tokens, example.targets) == [" Semua\n\norang  <|im_end|>"]
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"  # a space is the end of a turn
+    example = ChatTemplate(tokenizer).encode([Message("user", "A"), Message("assistant", "Semua")])
+    assert answers(tokenizer, example.tokens, example.targets) == ["Semua <|endoftext|>"]
 
 
 @pytest.mark.parametrize(
