@@ -171,6 +171,7 @@ class StageStatus(Observed):
     state: StageState = StageState.WAITING
     attempt: int = Field(default=0, ge=0, description="The how-manieth set of pods; 0 before the first.")
     workers: list[WorkerRecord] = Field(default=[], max_length=1024)
+    max_workers: int = Field(default=0, ge=0, description="Most workers that this attempt can have; with 1 it needs no rendezvous.")
     rendezvous_seen: bool = Field(
         default=False, description="The rendezvous pod of this attempt was seen: if it is missing now, it was lost."
     )

@@ -62,6 +62,7 @@ class LocalPod:
             name=self.name,
             phase=phase,
             created=self.created,
+            started=self.created,
             terminating=self.kill_at is not None,
             exit_code=None if lost else code,
             lost=lost,

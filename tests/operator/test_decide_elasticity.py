@@ -34,6 +34,20 @@ def test_without_its_rendezvous_the_attempt_begins_again(change, cause):
     assert (made.stage().attempt, getattr(made.status.restarts, cause)) == (2, 1)
 
 
+def test_a_worker_that_will_always_be_alone_needs_no_rendezvous():
+    made = training(workers={"replicas": 1})
+    assert [str(pod.name.role) for pod in made.pods] == ["worker"]
+    made.settles(3)
+    assert made.stage().restarts.infrastructure == 0, "the rendezvous that is not there was not lost"
+
+
+def test_where_more_workers_are_wanted_than_the_attempt_can_have_a_new_one_begins_and_nothing_is_counted():
+    made = training(workers={"replicas": 1}).edit(workers={"replicas": 2, "max": 4}).decides()
+    assert made.created() == ["a2-rendezvous", "a2-w0-g1", "a2-w1-g1"]
+    assert made.counts() == {"saved": 1}
+    assert made.stage().max_workers == 4
+
+
 def test_where_everything_is_lost_at_once_it_is_one_incident():
     made = training().vanishes("w0-g1", "w1-g1", "a1-rendezvous").decides()
     assert made.stage().attempt == 2

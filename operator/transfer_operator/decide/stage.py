@@ -91,9 +91,9 @@ class Step:
         return min(self.around.spec.workers.min, self.desired)
 
     @property
-    def max_nodes(self) -> int:
-        """Workers that the rendezvous accepts."""
-        return max(self.around.spec.workers.max or 0, self.desired)
+    def meets(self) -> bool:
+        """Whether the pods of the attempt meet at a rendezvous; a worker that will always be alone needs none."""
+        return self.plan.kind.elastic and self.status.max_workers > 1
 
 
 def begin(step: Step) -> None:
@@ -103,6 +103,7 @@ def begin(step: Step) -> None:
         state=StageState.RUNNING,
         attempt=step.status.attempt + 1,
         workers=[WorkerRecord(index=index) for index in range(step.desired)],
+        max_workers=max(step.around.spec.workers.max or 0, step.desired) if step.plan.kind.elastic else 1,
         rendezvous_seen=False,
         start_time=step.status.start_time or now,
         retry_time=step.status.retry_time if step.status.retry_time and step.status.retry_time > now else None,
@@ -128,6 +129,11 @@ def advance(step: Step) -> None:
         restart(step, lost)
         return
     if not replace_workers(step, incidents):
+        return
+    if step.desired > step.status.max_workers:
+        restart(
+            step, Replace(cause=Cause.SAVED, message=f"{step.desired} workers are wanted; the rendezvous was for {step.status.max_workers}")
+        )
         return
     resize(step)
     if stalled(step):
@@ -214,7 +220,7 @@ def judge_workers(step: Step) -> list[Incident]:
 
 def judge_rendezvous(step: Step) -> Replace | None:
     """Why the workers have no store to meet at any more; None while they have one, or it is yet to come."""
-    if not step.plan.kind.elastic:
+    if not step.meets:
         return None
     pod = step.pod(step.rendezvous)
     result = _judge_wanted(pod, step.status.rendezvous_seen)
@@ -383,7 +389,7 @@ def check_startup(step: Step) -> None:
     wanted = [pod for _, pod in step.wanted() if pod is not None]
     if step.plan.kind.elastic and sum(1 for pod in wanted if pod.phase is PodPhase.RUNNING) >= step.min_nodes:
         wanted = []
-    if step.plan.kind.elastic and (store := step.pod(step.rendezvous)) is not None:
+    if step.meets and (store := step.pod(step.rendezvous)) is not None:
         wanted.append(store)
     limit = step.around.spec.deadlines.startup_seconds
     for pod in wanted:
@@ -403,7 +409,7 @@ def create_missing(step: Step) -> None:
         return
     if retry is not None:
         step.change(retry_time=None)
-    if step.plan.kind.elastic and step.pod(step.rendezvous) is None:
+    if step.meets and step.pod(step.rendezvous) is None:
         _create(step, step.rendezvous)
     for record, pod in step.wanted():
         if pod is None:
@@ -411,12 +417,12 @@ def create_missing(step: Step) -> None:
 
 
 def _create(step: Step, name: PodName) -> None:
-    step.actions.append(CreatePod(name=name, stage=step.plan, min_nodes=step.min_nodes, max_nodes=step.max_nodes))
+    step.actions.append(CreatePod(name=name, stage=step.plan, min_nodes=step.min_nodes, max_nodes=step.status.max_workers))
 
 
 def remove_strangers(step: Step) -> None:
     """Deletes pods that no record asks for: older attempts, replaced generations, retired indices."""
-    asked = {step.name(record) for record, _ in step.wanted()} | ({step.rendezvous} if step.plan.kind.elastic else set())
+    asked = {step.name(record) for record, _ in step.wanted()} | ({step.rendezvous} if step.meets else set())
     for pod in step.pods:
         if pod.name not in asked:
             step.delete(pod)
