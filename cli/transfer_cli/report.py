@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from transfer_api.load import load_experiment
 
 from transfer_api.errors import ExitCode, SpecError
+from transfer_api.load import load_experiment
 from transfer_api.stage import plan_stages
 from transfer_api.status import Phase
 from transfer_cli import preflight

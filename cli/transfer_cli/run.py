@@ -20,9 +20,9 @@ from pathlib import Path
 from types import FrameType
 
 import yaml
-from transfer_api.load import load_experiment
 
 from transfer_api.errors import ExitCode, SpecError
+from transfer_api.load import load_experiment
 from transfer_api.progress import Outcome, Progress, ResultMessage, Score
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan, plan_stages
