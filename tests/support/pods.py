@@ -79,7 +79,7 @@ def make_dataset(storage: Path) -> str:
     return key
 
 
-def training_stage(key: str, dataset: str, *, steps: int, lora: bool = False, checkpoint_steps: int = 5, **changes: Any) -> StagePlan:
+def training_stage(key: str, dataset: str, *, steps: int | None, lora: bool = False, checkpoint_steps: int = 5, **changes: Any) -> StagePlan:
     """A small float32 training stage."""
     parameters = TrainingParameters(
         model=ModelSource(path="model"), method=Method.LORA if lora else Method.FULL,
