@@ -21,6 +21,7 @@ from transfer_api.status import ExperimentStatus, StageState, StageStatus
 from transfer_operator.decide import Event
 
 PLAIN_LINE_EVERY_S = 10.0
+BITS_PER_BYTE = "bits_per_byte/"
 MARKS = {
     StageState.WAITING: "·",
     StageState.RUNNING: "▶",
@@ -39,6 +40,7 @@ class Display:
         self.live = live
         self.started = time.monotonic()
         self._states: dict[str, StageState] = {}
+        self._measured: dict[str, float] = {}
         self._last_line = 0.0
 
     def update(self, status: ExperimentStatus, progress: Progress | None, events: Sequence[Event]) -> None:
@@ -50,6 +52,8 @@ class Display:
             if self._states.get(stage.name) != stage.state:
                 self._states[stage.name] = stage.state
                 self._stage_line(stage)
+        if progress is not None:
+            self._measurements(status.stage, progress)
         if self.live is not None:
             self.live.update(_panel(status, progress))
         elif progress is not None and progress.total_steps and time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S:
@@ -79,6 +83,14 @@ class Display:
         self.line(f"Failed ({failure.reason}) in {failure.stage}: {failure.message}", style="red")
         if failure.pod:
             self.line(f"Log: {output / 'logs' / failure.pod}.log")
+
+    def _measurements(self, stage: str, progress: Progress) -> None:
+        """Bits per byte along training, whenever they were measured anew."""
+        values = {name.removeprefix(BITS_PER_BYTE): value for name, value in progress.metrics.items() if name.startswith(BITS_PER_BYTE)}
+        if values and values != self._measured:
+            self._measured = values
+            words = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+            self.line(f"  {stage}: step {progress.step}, bits per byte: {words}")
 
     def _stage_line(self, stage: StageStatus) -> None:
         if stage.state is StageState.WAITING:
@@ -114,7 +126,6 @@ def describe(progress: Progress) -> str:
         parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
-    parts += [f"{name} {value:.3f}" for name, value in sorted(progress.metrics.items()) if name.startswith("bits_per_byte")]
     if progress.world_size > 1:
         parts.append(f"{progress.world_size} workers")
     if progress.remaining_seconds is not None and progress.remaining_seconds < 1e7:
