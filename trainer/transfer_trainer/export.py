@@ -95,6 +95,7 @@ def curve(summary: Summary) -> dict[str, Any]:
                 "loss": line.loss,
                 "learningRate": line.learning_rate,
                 "gradientNorm": line.gradient_norm,
+                "worldSize": line.world_size,
             }
             for line in summary.lines
         ],
