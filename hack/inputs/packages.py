@@ -146,7 +146,9 @@ def _tar_files(tar: tarfile.TarFile, package: str, version: str, wanted: Callabl
 
 def _client(command: Sequence[str], folder: Path) -> str:
     """Runs a registry's client; what it says goes into the error."""
-    environment = {**os.environ, "PATH": f"{Path(command[0]).parent}:{os.environ.get('PATH', '')}"}
+    environment = dict(os.environ)
+    if command[0].endswith("/npm"):  # npm looks for node on PATH
+        environment["PATH"] = f"{Path(command[0]).parent}:{environment.get('PATH', '')}"
     done = subprocess.run(command, cwd=folder if folder.is_dir() else None, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = " ".join((done.stderr or done.stdout).split())[-600:]

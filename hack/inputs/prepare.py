@@ -1,4 +1,4 @@
-"""Fetches and prepares the inputs of the examples: `python -m hack.inputs.prepare [--storage DIR]`.
+"""Fetches and prepares the inputs of the examples: `python -m hack.inputs.prepare [--only PART] [--storage DIR]`.
 
     ${TRANSFER_CACHE:-~/.cache/transfer-operator}/inputs/
         models/smollm2-135m/    config, safetensors, tokenizer
@@ -22,7 +22,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,23 @@ from transfer_api.errors import ExitCode, StorageError, TransferError
 
 RECIPES = {"model": "1", "documents": "1"}
 """To be raised when what a part holds changes, so that the old one is replaced."""
-FOLDERS = ("models", "texts", "instructions", "tasks")
+PARTS = {"model": ("models",), "documents": ("texts", "instructions", "tasks")}
+"""The folders of each part."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prepares what is missing; returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m hack.inputs.prepare", description="Fetch and prepare the inputs of the examples.")
     parser.add_argument("--storage", type=Path, metavar="DIR", help="folder that gets links to the inputs")
+    parser.add_argument("--only", choices=PARTS, metavar="PART", help=f"prepare one part: {' or '.join(PARTS)} (default: all)")
     options = parser.parse_args(arguments)
     try:
         folder = cache() / "inputs"
         with space(folder):
-            prepare(folder)
-            if options.storage is not None:
-                link(folder, options.storage)
+            for part in [options.only] if options.only else PARTS:
+                prepare(folder, part)
+                if options.storage is not None:
+                    link(folder, options.storage, PARTS[part])
     except TransferError as error:
         print(f"inputs: {error}", file=sys.stderr)
         return error.exit_code
@@ -58,28 +61,27 @@ def cache() -> Path:
     return Path(os.environ.get("TRANSFER_CACHE") or Path.home() / ".cache" / "transfer-operator")
 
 
-def prepare(folder: Path) -> None:
-    """Makes the parts that are missing or of an older recipe."""
+def prepare(folder: Path, part: str) -> None:
+    """Makes a part if it is missing or of an older recipe. Of several that are started at once, one does the work."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _part(folder, "model", ("models",), _make_model)
-        _part(folder, "documents", ("texts", "instructions", "tasks"), _make_documents)
+        stamp = folder / f".{part}"
+        if stamp.is_file() and stamp.read_text() == RECIPES[part] and all((folder / place).is_dir() for place in PARTS[part]):
+            print(f"inputs: {part} is there", flush=True)
+        else:
+            _make(folder, part, stamp)
 
 
-def _part(folder: Path, name: str, places: tuple[str, ...], make: Callable[[Path, Path], None]) -> None:
-    stamp = folder / f".{name}"
-    if stamp.is_file() and stamp.read_text() == RECIPES[name] and all((folder / place).is_dir() for place in places):
-        print(f"inputs: {name} is there")
-        return
+def _make(folder: Path, name: str, stamp: Path) -> None:
     began = time.monotonic()
     print(f"inputs: fetching and preparing the {name}", flush=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as temporary:
         made = Path(temporary) / "made"
         work = Path(temporary) / "work"
-        for place in (work, *(made / place for place in places)):
+        for place in (work, *(made / place for place in PARTS[name])):
             place.mkdir(parents=True)
-        make(work, made)
+        _MAKERS[name](work, made)
         stamp.unlink(missing_ok=True)
         for extra in sorted(made.iterdir()):
             replace(extra, folder / extra.name, Path(temporary))
@@ -110,14 +112,17 @@ def _make_documents(work: Path, made: Path) -> None:
     (made / "NOTICE").write_text(notice(found), encoding="utf-8")
 
 
-def link(folder: Path, storage: Path) -> None:
-    """Links the prepared folders into a storage.
+_MAKERS = {"model": _make_model, "documents": _make_documents}
+
+
+def link(folder: Path, storage: Path, names: Iterable[str]) -> None:
+    """Links prepared folders into a storage.
 
     Raises:
         StorageError: something else has one of the names there.
     """
     storage.mkdir(parents=True, exist_ok=True)
-    for name in FOLDERS:
+    for name in names:
         place = storage / name
         if place.is_symlink():
             place.unlink()

@@ -1,0 +1,73 @@
+# `make` lists the targets. Nothing is written but .venv, runs/ and the cache folder ($TRANSFER_CACHE, ~/.cache/transfer-operator).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+STORAGE ?= runs/.storage
+# Test processes. Each test keeps to one thread, or they would fight for the cores.
+JOBS ?= 2
+bin := .venv/bin
+export PYTHON
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## make .venv with every dependency pinned (TORCH_INDEX=<address> for the CPU build of torch)
+	@hack/setup
+
+.PHONY: model
+model: setup ## fetch and convert the model of the examples (any Linux)
+	@$(bin)/python -m hack.inputs.prepare --only model --storage $(STORAGE)
+
+.PHONY: inputs
+inputs: setup ## fetch and prepare model, texts, questions and instructions of the examples (Debian)
+	@$(bin)/python -m hack.inputs.prepare --storage $(STORAGE)
+
+.PHONY: demo
+demo: ## teach a small English model Indonesian and score it: set-up, inputs and the run, about 10 minutes
+	@hack/demo examples/indonesian.yaml
+
+.PHONY: demo-short
+demo-short: ## the same in a few steps, to see that everything works (its scores mean nothing)
+	@hack/demo --short examples/indonesian.yaml
+
+.PHONY: test
+test: setup ## run all tests (none needs root)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(bin)/pytest -q -n $(JOBS) --dist loadscope \
+	  --cov=transfer_api --cov=transfer_operator.decide --cov-branch --cov-report=term:skip-covered --cov-fail-under=95 $(PYTEST)
+
+.PHONY: check
+check: setup ## style, types, import rules, generated files
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/mypy hack/inputs
+	$(bin)/lint-imports
+	$(bin)/python -m transfer_api.generate --check
+
+.PHONY: format
+format: setup ## format the code and mend what can be mended
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+.PHONY: generate
+generate: setup ## write crds/ and docs/reference.md from the models
+	$(bin)/python -m transfer_api.generate
+
+.PHONY: bench
+bench: inputs ## measure what benchmarks/bars.yaml sets bars for
+	$(bin)/python -m benchmarks.one_machine
+
+.PHONY: lock
+lock: ## pin the newest dependencies that pyproject.toml allows
+	hack/lock --upgrade
+
+.PHONY: hooks
+hooks: setup ## run `make check` before each commit, `make test` before each push
+	$(bin)/pre-commit install --hook-type pre-commit --hook-type pre-push
+
+.PHONY: clean
+clean: ## remove .venv and the leavings of tools; runs/ and the cache folder stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage* dist build

@@ -1,0 +1,64 @@
+"""Every file a newcomer may copy from is accepted as it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hack.shorten import shorten
+from transfer_api.load import load_experiment
+from transfer_api.spec import TransferExperiment
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+FENCE = re.compile(r"^```yaml\n(.*?)^```", re.M | re.S)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "examples")))
+def test_an_example_is_accepted(path: Path) -> None:
+    assert load_experiment(path).metadata.name
+
+
+def test_no_two_examples_share_a_name_and_so_an_output_folder() -> None:
+    names = [load_experiment(path).metadata.name for path in EXAMPLES]
+    assert len(set(names)) == len(names)
+
+
+def test_the_two_arms_of_the_vocabulary_comparison_differ_in_nothing_else() -> None:
+    original, extended = (
+        load_experiment(ROOT / "examples" / "vocabulary" / f"{arm}.yaml").spec.model_dump() for arm in ("original", "extended")
+    )
+    assert original.pop("vocabulary") is None
+    assert extended.pop("vocabulary") is not None
+    assert original == extended
+
+
+def fences() -> list[tuple[str, str]]:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        (f"{page.relative_to(ROOT)}:{page.read_text()[: match.start()].count(chr(10)) + 1}", match[1])
+        for page in pages
+        for match in FENCE.finditer(page.read_text())
+        if "kind: TransferExperiment" in match[1]
+    ]
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=place) for place, text in fences()])
+def test_an_experiment_in_the_documentation_is_accepted(text: str) -> None:
+    TransferExperiment.model_validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "examples")))
+def test_a_shortened_example_has_the_same_stages_and_less_to_do(path: Path, tmp_path: Path) -> None:
+    written = yaml.safe_load(path.read_text())
+    whole = load_experiment(path).spec
+    short = TransferExperiment.model_validate(shorten(written)).spec
+    for stage in ("vocabulary", "pretraining", "instruction_tuning", "evaluation"):
+        assert (getattr(short, stage) is None) == (getattr(whole, stage) is None)
+    assert short.pretraining is not None
+    assert short.pretraining.steps == 4
+    assert short.evaluation is not None
+    assert short.evaluation.limit == 4
