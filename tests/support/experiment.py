@@ -91,7 +91,7 @@ class Workplace:
         if not path.exists():
             return []
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [entry for line in lines if "step" in (entry := json.loads(line))]
+        return [entry for line in lines if (entry := json.loads(line))["kind"] == "step"]
 
 
 def sentences(seed: int, count: int) -> list[str]:

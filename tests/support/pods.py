@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tests.support.tiny import save_tiny_model
-from transfer_api.progress import Progress, ResultMessage
+from transfer_api.progress import Activity, Progress, ResultMessage
 from transfer_api.spec import Lora, Method, ModelSource, Precision, Schedule
 from transfer_api.stage import DatasetParameters, Execution, StageKind, StagePlan, TrainingParameters
 from transfer_pod.artifact import ArtifactStore
@@ -53,10 +53,10 @@ def wait_until(condition: Callable[[], T | None], what: str, seconds: float = 90
     raise AssertionError(f"{what}: not within {seconds:g} s")
 
 
-def make_dataset(storage: Path) -> str:
-    """Commits a dataset of random packed rows; returns its key."""
+def make_dataset(storage: Path, length: int = LENGTH, labels: float = 0.8) -> str:
+    """Commits a dataset of random packed rows, this share of whose tokens have a label; returns its key."""
     key = "d" * 32
-    parameters = DatasetParameters(model=ModelSource(path="model"), sequence_length=LENGTH, seed=SEED)
+    parameters = DatasetParameters(model=ModelSource(path="model"), sequence_length=length, seed=SEED)
     stage = StagePlan(name="dataset", kind=StageKind.DATASET, key=key, parameters=parameters.model_dump(mode="json", by_alias=True))
     store = ArtifactStore(storage)
     rows = store.work(stage.kind, key) / "artifact" / "rows"
@@ -64,22 +64,24 @@ def make_dataset(storage: Path) -> str:
     random = np.random.default_rng(0)
     index = []
     for number, (name, (weight, count)) in enumerate(SOURCES.items()):
-        tokens = random.integers(3, 300, (count, LENGTH))
-        cuts = random.integers(4, LENGTH - 4, count)
-        positions = np.arange(LENGTH)[None] - np.where(np.arange(LENGTH)[None] >= cuts[:, None], cuts[:, None], 0)
-        targets = (positions > 0) & (random.random((count, LENGTH)) < 0.8)  # so that the rows have different numbers of labels
+        tokens = random.integers(3, 300, (count, length))
+        cuts = random.integers(4, length - 4, count)
+        positions = np.arange(length)[None] - np.where(np.arange(length)[None] >= cuts[:, None], cuts[:, None], 0)
+        targets = (positions > 0) & (random.random((count, length)) < labels)  # less than all: rows with different numbers of them
         tokens.astype("<u4").tofile(rows / f"{number}.tokens")
         positions.astype("<i4").tofile(rows / f"{number}.positions")
         targets.astype("u1").tofile(rows / f"{number}.targets")
-        facts = {"tokens": count * LENGTH, "targets": int(targets.sum()), "documents": 2 * count, "bytes": 2 * count * LENGTH}
+        facts = {"tokens": count * length, "targets": int(targets.sum()), "documents": 2 * count, "bytes": 2 * count * length}
         index.append({"name": name, "weight": weight, "rows": count, **facts})
-    content = {"sequence_length": LENGTH, "seed": SEED, "tokenizer": "tiny", "sources": index}
+    content = {"sequence_length": length, "seed": SEED, "tokenizer": "tiny", "sources": index}
     (rows / "index.json").write_text(json.dumps(content))
     store.commit(stage, rows.parent)
     return key
 
 
-def training_stage(key: str, dataset: str, *, steps: int | None, lora: bool = False, checkpoint_steps: int = 5, **changes: Any) -> StagePlan:
+def training_stage(
+    key: str, dataset: str, *, steps: int | None, lora: bool = False, checkpoint_steps: int = 5, **changes: Any
+) -> StagePlan:
     """A small float32 training stage."""
     parameters = TrainingParameters(
         model=ModelSource(path="model"), method=Method.LORA if lora else Method.FULL,
@@ -202,6 +204,43 @@ def cluster(folder: Path, stage: StagePlan, **settings: Any) -> Iterator[Cluster
         yield attempt
     finally:
         attempt.close()
+
+
+def steps_at(group: Cluster, world_size: int, after: int = 0) -> Callable[[], bool]:
+    """Whether some steps after step `after` were done by so many processes."""
+    return lambda: sum(line.world_size == world_size and line.step > after for line in group.ledger.lines) >= 3
+
+
+def join(group: Cluster, index: int, held: Pod) -> Pod:
+    """Starts a pod while training is held, so that the run cannot end before the pod is there."""
+    workers = held.workers()
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    pod = group.start(index)
+    wait_until(lambda: pod.progress.activity is Activity.RENDEZVOUS, "the pod comes to the rendezvous")
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+    return pod
+
+
+def resize(group: Cluster) -> tuple[Pod, Pod]:
+    """Takes a run from its start to its end over 2, 3, 1 and 2 workers; returns the pods that end it.
+
+    A worker joins, then two are killed at once (one of them holds rank 0), then a replacement joins.
+    """
+    first, second = group.start(0), group.start(1)
+    wait_until(steps_at(group, 2), "two workers train")
+    third = join(group, 2, first)
+    wait_until(steps_at(group, 3), "three workers train")
+    assert group.ledger.lost_steps == 0, "a joining worker loses no step"
+    first.kill()
+    second.kill()
+    wait_until(steps_at(group, 1), "the survivor goes on alone")
+    fourth = join(group, 0, third)
+    alone = max(line.step for line in group.ledger.lines if line.world_size == 1)
+    wait_until(steps_at(group, 2, after=alone), "two workers train again")
+    assert (third.wait(), fourth.wait()) == (0, 0)
+    return third, fourth
 
 
 def make_storage(folder: Path) -> str:

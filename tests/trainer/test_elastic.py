@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,16 @@ from tests.support.pods import (
     ORDER,
     ROWS_PER_STEP,
     Cluster,
-    Pod,
     cluster,
     losses,
     make_storage,
+    resize,
     steady_losses,
+    steps_at,
     training_stage,
     wait_until,
-)  # fmt: skip
-from transfer_api.progress import Activity, Outcome
+)
+from transfer_api.progress import Outcome
 from transfer_trainer.ledger import Summary, verify_ledger
 
 STEPS = 60
@@ -32,23 +32,6 @@ KEY = "a" * 32
 @pytest.fixture
 def storage(tmp_path: Path) -> tuple[Path, str]:
     return tmp_path, make_storage(tmp_path)
-
-
-def steps_at(group: Cluster, world_size: int, after: int = 0) -> Callable[[], bool]:
-    """Whether some steps after step `after` were done by so many processes."""
-    return lambda: sum(line.world_size == world_size and line.step > after for line in group.ledger.lines) >= 3
-
-
-def join(group: Cluster, index: int, frozen: Pod) -> Pod:
-    """Starts a pod while training is held, so that the run cannot end before the pod is there."""
-    workers = frozen.workers()
-    for pid in workers:
-        os.kill(pid, signal.SIGSTOP)
-    pod = group.start(index)
-    wait_until(lambda: pod.progress.activity is Activity.RENDEZVOUS, "the pod comes to the rendezvous")
-    for pid in workers:
-        os.kill(pid, signal.SIGCONT)
-    return pod
 
 
 def assert_as_steady(group: Cluster, storage: Path) -> Summary:
@@ -62,17 +45,7 @@ def assert_as_steady(group: Cluster, storage: Path) -> Summary:
 def test_two_three_one_two_workers_give_the_losses_of_one_steady_worker(storage: tuple[Path, str], lora: bool) -> None:
     folder, dataset = storage
     with cluster(folder, training_stage(KEY, dataset, steps=STEPS, lora=lora), max_nodes=3) as group:
-        first, second = group.start(0), group.start(1)
-        wait_until(steps_at(group, 2), "two workers train")
-        third = join(group, 2, first)
-        wait_until(steps_at(group, 3), "three workers train")
-        assert group.ledger.lost_steps == 0, "a joining worker loses no step"
-        first.kill()
-        second.kill()
-        wait_until(steps_at(group, 1), "the survivor goes on alone")
-        fourth = join(group, 0, third)
-        wait_until(steps_at(group, 2, after=max(line.step for line in group.ledger.lines if line.world_size == 1)), "two train again")
-        assert (third.wait(), fourth.wait()) == (0, 0)
+        *_, fourth = resize(group)
         summary = assert_as_steady(group, folder)
         assert summary.lost_steps <= 2 * group.stage.execution.checkpoint_steps
         assert fourth.message is not None
