@@ -18,7 +18,8 @@ ONLY_PRETRAINING = {"instructionTuning": None, "evaluation": None}
 
 def pretraining(folder: Path, **workers: int) -> Workplace:
     place = workplace(folder, **ONLY_PRETRAINING, workers=workers or {"min": 1, "replicas": 1, "max": 3})
-    place.spec["pretraining"] |= {"steps": 60, "checkpointSteps": 3, "validationSteps": None}
+    place.spec["pretraining"] |= {"steps": 60, "checkpointSteps": 3}
+    del place.spec["pretraining"]["validationSteps"]
     return place
 
 
