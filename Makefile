@@ -59,6 +59,8 @@ generate: setup ## write crds/ and docs/reference.md from the models
 .PHONY: bench
 bench: inputs ## measure what benchmarks/bars.yaml sets bars for
 	$(bin)/python -m benchmarks.one_machine
+	$(bin)/python -m benchmarks.trainer_vs_hf
+	$(bin)/python -m benchmarks.elastic_losses
 
 .PHONY: lock
 lock: ## pin the newest dependencies that pyproject.toml allows
