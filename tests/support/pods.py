@@ -165,8 +165,8 @@ class Cluster:
         done = self.artifact / LEDGER
         return read_ledger(done if done.exists() else self.work / LEDGER)
 
-    def start(self, index: int) -> Pod:
-        """Starts a pod, and the rendezvous store before the first."""
+    def start(self, index: int, processes: int = 1) -> Pod:
+        """Starts a pod with so many worker processes, and the rendezvous store before the first."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFER_COLLECTIVE_TIMEOUT": "60"}
         if self._store is None and self.max_nodes > 1:
             self._store = subprocess.Popen(
@@ -176,7 +176,8 @@ class Cluster:
         name = f"{self.attempt}-w{index}-g{sum(pod.context.index == index for pod in self.pods)}"
         context = PodContext(
             stage=self.stage, storage=self.folder, pod=name, attempt=self.attempt, index=index, port=free_port(),
-            rendezvous=f"127.0.0.1:{self.port}" if self.max_nodes > 1 else "", min_nodes=self.min_nodes, max_nodes=self.max_nodes,
+            rendezvous=f"127.0.0.1:{self.port}" if self.max_nodes > 1 else "", min_nodes=self.min_nodes,
+            max_nodes=self.max_nodes, processes=processes,
             termination_log=self.folder / f"{name}-{self.port}.termination",
         )  # fmt: skip
         process = subprocess.Popen(

@@ -90,6 +90,18 @@ def test_killing_everything_costs_only_the_steps_after_the_last_checkpoint(stora
         assert pod.process.returncode == -signal.SIGKILL
 
 
+def test_the_processes_of_one_pod_train_together_and_one_that_is_killed_costs_a_round(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+    with cluster(folder, training_stage(KEY, dataset, steps=STEPS), max_nodes=1) as group:
+        pod = group.start(0, processes=2)
+        wait_until(steps_at(group, 2, after=5), "both processes train")
+        os.kill(pod.workers()[-1], signal.SIGKILL)
+        assert pod.wait() == 0
+        summary = assert_as_steady(group, folder)
+        assert {line.world_size for line in summary.lines} == {2}
+        assert summary.lines[-1].round == 1
+
+
 def test_a_crashing_worker_is_started_again_and_twice_without_a_step_ends_the_pod(storage: tuple[Path, str]) -> None:
     folder, dataset = storage
     with cluster(folder, training_stage(KEY, dataset, steps=2000, checkpoint_steps=5), max_nodes=1) as group:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -68,9 +69,11 @@ class Alone:
         self._round = -1
 
     def join(self) -> Round:
-        """The next round, at once."""
+        """The next round, at once. Its processes, where there are several, meet at a port of this machine."""
         self._round += 1
-        return Round(round=self._round)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return Round(round=self._round, port=probe.getsockname()[1])
 
     def others_wait(self) -> bool:
         """Nobody ever waits."""
