@@ -58,7 +58,7 @@ generate: setup ## write crds/ and docs/reference.md from the models
 
 .PHONY: bench
 bench: inputs ## measure what benchmarks/bars.yaml sets bars for
-	$(bin)/python -m benchmarks.one_machine
+	@missed=0; for each in one_machine trainer_vs_hf elastic_losses; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
 	$(bin)/python -m benchmarks.trainer_vs_hf
 	$(bin)/python -m benchmarks.elastic_losses
 

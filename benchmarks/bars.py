@@ -37,10 +37,8 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     cores = sum(1 for line in lines if line.startswith("processor"))
-    memory = next(
-        (int(line.split()[1]) // 2**20 for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")), 0
-    )
-    return f"{model}, {cores} cores, {memory} GiB"
+    total = next((line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")), "0")
+    return f"{model}, {cores} cores, {int(total) // 2**20} GiB"
 
 
 def commit() -> str:
