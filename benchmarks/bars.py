@@ -26,9 +26,8 @@ def report(group: str, figures: Mapping[str, float], notes: Mapping[str, str] | 
         missed += not good
         sign = "≤" if bar["better"] == "lower" else "≥"
         note = (notes or {}).get(name, "")
-        print(
-            f"| {name.replace('_', ' ')} | {value:.3g} {bar['unit']} | {sign} {bar['value']:g} {bar['unit']} | {'' if good else 'MISSED '}{note} |"
-        )
+        measured, wanted = (f"{number:.3g} {bar['unit']}" for number in (value, bar["value"]))
+        print(f"| {name.replace('_', ' ')} | {measured} | {sign} {wanted} | {'' if good else 'MISSED '}{note} |")
     return 1 if missed else 0
 
 
