@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 
 from tests.support.tiny import save_tiny_model
 from transfer_api.progress import Activity, Progress, ResultMessage
@@ -123,9 +124,11 @@ class Pod:
         return [worker for nursery in _children(self.process.pid) for worker in _children(nursery)]
 
     def kill(self) -> None:
-        """kill -9 of the whole process group."""
+        """kill -9 of the whole process group; returns when its workers, which the kernel kills then, are gone too."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        assert not psutil.wait_procs(family, timeout=20)[1], "a worker outlived its launcher"
 
     def ask(self) -> None:
         """SIGTERM, as the kubelet sends it."""
