@@ -31,7 +31,7 @@ from hack.inputs import corpus, instructions, model, tasks, texts
 from hack.inputs.notice import notice
 from transfer_api.errors import ExitCode, StorageError, TransferError
 
-RECIPES = {"model": "1", "documents": "1"}
+RECIPES = {"model": "2", "documents": "1"}
 """To be raised when what a part holds changes, so that the old one is replaced."""
 PARTS = {"model": ("models",), "documents": ("texts", "instructions", "tasks")}
 """The folders of each part."""
