@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.experiment import Workplace, wait_for, workplace
 
+pytestmark = pytest.mark.timeout(900)  # whole runs, on a machine that may be busy
+
 
 def pretraining(folder: Path, **workers: int) -> Workplace:
     place = workplace(folder, instructionTuning=None, evaluation=None, workers=workers)
@@ -44,7 +46,7 @@ def launchers(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
 
 def stop_with_ctrl_c(place: Workplace, process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=90)
+    text, _ = process.communicate(timeout=300)
     assert process.returncode == 75, text
     assert place.status()["phase"] == "Suspended"
     assert set(place.status()["restarts"].values()) <= {0, place.status()["restarts"]["saved"]}, "stopping is not a failure"
@@ -62,7 +64,7 @@ def kill_everything(place: Workplace, process: subprocess.Popen[str]) -> None:
 def kill_a_worker_and_wait(place: Workplace, process: subprocess.Popen[str]) -> None:
     found = launchers(process)
     os.killpg(found[min(found)].pid, signal.SIGKILL)
-    text, _ = process.communicate(timeout=200)
+    text, _ = process.communicate(timeout=600)
     assert process.returncode == 0, text
 
 

@@ -12,6 +12,8 @@ import yaml
 from tests.support.experiment import Workplace, workplace
 from transfer_api.status import ExperimentStatus, Phase
 
+pytestmark = pytest.mark.timeout(900)  # whole runs, on a machine that may be busy
+
 SCORE_FIELDS = {"suite", "task", "language", "metric", "value", "baseline", "difference", "interval", "items"}
 
 
@@ -86,7 +88,7 @@ def test_a_second_run_runs_nothing(run: tuple[Workplace, str]) -> None:
 def test_a_new_output_folder_finds_every_stage_in_the_storage(run: tuple[Workplace, str], tmp_path: Path) -> None:
     place, _ = run
     process = place.start("--output", str(tmp_path / "again"))
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     assert not list((tmp_path / "again" / "logs").iterdir())
     assert text.count("already there") == 6
@@ -103,7 +105,7 @@ def test_an_altered_artifact_is_refused_with_its_name(run: tuple[Workplace, str]
     rows.write_bytes(bytes(len(original)))
     try:
         process = place.start("--output", str(tmp_path / "torn"))
-        text, _ = process.communicate(timeout=120)
+        text, _ = process.communicate(timeout=300)
     finally:
         rows.write_bytes(original)
         if not tuned.exists():

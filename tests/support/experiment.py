@@ -20,7 +20,7 @@ from tests.support.tiny import SENTENCES, save_tiny_model
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T | None], seconds: float = 90.0, what: str = "condition") -> T:
+def wait_for(condition: Callable[[], T | None], seconds: float = 240.0, what: str = "condition") -> T:
     """Polls until the condition is true, and fails with its name when time is up."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -63,7 +63,7 @@ class Workplace:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=self.folder,
         )  # fmt: skip
 
-    def run(self, *options: str, timeout: float = 240) -> tuple[int, str]:
+    def run(self, *options: str, timeout: float = 600) -> tuple[int, str]:
         process = self.start("--output", str(self.output), *options)
         text, _ = process.communicate(timeout=timeout)
         return process.returncode, text
