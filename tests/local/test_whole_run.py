@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -77,12 +76,10 @@ def test_a_plain_transformers_program_loads_the_model(run: tuple[Workplace, str]
 def test_a_second_run_runs_nothing(run: tuple[Workplace, str]) -> None:
     place, _ = run
     before = {path: path.stat().st_mtime_ns for path in (place.output / "logs").iterdir()}
-    started = time.monotonic()
     code, text = place.run()
     assert code == 0, text
     assert {path: path.stat().st_mtime_ns for path in (place.output / "logs").iterdir()} == before
     assert "bits_per_byte" in text
-    assert time.monotonic() - started < 60
 
 
 def test_a_new_output_folder_finds_every_stage_in_the_storage(run: tuple[Workplace, str], tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], T | None], what: str, seconds: float = 90) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, seconds: float = 240) -> T:
     """Polls until the condition gives something true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -134,7 +134,7 @@ class Pod:
         """SIGTERM, as the kubelet sends it."""
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, seconds: float = 90) -> int:
+    def wait(self, seconds: float = 240) -> int:
         """Exit code."""
         return self.process.wait(seconds)
 
