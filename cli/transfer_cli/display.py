@@ -18,6 +18,7 @@ from transfer_api.progress import Progress, Score
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan
 from transfer_api.status import ExperimentStatus, StageState, StageStatus
+from transfer_evaluator.table import COLUMNS, render_table, verdict
 from transfer_operator.decide import Event
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -34,9 +35,9 @@ MARKS = {
 class Display:
     """Lines that stay, and (on a terminal) a panel that changes."""
 
-    def __init__(self, console: Console, plan: tuple[StagePlan, ...], live: Live | None) -> None:
+    def __init__(self, console: Console, language: str, live: Live | None) -> None:
         self.console = console
-        self.plan = plan
+        self.language = language
         self.live = live
         self.started = time.monotonic()
         self._states: dict[str, StageState] = {}
@@ -70,6 +71,7 @@ class Display:
             self.live.update(Text(""))
         if scores:
             self.console.print(score_table(scores))
+            self.line(verdict(scores, self.language))
         shown = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
         report = f"Report: {shown}/report.html"
         model = f"   Model: {shown}/model" if (output / "model").is_dir() else ""
@@ -111,10 +113,10 @@ def open_display(experiment: TransferExperiment, plan: tuple[StagePlan, ...]) ->
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(f"{experiment.metadata.name}: {len(plan)} stages ({', '.join(stage.name for stage in plan)})", soft_wrap=True)
     if not console.is_terminal:
-        yield Display(console, plan, None)
+        yield Display(console, experiment.spec.language, None)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
-        yield Display(console, plan, live)
+        yield Display(console, experiment.spec.language, live)
 
 
 def describe(progress: Progress) -> str:
@@ -144,28 +146,10 @@ def _panel(status: ExperimentStatus, progress: Progress | None) -> Group | Text:
 
 
 def score_table(scores: list[Score]) -> Table:
-    """The table of scores beside the baseline."""
-    table = Table(title="Scores beside the base model (95 % intervals)", title_justify="left")
-    for heading in ("suite", "task", "language", "metric"):
-        table.add_column(heading)
-    for heading in ("base model", "result", "difference", "interval", "items"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for score in scores:
-        table.add_row(
-            score.suite, score.task, score.language, f"{score.metric} {'↑' if score.higher_is_better else '↓'}",
-            _number(score.baseline), _number(score.value), _number(score.difference, "+"),
-            f"{score.interval[0]:+.3f} … {score.interval[1]:+.3f}" if score.interval and score.difference is not None else "",
-            str(score.items), style=_style(score),
-        )  # fmt: skip
+    """The table of scores beside the baseline, as the report has it."""
+    table = Table(title="Scores beside the base model", title_justify="left")
+    for number, heading in enumerate(COLUMNS):
+        table.add_column(heading, justify="left" if number < 4 else "right", no_wrap=number >= 4)
+    for row in render_table(scores):
+        table.add_row(*row.cells, style={"better": "green", "worse": "red"}.get(row.effect, ""))
     return table
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    return "" if value is None else f"{value:{sign}.3f}" if abs(value) < 1000 else f"{value:{sign}.0f}"
-
-
-def _style(score: Score) -> str:
-    """Green or red only where the interval excludes zero."""
-    if score.difference is None or score.interval is None or score.interval[0] <= 0 <= score.interval[1]:
-        return ""
-    return "green" if (score.difference > 0) == score.higher_is_better else "red"
