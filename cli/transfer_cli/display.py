@@ -92,7 +92,7 @@ class Display:
         if values and values != self._measured:
             self._measured = values
             words = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-            self.line(f"  {stage}: step {progress.step}, bits per byte: {words}")
+            self.line(f"  {stage}: bits per byte: {words}")
 
     def _stage_line(self, stage: StageStatus) -> None:
         if stage.state is StageState.WAITING:
@@ -106,11 +106,15 @@ class Display:
         self.line(f"[{elapsed // 60:02d}:{elapsed % 60:02d}] {MARKS[stage.state]} {stage.name}: {words}{took}")
 
 
+def open_console() -> Console:
+    """Standard output. Redirected it has no width of its own, and 80 columns would break the table."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
 @contextmanager
 def open_display(experiment: TransferExperiment, plan: tuple[StagePlan, ...]) -> Iterator[Display]:
     """A display for as long as the run lasts."""
-    # A redirected console has no width of its own; 80 columns would break the table.
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = open_console()
     console.print(f"{experiment.metadata.name}: {len(plan)} stages ({', '.join(stage.name for stage in plan)})", soft_wrap=True)
     if not console.is_terminal:
         yield Display(console, experiment.spec.language, None)

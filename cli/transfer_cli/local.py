@@ -18,14 +18,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from transfer_api.errors import SpecError
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StageKind, needs_hub
 from transfer_operator.decide import CreatePod, DeletePod, Pod, PodPhase, Role
 from transfer_operator.decide.snapshot import PodName
-from transfer_pod.context import PodContext
+from transfer_pod.context import PodContext, find_input
 
 LOOPBACK = "127.0.0.1"
+PERPLEXITY = "perplexity"
 PROGRESS_TIMEOUT_S = 0.5
 
 # The kernel kills a pod when `transfer run` dies, however it dies: nothing is left that could write into the storage
@@ -167,10 +169,41 @@ class LocalBackend:
             address=LOOPBACK,
             port=free_port(),
             rendezvous=f"{LOOPBACK}:{store}" if store else "",
+            processes=max(1, len(self._gpus(action))) if action.stage.kind.elastic else 1,
             min_nodes=action.min_nodes,
             max_nodes=action.max_nodes,
             termination_log=self.logs / f"{name}.termination",
         )
+
+    def _tasks_are_here(self) -> bool:
+        """Whether every suite is a file of the task folders; the harness's own ones may fetch their questions."""
+        wanted = self.experiment.spec.evaluation
+        if wanted is None:
+            return True
+        folders = [find_input(folder, (self.storage, *self.search)) for folder in wanted.task_folders]
+        return all(any(True for folder in folders for _ in folder.rglob(f"{suite}.yaml")) for suite in wanted.suites if suite != PERPLEXITY)
+
+    def _gpus(self, action: CreatePod) -> list[str]:
+        """The GPUs of one worker: its share of those that this process may use.
+
+        Raises:
+            SpecError: more workers than GPUs.
+        """
+        allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+        here = (
+            [str(n) for n in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+            if allowed is None
+            else [g for g in allowed.split(",") if g]
+        )
+        if not action.stage.kind.elastic or not here:
+            return here
+        replicas = self.experiment.spec.workers.replicas
+        if replicas > len(here):
+            raise SpecError(
+                "is more than this machine has GPUs", field="spec.workers.replicas", value=replicas, allowed=f"at most {len(here)}",
+                next_step="Ask for fewer workers; each takes its share of the GPUs",
+            )  # fmt: skip
+        return here[action.name.index % replicas :: replicas]
 
     def _surroundings(self, action: CreatePod) -> dict[str, str]:
         """Cores shared among the workers, and no network where the experiment names no hub."""
@@ -178,10 +211,11 @@ class LocalBackend:
         workers = self.experiment.spec.workers.replicas if action.stage.kind.elastic else 1
         variables = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers))),
+            "CUDA_VISIBLE_DEVICES": ",".join(self._gpus(action)),
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        if not needs_hub(self.experiment.spec):
+        if not needs_hub(self.experiment.spec) and self._tasks_are_here():
             variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         return variables
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 
 from transfer_api.errors import ExitCode, TransferError
 
+INTERRUPTED = 130
 COMMANDS: dict[str, str] = {
     "run": "run an experiment on this machine, or go on with it",
     "plan": "show stages, keys, what is cached, tokens, FLOPs and expected time",
@@ -30,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="`transfer COMMAND --help` lists the options of a command.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = next((word for word in arguments if word in COMMANDS), None)
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -43,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     except TransferError as error:
         print(f"transfer {options.command}: {error}", file=sys.stderr)
         return ExitCode.REFUSED
+    except KeyboardInterrupt:
+        print(f"transfer {options.command}: stopped", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # `transfer plan … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.COMPLETE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def write_outputs(
     with storage_errors(output):
         if not current.exists() or current.read_text() != stamp:
             current.unlink(missing_ok=True)
-            _link_model(store, plan, output)
+            _copy_model(store, plan, output)
             _report(experiment, plan, status, storage, output)
             current.write_text(stamp)
     return scores_of_result(store, plan)
@@ -69,23 +68,9 @@ def _report(experiment: TransferExperiment, plan: tuple[StagePlan, ...], status:
     write_report(output, collect(storage, plan, experiment=name, language=language, status=plain))
 
 
-def _link_model(store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path) -> None:
-    """Puts the last model that was made at `model/`."""
+def _copy_model(store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path) -> None:
+    """Puts the last model that was made at `model/`: a copy, since people change what they are given."""
     made = [s for s in plan if s.kind in (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING)]
     if made:
-        _link_tree(store.open(made[-1].kind, made[-1].key, verify=False) / "model", output / "model")
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Hard links where the file system can, copies where it cannot; the target is replaced as a whole."""
-    shutil.rmtree(target, ignore_errors=True)
-    if source.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target, copy_function=_link)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        shutil.rmtree(output / "model", ignore_errors=True)
+        shutil.copytree(store.open(made[-1].kind, made[-1].key, verify=False) / "model", output / "model")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from transfer_api.errors import ExitCode, SpecError
 from transfer_api.load import load_experiment
 from transfer_api.stage import plan_stages
 from transfer_api.status import Phase
 from transfer_cli import preflight
-from transfer_cli.display import score_table
+from transfer_cli.display import open_console, score_table
 from transfer_cli.outputs import STAMP, read_status, write_outputs
 from transfer_cli.paths import default_output, default_storage
 
@@ -41,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         )
     (output / STAMP).unlink(missing_ok=True)
     scores = write_outputs(experiment, plan, status, storage=storage, output=output)
-    console = Console(highlight=False)
+    console = open_console()
     if scores:
         console.print(score_table(scores))
     console.print(f"Written: {output}/report.html, report.md, results.json")

@@ -21,15 +21,16 @@ from types import FrameType
 
 import yaml
 
-from transfer_api.errors import ExitCode, SpecError
+from transfer_api.errors import ExitCode, SpecError, TransferError
 from transfer_api.load import load_experiment
 from transfer_api.progress import Outcome, Progress, ResultMessage, Score
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan, plan_stages
-from transfer_api.status import ExperimentStatus, Phase, Reason, StageState
+from transfer_api.status import ExperimentStatus, Phase, Reason, StageState, StageStatus
 from transfer_cli import preflight
 from transfer_cli.display import Display, open_display
 from transfer_cli.local import LocalBackend
+from transfer_cli.main import INTERRUPTED
 from transfer_cli.outputs import STATUS, read_status, write_outputs
 from transfer_cli.paths import default_output, default_storage
 from transfer_operator.decide import CreatePod, Decision, Settings, Snapshot, decide
@@ -37,7 +38,6 @@ from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomicall
 from transfer_pod.server import PodServer
 
 LOOK_EVERY_S = 0.25
-INTERRUPTED = 130
 
 # One stage at a time, since they would only slow each other down; the status file is cheap to write.
 SETTINGS = Settings(parallel_stages=1, grace_seconds=120, status_seconds=1)
@@ -100,6 +100,10 @@ class Session:
             self.backend.kill_all()
             display.line("Stopped at once. The same command goes on from the last checkpoint.")
             return INTERRUPTED
+        except TransferError as error:
+            # Too late for "refused": the error's own code says what the operator would do.
+            display.line(f"{error}", style="red")
+            return error.exit_code
         finally:
             self.backend.kill_all()
             for number, handler in signals.items():
@@ -161,7 +165,11 @@ class Session:
             return ExperimentStatus()
         store = ArtifactStore(self.storage)
         there = all(store.find(stage.kind, stage.key) for stage in self.plan)
-        return ExperimentStatus() if status.phase is Phase.COMPLETE and not there else status
+        if status.phase is Phase.COMPLETE:
+            return status if there else ExperimentStatus()
+        # Its pods died with the process that ran them: stopped, not lost, so nothing is counted.
+        stages = [_stopped(stage) if stage.state is StageState.RUNNING else stage for stage in status.stages]
+        return status.model_copy(update={"stages": stages})
 
     def _finish(self, status: ExperimentStatus, display: Display) -> int:
         if status.phase is Phase.COMPLETE:
@@ -180,6 +188,10 @@ class Session:
         if self.stop.is_set():
             raise _KilledError
         self.stop.set()
+
+
+def _stopped(stage: StageStatus) -> StageStatus:
+    return stage.model_copy(update={"state": StageState.SUSPENDED, "workers": [], "rendezvous_seen": False, "retry_time": None})
 
 
 class _KilledError(Exception):

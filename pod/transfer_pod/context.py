@@ -6,6 +6,7 @@ so a process of `transfer run` and a pod of the cluster cannot drift apart.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,11 @@ class PodContext:
     """Worker processes of this pod, one per GPU."""
     termination_log: Path = field(default=Path("/dev/termination-log"))
 
+    @property
+    def listen(self) -> str:
+        """Where its server listens: everywhere in a pod, nowhere else than here on one machine."""
+        return self.address if self.address.startswith("127.") else "0.0.0.0"  # noqa: S104
+
     def environment(self) -> dict[str, str]:
         """The variables from which `read` gives this context back."""
         return {
@@ -50,7 +56,7 @@ class PodContext:
             "TRANSFER_POD": self.pod,
             "TRANSFER_ATTEMPT": self.attempt,
             "TRANSFER_INDEX": str(self.index),
-            "TRANSFER_SEARCH": os.pathsep.join(map(str, self.search)),
+            "TRANSFER_SEARCH": json.dumps([str(folder) for folder in self.search]),
             "TRANSFER_ADDRESS": self.address,
             "TRANSFER_PORT": str(self.port),
             "TRANSFER_RENDEZVOUS": self.rendezvous,
@@ -76,7 +82,7 @@ class PodContext:
                 pod=environment.get("TRANSFER_POD", "pod"),
                 attempt=environment.get("TRANSFER_ATTEMPT", ""),
                 index=int(environment.get("TRANSFER_INDEX", "0")),
-                search=tuple(Path(p) for p in environment.get("TRANSFER_SEARCH", "").split(os.pathsep) if p),
+                search=tuple(Path(folder) for folder in json.loads(environment.get("TRANSFER_SEARCH", "[]"))),
                 address=environment.get("TRANSFER_ADDRESS", "127.0.0.1"),
                 port=int(environment.get("TRANSFER_PORT", "9090")),
                 rendezvous=environment.get("TRANSFER_RENDEZVOUS", ""),
@@ -119,9 +125,14 @@ def glob_characters(path: str | Path) -> bool:
 
 
 def expand(path: Path) -> list[Path]:
-    """The files of a path or glob, sorted by name so that every machine reads them in one order."""
-    if not glob_characters(path):
-        return [path]
-    anchor = Path(path.anchor or ".")
-    relative = path.relative_to(anchor) if path.is_absolute() else path
-    return sorted(found for found in anchor.glob(str(relative)) if found.is_file())
+    """The files of a path or glob, sorted by name so that every machine reads them in one order.
+
+    Only what does not exist as it is written is a pattern: folders may have brackets in their names.
+    """
+    base = Path(path.anchor or ".")
+    parts = list(path.relative_to(base).parts if path.anchor else path.parts)
+    while parts and (base / parts[0]).exists():
+        base /= parts.pop(0)
+    if not parts:
+        return [base]
+    return sorted(found for found in base.glob(str(Path(*parts))) if found.is_file()) if base.is_dir() else []

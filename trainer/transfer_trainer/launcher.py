@@ -86,7 +86,7 @@ class Launcher:
         """
         if done := finished(self.context):
             return done
-        server = PodServer(self.context.port, self.file.read).start()
+        server = PodServer(self.context.port, self.file.read, self.context.listen).start()
         self._tell(Activity.STARTING)
         self.workers = Workers(self._environment())
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
