@@ -211,10 +211,11 @@ class LocalBackend:
         workers = self.experiment.spec.workers.replicas if action.stage.kind.elastic else 1
         variables = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers))),
-            "CUDA_VISIBLE_DEVICES": ",".join(self._gpus(action)),
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
+        if gpus := self._gpus(action):
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         if not needs_hub(self.experiment.spec) and self._tasks_are_here():
             variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         return variables

@@ -79,8 +79,9 @@ def test_a_run_that_is_stopped_killed_and_crippled_ends_as_a_steady_one(steady: 
             assert str(process.pid) in text
             blow(place, process)
         finally:
-            process.kill()
-            process.communicate()
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
     stage = place.stage("pretraining")
     assert stage["state"] == "Complete"
     # What its user stops or kills was not lost; a worker alone was.
