@@ -13,7 +13,7 @@ STAGE = StagePlan(name="pretraining", kind=StageKind.PRETRAINING, key="a" * 32, 
 
 def test_what_the_backend_writes_the_pod_reads() -> None:
     context = PodContext(
-        stage=STAGE, storage=Path("/s"), pod="p-w1-g2", attempt="p", index=1, search=(Path("/a"), Path("/b")), address="10.0.0.7",
+        stage=STAGE, storage=Path("/s"), pod="p-w1-g2", attempt="p", index=1, search=(Path("/a:b"), Path("/c")), address="10.0.0.7",
         port=9000, rendezvous="store:29400", min_nodes=2, max_nodes=8, processes=4, termination_log=Path("/t"),
     )  # fmt: skip
     assert PodContext.read(context.environment()) == context
@@ -52,3 +52,12 @@ def test_a_glob_gives_its_files_in_the_order_of_their_names(tmp_path: Path) -> N
     assert [path.name for path in expand(pattern)] == ["a.txt", "b.txt"]
     with pytest.raises(DataError):
         find_input("*.jsonl", (tmp_path,))
+
+
+def test_brackets_in_a_folder_are_part_of_its_name_and_not_a_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "a[b]"
+    folder.mkdir()
+    for name in ("1.txt", "2.txt"):
+        (folder / name).touch()
+    assert expand(find_input("1.txt", (folder,))) == [folder / "1.txt"]
+    assert expand(find_input("*.txt", (folder,))) == [folder / "1.txt", folder / "2.txt"]
