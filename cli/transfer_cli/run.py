@@ -23,7 +23,7 @@ import yaml
 
 from transfer_api.errors import ExitCode, SpecError, TransferError
 from transfer_api.load import load_experiment
-from transfer_api.progress import Outcome, Progress, ResultMessage, Score
+from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan, plan_stages
 from transfer_api.status import ExperimentStatus, Phase, Reason, StageState, StageStatus
@@ -135,13 +135,8 @@ class Session:
         """Artifacts of stages that the status does not know to be complete."""
         complete = {stage.key for stage in status.stages if stage.state is StageState.COMPLETE}
         store = ArtifactStore(self.storage)
-        found = {}
-        for stage in self.plan:
-            if stage.key not in complete and (reference := store.find(stage.kind, stage.key)) is not None:
-                manifest = store.manifest(stage.kind, stage.key)
-                scores = [Score.model_validate(score) for score in manifest.get("scores", [])]
-                found[stage.key] = ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, reused=True, scores=scores)
-        return found
+        results = {stage.key: store.result(stage.kind, stage.key) for stage in self.plan if stage.key not in complete}
+        return {key: result for key, result in results.items() if result is not None}
 
     def _write(self, old: ExperimentStatus, decision: Decision) -> ExperimentStatus:
         if decision.status != old or not (self.output / STATUS).exists():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import ArtifactError, StorageError
-from transfer_api.progress import ArtifactReference
+from transfer_api.progress import ArtifactReference, Outcome, ResultMessage, Score
 from transfer_api.stage import StageKind, StagePlan
 
 MANIFEST = "manifest.json"
@@ -72,6 +72,16 @@ class ArtifactStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is not a readable manifest: {error}", next_step=_REMOVE.format(path.parent)) from error
         return manifest
+
+    def result(self, kind: StageKind, key: str) -> ResultMessage | None:
+        """What the stage that left this artifact came to, or None where there is no artifact."""
+        reference = self.find(kind, key)
+        if reference is None:
+            return None
+        manifest = self.manifest(kind, key)
+        scores = [Score.model_validate(score) for score in manifest.get("scores", [])]
+        numbers = manifest.get("numbers", {})
+        return ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, reused=True, scores=scores, numbers=numbers)
 
     def open(self, kind: StageKind, key: str, *, verify: bool = True) -> Path:
         """Folder of a finished artifact, every file checked against the manifest unless `verify` is false.

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from transfer_api.errors import SaveRequested
-from transfer_api.progress import Activity, Outcome, Progress, ResultMessage, Score
+from transfer_api.progress import Activity, Progress, ResultMessage
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_pod.end import finish
@@ -34,18 +34,7 @@ def run_shard(context: PodContext, stage: Stage) -> int:
 
 def finished(context: PodContext) -> ResultMessage | None:
     """The result of an earlier run of this very stage, if its artifact is in the storage."""
-    store = ArtifactStore(context.storage)
-    reference = store.find(context.stage.kind, context.stage.key)
-    if reference is None:
-        return None
-    manifest = store.manifest(context.stage.kind, context.stage.key)
-    return ResultMessage(
-        outcome=Outcome.COMPLETE,
-        artifact=reference,
-        reused=True,
-        scores=[Score.model_validate(score) for score in manifest.get("scores", [])],
-        numbers=manifest.get("numbers", {}),
-    )
+    return ArtifactStore(context.storage).result(context.stage.kind, context.stage.key)
 
 
 def _served(context: PodContext, stage: Stage) -> ResultMessage:

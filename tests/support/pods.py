@@ -9,10 +9,8 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,10 +20,12 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
+from tests.support.experiment import wait_for
 from tests.support.tiny import save_tiny_model
 from transfer_api.progress import Activity, Progress, ResultMessage
 from transfer_api.spec import Lora, Method, ModelSource, Precision, Schedule
 from transfer_api.stage import DatasetParameters, Execution, StageKind, StagePlan, TrainingParameters
+from transfer_cli.local import free_port
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_trainer.ledger import LEDGER, Summary, read_ledger
@@ -37,21 +37,9 @@ SOURCES = {"id": (3, 40), "en": (1, 17)}  # name to weight and rows
 ORDER = RowOrder(SEED, tuple(weight for weight, _ in SOURCES.values()), tuple(rows for _, rows in SOURCES.values()))
 
 
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_until(condition: Callable[[], T | None], what: str, seconds: float = 240) -> T:
-    """Polls until the condition gives something true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"{what}: not within {seconds:g} s")
+    """`wait_for`, named as the elastic tests read."""
+    return wait_for(condition, seconds, what)
 
 
 def make_dataset(storage: Path, length: int = LENGTH, labels: float = 0.8) -> str:
