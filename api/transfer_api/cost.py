@@ -169,7 +169,8 @@ def stage_cost(stage: StagePlan, size: ModelSize | None, input_bytes: int | None
             return StageCost(artifact_bytes=BYTES_PER_PARAMETER * grown.parameters if grown else 0)
         case EvaluationParameters():
             flops = 2.0 * size.parameters * read if size and read is not None else None
-            memory = BYTES_PER_PARAMETER * size.parameters if size else 0
+            width = BYTES_PER_PARAMETER // 2 if parameters.precision is Precision.BFLOAT16 else BYTES_PER_PARAMETER
+            memory = width * size.parameters if size else 0
             return StageCost(tokens=read, flops=flops, formula="2·N·D, texts only", state_bytes=memory)
 
 

@@ -2,8 +2,12 @@
 
 A stage is a plan: its kind, the parameters that decide its result, and which earlier stages it reads. Its key is the
 SHA-256 of all that and of the version of the code contract. What does not change the result (number of workers, size of a
-micro-batch, checkpoint interval) is in `Execution`, which the key leaves out; so a finished artifact is found again after
-a resize, and by a study that shares a stage between cells.
+micro-batch, checkpoint interval, texts measured on along the way) is in `Execution`, which the key leaves out; so a finished
+artifact is found again after a resize, and by a study that shares a stage between cells.
+
+A hub data set counts by its name and the revision that the experiment writes. Without one the pods read what is newest when
+they run, and the key cannot tell: to resolve a branch needs the network, which planning, validating and the operator do
+without. So a stage that was made is found again although its data set has moved on; a pinned revision says what was read.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,7 +108,6 @@ class TrainingParameters(Observed):
     tokens: int | None
     steps: int | None
     epochs: int | None
-    max_epochs: int
     learning_rate: str
     embedding_learning_rate: str
     schedule: Schedule
@@ -111,8 +115,6 @@ class TrainingParameters(Observed):
     weight_decay: str
     gradient_clipping: str
     precision: Precision
-    validation_steps: int | None
-    validation_texts: list[NamedText]
     seed: int
 
 
@@ -148,6 +150,9 @@ class Execution(Observed):
 
     micro_batch_tokens: int | None = None
     checkpoint_steps: int | None = None
+    max_epochs: int | None = Field(default=None, description="Refuses a budget that reads a source more often; it changes no row.")
+    validation_steps: int | None = None
+    validation_texts: list[NamedText] = Field(default=[], description="Measured on along the way, never learned from.")
 
 
 class StagePlan(Observed):
@@ -272,11 +277,15 @@ class _Planner:
         wanted = self.spec.vocabulary
         return VocabularyParameters(
             model=self.model, added_tokens=wanted.added_tokens, initialization=wanted.initialization,
-            corpus=wanted.corpus, seed=self.spec.seed,
+            corpus=[source.model_copy(update={"language": None}) for source in wanted.corpus], seed=self.spec.seed,
         )  # fmt: skip
 
     def _mixture(self, wanted: Pretraining) -> DatasetParameters:
-        return DatasetParameters(model=self.model, sequence_length=wanted.sequence_length, mixture=wanted.mixture, seed=self.spec.seed)
+        # 6:2 is 3:1, and a language says how a text is shown, not which tokens it has.
+        shares = [source.weight for source in wanted.mixture]
+        divisor = math.gcd(*shares) or 1
+        mixture = [source.model_copy(update={"weight": source.weight // divisor, "language": None}) for source in wanted.mixture]
+        return DatasetParameters(model=self.model, sequence_length=wanted.sequence_length, mixture=mixture, seed=self.spec.seed)
 
     def _instructions(self, wanted: InstructionTuning) -> DatasetParameters:
         return DatasetParameters(
@@ -286,8 +295,6 @@ class _Planner:
 
     def _train(self, name: str, kind: StageKind, wanted: Pretraining | InstructionTuning, dataset: str, model: str | None) -> str:
         pretraining = wanted if isinstance(wanted, Pretraining) else None
-        validation_steps = pretraining.validation_steps if pretraining else None
-        texts = self.spec.evaluation.texts if self.spec.evaluation and validation_steps else []
         epochs = wanted.epochs
         if pretraining is None and wanted.epochs is None and wanted.steps is None:
             epochs = 1
@@ -295,14 +302,17 @@ class _Planner:
             model=self.model, method=wanted.method, lora=wanted.lora if wanted.method is Method.LORA else None,
             sequence_length=wanted.sequence_length, rows_per_step=wanted.global_batch_tokens // wanted.sequence_length,
             tokens=pretraining.tokens if pretraining else None, steps=wanted.steps, epochs=epochs,
-            max_epochs=pretraining.max_epochs if pretraining else 1_000_000,
             learning_rate=wanted.learning_rate,
             embedding_learning_rate=wanted.embedding_learning_rate or wanted.learning_rate,
             schedule=wanted.schedule, warmup=wanted.warmup, weight_decay=wanted.weight_decay,
-            gradient_clipping=wanted.gradient_clipping, precision=wanted.precision,
-            validation_steps=validation_steps, validation_texts=texts, seed=self.spec.seed,
+            gradient_clipping=wanted.gradient_clipping, precision=wanted.precision, seed=self.spec.seed,
         )  # fmt: skip
-        execution = Execution(micro_batch_tokens=wanted.micro_batch_tokens, checkpoint_steps=wanted.checkpoint_steps)
+        validation_steps = pretraining.validation_steps if pretraining else None
+        execution = Execution(
+            micro_batch_tokens=wanted.micro_batch_tokens, checkpoint_steps=wanted.checkpoint_steps,
+            max_epochs=pretraining.max_epochs if pretraining else None, validation_steps=validation_steps,
+            validation_texts=self.spec.evaluation.texts if self.spec.evaluation and validation_steps else [],
+        )  # fmt: skip
         return self._add(name, kind, parameters, _roles(dataset=dataset, model=model), execution)
 
     def _evaluation(self, name: str, wanted: Evaluation, model: str | None, baseline: str | None) -> str:

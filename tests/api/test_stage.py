@@ -59,7 +59,8 @@ def test_without_baseline_nothing_is_compared() -> None:
         ("spec.workers", {"replicas": 3}), ("spec.suspend", True), ("spec.restarts", {"stall": 1}), ("spec.storage", {"url": "s3://b"}),
         ("spec.pretraining.microBatchTokens", 256), ("spec.pretraining.checkpointSteps", 3), ("spec.pretraining.tokens", 41_000),
         ("spec.pretraining.embeddingLearningRate", "2e-5"), ("spec.pretraining.lora", {"rank": 4}), ("metadata.name", "other"),
-        ("spec.model.parameters", "7B"), ("spec.model.tokenSecret", {"name": "hub"}),
+        ("spec.model.parameters", "7B"), ("spec.model.tokenSecret", {"name": "hub"}), ("spec.pretraining.maxEpochs", 9),
+        ("spec.pretraining.validationSteps", 5), ("spec.pretraining.mixture.0.language", "jv"), ("spec.vocabulary.corpus.0.language", "jv"),
     ],
 )  # fmt: skip
 def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) -> None:
@@ -91,13 +92,36 @@ def test_the_content_of_a_file_is_part_of_the_keys_that_read_it() -> None:
     assert {name for name in before if before[name] == after[name]} == {"baseline", "vocabulary", "instruction-dataset"}
 
 
-def test_validation_texts_count_only_where_they_are_measured_on() -> None:
-    measured = stages(changed(ALL, "spec.pretraining.validationSteps", 5))["pretraining"].typed_parameters()
-    unmeasured = stages(ALL)["pretraining"].typed_parameters()
-    assert isinstance(measured, TrainingParameters)
-    assert isinstance(unmeasured, TrainingParameters)
-    assert [text.name for text in measured.validation_texts] == ["held-out"]
-    assert unmeasured.validation_texts == []
+def test_what_is_measured_along_the_way_reaches_the_pods_and_not_the_key() -> None:
+    measured = changed(ALL, "spec.pretraining.validationSteps", 5)
+    more = changed(measured, "spec.evaluation.texts", [*EVALUATION["texts"], {"name": "another", "path": "en.txt"}])
+    assert stages(ALL)["pretraining"].execution.validation_texts == []
+    for wanted, names in ((measured, ["held-out"]), (more, ["held-out", "another"])):
+        execution = stages(wanted, {"en.txt": "1"})["pretraining"].execution
+        assert (execution.validation_steps, [text.name for text in execution.validation_texts]) == (5, names)
+    before, after = keys(measured), keys(more)
+    assert {name for name in before if before[name] != after[name]} == {"baseline", "evaluation"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "same"),
+    [([3, 1], True), ([6, 2], True), ([75, 25], True), ([300_000, 100_000], True), ([3, 2], False), ([1, 3], False), ([3, 0], False)],
+    ids=str,
+)
+def test_a_mixture_is_what_its_weights_are_to_each_other(weights: list[int], same: bool) -> None:
+    def mixed(weights: list[int]) -> dict[str, str]:
+        sources = [{"path": "id.txt", "weight": weights[0]}, {"path": "en.txt", "weight": weights[1]}]
+        return keys(changed(ALL, "spec.pretraining.mixture", sources))
+
+    assert (mixed(weights) == mixed([3, 1])) is same
+
+
+def test_a_hub_text_counts_by_its_written_revision() -> None:
+    def evaluated(**text: Any) -> str:
+        return keys(document(evaluation={"texts": [{"name": "wiki", "hub": "a/b", **text}]}))["evaluation"]
+
+    assert evaluated() == evaluated()
+    assert len({evaluated(), evaluated(revision=COMMIT), evaluated(revision=COMMIT[::-1]), evaluated(subset="x")}) == 4
 
 
 def test_a_step_is_a_whole_number_of_rows() -> None:

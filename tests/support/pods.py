@@ -71,17 +71,18 @@ def make_dataset(storage: Path, length: int = LENGTH, labels: float = 0.8) -> st
 def training_stage(
     key: str, dataset: str, *, steps: int | None, lora: bool = False, checkpoint_steps: int = 5, **changes: Any
 ) -> StagePlan:
-    """A small float32 training stage."""
+    """A small float32 training stage; `changes` are parameters or fields of its execution."""
+    how = {name: changes.pop(name) for name in list(changes) if name in Execution.model_fields}
     parameters = TrainingParameters(
         model=ModelSource(path="model"), method=Method.LORA if lora else Method.FULL,
         lora=Lora(rank=4, alpha=8, targets=["q_proj", "up_proj"], train_embeddings=True) if lora else None,
-        sequence_length=LENGTH, rows_per_step=ROWS_PER_STEP, tokens=None, steps=steps, epochs=None, max_epochs=1000,
+        sequence_length=LENGTH, rows_per_step=ROWS_PER_STEP, tokens=None, steps=steps, epochs=None,
         learning_rate="1e-3", embedding_learning_rate="5e-4", schedule=Schedule.COSINE, warmup="0.1", weight_decay="0.01",
-        gradient_clipping="1.0", precision=Precision.FLOAT32, validation_steps=None, validation_texts=[], seed=SEED,
+        gradient_clipping="1.0", precision=Precision.FLOAT32, seed=SEED,
     ).model_copy(update=changes)  # fmt: skip
     return StagePlan(
         name="pretraining", kind=StageKind.PRETRAINING, key=key, parameters=parameters.model_dump(mode="json", by_alias=True),
-        inputs={"dataset": dataset}, execution=Execution(micro_batch_tokens=2 * LENGTH, checkpoint_steps=checkpoint_steps),
+        inputs={"dataset": dataset}, execution=Execution(micro_batch_tokens=2 * LENGTH, checkpoint_steps=checkpoint_steps, **how),
     )  # fmt: skip
 
 

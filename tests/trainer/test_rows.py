@@ -99,7 +99,7 @@ def test_neighbours_are_scattered() -> None:
 
 
 def parameters(steps: int | None = None, **changes: object) -> TrainingParameters:
-    found = training_stage("a" * 32, "d" * 32, steps=steps, **{"max_epochs": 1, **changes}).typed_parameters()
+    found = training_stage("a" * 32, "d" * 32, steps=steps, **changes).typed_parameters()
     assert isinstance(found, TrainingParameters)
     return found  # 7 rows of 32 tokens a step
 
@@ -114,7 +114,7 @@ def parameters(steps: int | None = None, **changes: object) -> TrainingParameter
     ],
 )
 def test_the_budget_gives_steps(changes: dict[str, object], steps: int) -> None:
-    assert total_steps(parameters(**changes), [Source("id", 3, 300), Source("en", 1, 100)]) == steps
+    assert total_steps(parameters(**changes), [Source("id", 3, 300), Source("en", 1, 100)], max_epochs=1) == steps
 
 
 def test_an_epoch_is_never_rounded_to_nothing() -> None:
@@ -135,7 +135,7 @@ def test_a_budget_that_cannot_work_is_refused(
     changes: dict[str, object], sources: list[Source], error: type[TransferError], says: str
 ) -> None:
     with pytest.raises(error) as raised:
-        total_steps(parameters(**changes), sources)
+        total_steps(parameters(**changes), sources, max_epochs=1)
     assert says in str(raised.value)
 
 
@@ -143,11 +143,11 @@ def test_a_budget_that_cannot_work_is_refused(
 def test_the_way_out_that_the_error_names_works(rows: int, others: int, weight: int, other: int, epochs: int) -> None:
     sources = [Source("id", weight, rows), Source("en", other, others)]
     with pytest.raises(DataError) as raised:
-        total_steps(parameters(steps=2000, max_epochs=epochs), sources)
+        total_steps(parameters(steps=2000), sources, max_epochs=epochs)
     words = raised.value.next_step.replace(",", "").split()  # type: ignore[union-attr]
-    assert total_steps(parameters(steps=2000, max_epochs=int(words[words.index("maxEpochs:") + 1])), sources) == 2000
+    assert total_steps(parameters(steps=2000), sources, max_epochs=int(words[words.index("maxEpochs:") + 1])) == 2000
     if "most" in words:
         most = int(words[words.index("most") + 1])
-        assert total_steps(parameters(steps=most, max_epochs=epochs), sources) == most
+        assert total_steps(parameters(steps=most), sources, max_epochs=epochs) == most
         with pytest.raises(DataError):
-            total_steps(parameters(steps=most + 1, max_epochs=epochs), sources)
+            total_steps(parameters(steps=most + 1), sources, max_epochs=epochs)

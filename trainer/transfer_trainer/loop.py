@@ -102,6 +102,7 @@ class Training:
     def __init__(self, context: PodContext, team: Team, asked: Callable[[], bool], report: Callable[[Progress], None]) -> None:
         self.context, self.team, self.asked, self.report = context, team, asked, report
         self.parameters = cast(TrainingParameters, context.stage.typed_parameters())
+        self.execution = context.stage.execution
         self.section = "spec.pretraining" if context.stage.kind is StageKind.PRETRAINING else "spec.instructionTuning"
         self.artifacts = ArtifactStore(context.storage)
         self.work = self.artifacts.work(context.stage.kind, context.stage.key)
@@ -124,7 +125,7 @@ class Training:
             if not self._train_step():
                 self._save()
                 return False
-            every = self.parameters.validation_steps
+            every = self.execution.validation_steps
             if self.step == self.steps or (every and self.step % every == 0):
                 self._validate()
             if self.step == self.steps or self.step % self.checkpoint_steps == 0:
@@ -140,11 +141,11 @@ class Training:
         folder = self.artifacts.open(StageKind.DATASET, self.context.stage.inputs["dataset"], verify=self.team.rank == 0 and not resumed)
         self.store = RowStore.open(folder / "rows")
         self.order = row_order(self.parameters.seed, self.store.sources)
-        self.steps = total_steps(self.parameters, self.store.sources, self.section)
-        self.checkpoint_steps = self.context.stage.execution.checkpoint_steps or max(1, min(500, self.steps // 10))
+        self.steps = total_steps(self.parameters, self.store.sources, self.execution.max_epochs, self.section)
+        self.checkpoint_steps = self.execution.checkpoint_steps or max(1, min(500, self.steps // 10))
         length = self.store.sequence_length
         default = GPU_MICRO_BATCH_TOKENS if self.team.device.type == "cuda" else CPU_MICRO_BATCH_TOKENS
-        self.micro_batch_tokens = self.context.stage.execution.micro_batch_tokens or default
+        self.micro_batch_tokens = self.execution.micro_batch_tokens or default
         self.micro_rows = max(1, self.micro_batch_tokens // length)
         self.passes = math.ceil(math.ceil(self.parameters.rows_per_step / self.team.world_size) / self.micro_rows)
 
@@ -161,14 +162,14 @@ class Training:
         self.texts = self._held_out()
 
     def _held_out(self) -> list[HeldOut]:
-        if not self.parameters.validation_steps or not self.parameters.validation_texts:
+        if not self.execution.validation_steps or not self.execution.validation_texts:
             return []
         tokenizer = AutoTokenizer.from_pretrained(self.base, local_files_only=True, trust_remote_code=False)
         return [
             tokenise(
                 text.name, iter_documents(text, self.context, f"spec.evaluation.texts[{index}]"), tokenizer, self.store.sequence_length
             )
-            for index, text in enumerate(self.parameters.validation_texts)
+            for index, text in enumerate(self.execution.validation_texts)
         ]
 
     def _resume(self) -> None:

@@ -211,7 +211,9 @@ def row_order(seed: int, sources: Sequence[Source]) -> RowOrder:
     return RowOrder(seed, tuple(source.weight for source in sources), tuple(source.rows for source in sources))
 
 
-def total_steps(parameters: TrainingParameters, sources: Sequence[Source], section: str = "spec.pretraining") -> int:
+def total_steps(
+    parameters: TrainingParameters, sources: Sequence[Source], max_epochs: int | None = None, section: str = "spec.pretraining"
+) -> int:
     """Optimizer steps of the whole run.
 
     Tokens are rounded down to whole steps. An epoch is one pass over the source that lasts longest at its weight, rounded
@@ -219,7 +221,7 @@ def total_steps(parameters: TrainingParameters, sources: Sequence[Source], secti
 
     Raises:
         SpecError: the budget is less than one step.
-        DataError: the budget needs a source more than `max_epochs` times.
+        DataError: the budget needs a source more often than `max_epochs`, where that is set.
     """
     order = row_order(parameters.seed, sources)
     per_step = parameters.rows_per_step
@@ -241,24 +243,27 @@ def total_steps(parameters: TrainingParameters, sources: Sequence[Source], secti
             allowed=f"at least globalBatchTokens ({per_step * parameters.sequence_length})",
             next_step="Raise it or lower globalBatchTokens",
         )  # fmt: skip
-    _check_epochs(parameters, order, sources, steps, field)
+    if max_epochs is not None:
+        _check_epochs(parameters, max_epochs, order, sources, steps, field)
     return steps
 
 
-def _check_epochs(parameters: TrainingParameters, order: RowOrder, sources: Sequence[Source], steps: int, field: str) -> None:
+def _check_epochs(
+    parameters: TrainingParameters, max_epochs: int, order: RowOrder, sources: Sequence[Source], steps: int, field: str
+) -> None:
     """Refuses a budget that would read a source more often than the experiment allows."""
     uses = order.uses(steps * parameters.rows_per_step)
     needed = [math.ceil(use / size) if use else 0 for use, size in zip(uses, order.sizes, strict=True)]
-    if max(needed) <= parameters.max_epochs:
+    if max(needed) <= max_epochs:
         return
     worst = max(range(len(needed)), key=lambda index: needed[index])
     length, epochs = parameters.sequence_length, needed[worst]
-    enough = _most_steps(order, parameters.rows_per_step, parameters.max_epochs)
+    enough = _most_steps(order, parameters.rows_per_step, max_epochs)
     by_tokens = f"{format_amount(enough * parameters.rows_per_step * length)} tokens"
     less = f"{enough} steps" if parameters.steps is not None else by_tokens
     raise DataError(
         f"asks for {format_amount(uses[worst] * length)} tokens of {sources[worst].name}, "
-        f"which has {format_amount(order.sizes[worst] * length)}: {epochs} epochs where maxEpochs allows {parameters.max_epochs}",
+        f"which has {format_amount(order.sizes[worst] * length)}: {epochs} epochs where maxEpochs allows {max_epochs}",
         field=field, value=parameters.steps if parameters.steps is not None else parameters.tokens,
         next_step=f"Set maxEpochs: {epochs}" + (f", ask for at most {less}" if enough else "") + ", or add text",
     )  # fmt: skip
