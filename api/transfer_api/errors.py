@@ -94,9 +94,14 @@ class SaveRequested(TransferError):
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """`repr` of a value, cut in the middle so that a message stays readable whatever was typed."""
+    """`repr` of a value, cut in the middle so that a message stays readable whatever was typed; a path, to be copied, stays whole."""
     text = repr(value)
-    if len(text) <= limit:
+    if len(text) <= limit or _is_path(text[1:-1]):
         return text
     half = (limit - 3) // 2
     return f"{text[:half]}...{text[-half:]} ({len(text)} characters)"
+
+
+def _is_path(text: str) -> bool:
+    """Whether it reads like one: absolute, or several names without a space, and no longer than the kernel takes."""
+    return len(text) < 4096 and "\\n" not in text and (text.startswith(("/", "~/")) or ("/" in text and " " not in text))

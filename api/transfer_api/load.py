@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from transfer_api.errors import SpecError, TransferError, shorten
-from transfer_api.problems import explain, field_path, suggestion
+from transfer_api.problems import explain, field_path, no_value, suggestion
 from transfer_api.rules import check_rules
 from transfer_api.spec import API_GROUP, API_VERSION, TransferExperiment
 
@@ -197,7 +197,7 @@ def _odd_values(document: Any) -> Iterator[SpecError]:
         else:
             items = []
             if value is None and "metadata" not in place[:-1] and place[:1] != ("status",):
-                yield SpecError("has no value", field=field_path(place), next_step="Fill it in or remove the line")
+                yield no_value(place, TransferExperiment)
             elif value is not None and not isinstance(value, (str, int, float, bool)):
                 yield SpecError("is not a plain value", field=field_path(place), value=value, next_step="Write it as text in quotes")
         for key, item in reversed(items):

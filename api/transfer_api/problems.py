@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from transfer_api.amount import AMOUNT_ALLOWED, DECIMAL_ALLOWED
 from transfer_api.errors import SpecError
@@ -37,6 +38,14 @@ PATTERNS: Mapping[str, str] = {
 }
 """What a pattern means, in words."""
 
+EXAMPLES: Mapping[str, str] = {
+    "metadata": "metadata: {name: my-experiment}",
+    "metadata.name": "name: my-experiment",
+    "spec.model": "model: {path: models/smollm2-135m}",
+    "spec.language": "language: id",
+    "spec.storage": "storage: {claim: experiments}",
+}
+"""What could stand in the fields that every experiment has."""
 _ALLOWED_BY_PROBLEM = {
     "is not an amount": AMOUNT_ALLOWED,
     "is not a decimal number": DECIMAL_ALLOWED,
@@ -79,6 +88,14 @@ def suggestion(word: str, known: Iterable[str]) -> str | None:
     return f"Did you mean {lower[near[0]]}?" if near else None
 
 
+def no_value(place: Place, model: type[BaseModel]) -> SpecError:
+    """The error of a field with nothing behind its colon: a required one cannot just be removed."""
+    field, info = field_path(place), _info(model, place)
+    if info is None or not info.is_required():
+        return SpecError("has no value", field=field, next_step="Fill it in or remove the line")
+    return SpecError("is required and has no value", field=field, allowed=_described(info), next_step=f"Fill it in{_example(place)}")
+
+
 def _explain_one(detail: Mapping[str, Any], model: type[BaseModel]) -> SpecError:
     place: Place = detail["loc"]
     kind: str = detail["type"]
@@ -86,7 +103,7 @@ def _explain_one(detail: Mapping[str, Any], model: type[BaseModel]) -> SpecError
     field = field_path(place)
     value = detail["input"]
     if kind == "missing":
-        return SpecError("is required", field=field, allowed=_description(model, place), next_step=_add(place))
+        return SpecError("is required", field=field, allowed=_described(_info(model, place)), next_step=_add(place))
     if kind == "extra_forbidden":
         return _unknown_field(place, model)
     if kind in ("enum", "literal_error"):
@@ -128,7 +145,13 @@ def _bounds(kind: str, context: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _add(place: Place) -> str:
-    return f"Add {place[-1]} under {field_path(place[:-1])}" if len(place) > 1 else f"Add {place[-1]}"
+    under = f" under {field_path(place[:-1])}" if len(place) > 1 else ""
+    return f"Add {place[-1]}{under}{_example(place)}"
+
+
+def _example(place: Place) -> str:
+    example = EXAMPLES.get(field_path(place))
+    return f", such as {example}" if example else ""
 
 
 def _mend_type(kind: str, value: Any) -> str | None:
@@ -191,9 +214,12 @@ def _annotation_at(model: type[BaseModel], place: Sequence[int | str]) -> Any:
     return annotation
 
 
-def _description(model: type[BaseModel], place: Place) -> str | None:
+def _info(model: type[BaseModel], place: Place) -> FieldInfo | None:
     owner = _model_at(model, place[:-1])
-    info = next((info for name, info in owner.model_fields.items() if (info.alias or name) == place[-1]), None) if owner else None
+    return next((info for name, info in owner.model_fields.items() if (info.alias or name) == place[-1]), None) if owner else None
+
+
+def _described(info: FieldInfo | None) -> str | None:
     return info.description.rstrip(".") if info and info.description else None
 
 

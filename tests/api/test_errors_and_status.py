@@ -25,6 +25,16 @@ def test_a_long_value_is_cut_in_the_middle() -> None:
     assert shorten("short") == "'short'"
 
 
+@pytest.mark.parametrize("path", ["/a folder/" + "b/" * 100, "texts/" + "id-" * 50 + ".jsonl", "~/my texts/" + "c" * 90])
+def test_a_path_is_never_cut(path: str) -> None:
+    assert shorten(path) == repr(path)
+
+
+@pytest.mark.parametrize("text", ["either/or " * 20, "/" * 5000, "/one\n" * 50])
+def test_what_is_no_path_is_cut(text: str) -> None:
+    assert "..." in shorten(text)
+
+
 def test_the_class_decides_the_exit_code() -> None:
     assert DataError("x").exit_code is ExitCode.CANNOT_WORK
     assert ArtifactError("x").exit_code is ExitCode.UNREADABLE

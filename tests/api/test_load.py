@@ -97,6 +97,11 @@ FIELD_CASES = [
     pytest.param("apiVersion", "transfer-operator.dev/v1", ["apiVersion", "transfer-operator.dev/v1alpha1"], id="unknown version"),
     pytest.param("kind", "TransferExperimnt", ["kind: is not known here", "Did you mean TransferExperiment?"], id="misspelt kind"),
     pytest.param("kind", DROP, ["kind: is required", "Add kind: TransferExperiment"], id="missing kind"),
+    pytest.param("spec.language", None, ["spec.language: is required and has no value", "such as language: id"], id="required and empty"),
+    pytest.param(
+        "spec.pretraining.mixture", None, ["mixture: is required and has no value", "Texts and their shares"], id="required below and empty"
+    ),
+    pytest.param("spec.language", DROP, ["spec.language: is required", "such as language: id"], id="required and absent"),
     pytest.param("spec.vocabulary", None, ["spec.vocabulary: has no value", "remove the line"], id="field without a value"),
     pytest.param("spec.7", 1, ["is not a field name"], id="number as a field name"),
 ]
