@@ -18,7 +18,7 @@ from transfer_api.progress import Progress, Score
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan
 from transfer_api.status import ExperimentStatus, StageState, StageStatus
-from transfer_evaluator.table import COLUMNS, render_table, verdict
+from transfer_evaluator.table import columns, render_table, title, verdict
 from transfer_operator.decide import Event
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -43,16 +43,19 @@ class Display:
         self._states: dict[str, StageState] = {}
         self._measured: dict[str, float] = {}
         self._last_line = 0.0
+        self._failure_told = False
 
     def update(self, status: ExperimentStatus, progress: Progress | None, events: Sequence[Event]) -> None:
         """Shows what has changed."""
         for event in events:
-            if event.reason not in ("StageComplete", "StageReused", "Complete"):
+            told_below = status.failure is not None and event.message == status.failure.message
+            if event.reason not in ("StageComplete", "StageReused", "Complete") and not told_below:
                 self.line(f"{event.reason}: {event.message}", style="yellow" if event.warning else None)
         for stage in status.stages:
             if self._states.get(stage.name) != stage.state:
                 self._states[stage.name] = stage.state
                 self._stage_line(stage)
+        self._failure(status)
         if progress is not None:
             self._measurements(status.stage, progress)
         if self.live is not None:
@@ -78,13 +81,17 @@ class Display:
         self.line(f"Complete. {report}{model}")
 
     def failed(self, status: ExperimentStatus, output: Path) -> None:
-        """Why it failed, and where to read more."""
+        """Why it failed unless that was told, and where to read more."""
+        self._failure(status)
+        if status.failure is not None and status.failure.pod:
+            self.line(f"Log: {output / 'logs' / status.failure.pod}.log")
+
+    def _failure(self, status: ExperimentStatus) -> None:
+        """Told once, as soon as it is known: the other pods may still be saving."""
         failure = status.failure
-        if failure is None:
-            return
-        self.line(f"Failed ({failure.reason}) in {failure.stage}: {failure.message}", style="red")
-        if failure.pod:
-            self.line(f"Log: {output / 'logs' / failure.pod}.log")
+        if failure is not None and not self._failure_told:
+            self._failure_told = True
+            self.line(f"Failed ({failure.reason}) in {failure.stage}: {failure.message}", style="red")
 
     def _measurements(self, stage: str, progress: Progress) -> None:
         """Bits per byte along training, whenever they were measured anew."""
@@ -150,9 +157,9 @@ def _panel(status: ExperimentStatus, progress: Progress | None) -> Group | Text:
 
 
 def score_table(scores: list[Score]) -> Table:
-    """The table of scores beside the baseline, as the report has it."""
-    table = Table(title="Scores beside the base model", title_justify="left")
-    for number, heading in enumerate(COLUMNS):
+    """The table of scores, as the report has it."""
+    table = Table(title=title(scores), title_justify="left")
+    for number, heading in enumerate(columns(scores)):
         table.add_column(heading, justify="left" if number < 4 else "right", no_wrap=number >= 4)
     for row in render_table(scores):
         table.add_row(*row.cells, style={"better": "green", "worse": "red"}.get(row.effect, ""))

@@ -10,12 +10,12 @@ from typing import Any
 
 from transfer_evaluator.plots import loss_plot, score_plots, validation_plot
 from transfer_evaluator.summary import Curve, ReportInput, StageFacts, StepPoint, ValidationPoint, collect
-from transfer_evaluator.table import COLUMNS, NOTE, PERPLEXITY_NOTE, Row, effect_of, number, render_table, verdict
+from transfer_evaluator.table import PERPLEXITY_NOTE, Row, columns, effect_of, note, number, render_table, title, verdict
 from transfer_pod.artifact import storage_errors, write_atomically
 
 __all__ = [
     "ReportInput", "StageFacts", "Curve", "StepPoint", "ValidationPoint", "Row",
-    "collect", "write_report", "render_table", "verdict", "COLUMNS",
+    "collect", "write_report", "render_table", "verdict",
 ]  # fmt: skip
 
 MARKDOWN = "report.md"
@@ -74,9 +74,10 @@ def _page(report: ReportInput) -> dict[str, Any]:
         "language": report.language,
         "phase": report.status.get("phase", ""),
         "verdict": verdict(report.scores, report.language),
-        "columns": COLUMNS,
+        "title": title(report.scores),
+        "columns": columns(report.scores),
         "rows": render_table(report.scores),
-        "note": NOTE,
+        "note": note(report.scores),
         "perplexity_note": PERPLEXITY_NOTE,
         "stage_columns": ("stage", "seed", "steps", "tokens", "processes", "lost steps", "seconds", "more", "key"),
         "stages": [_stage_row(stage, report.curves) for stage in report.stages],

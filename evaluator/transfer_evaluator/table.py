@@ -9,11 +9,14 @@ from transfer_api.progress import Score
 
 ENGLISH = "en"
 COLUMNS = ("suite", "task", "language", "metric", "baseline", "result", "difference", "95 % interval", "items")
+ALONE = tuple(column for column in COLUMNS if column not in ("baseline", "difference"))
+"""Columns where nothing has a baseline: the base model itself was scored, or `baseline: false` was asked for."""
 NOTE = (
     "Difference = result - baseline over the items that both have; the interval is a 95 % bootstrap over these items "
     "(2,000 resamples, paired). Better and worse mark where it excludes 0; without a baseline it is the interval of the result. "
     "It covers the choice of items, not of the training seed."
 )
+ALONE_NOTE = "The interval is a 95 % bootstrap over the items (2,000 resamples). Nothing was scored beside it to compare with."
 PERPLEXITY_NOTE = (
     "Perplexity is per token: after a change of vocabulary it may not be compared, since longer tokens alone raise it. "
     "Bits per byte may: it counts the same bytes whatever the tokens are."
@@ -25,17 +28,37 @@ class Row:
     """A line of the table, ready to print."""
 
     cells: tuple[str, ...]
-    """In the order of `COLUMNS`."""
+    """In the order of `columns`."""
     effect: str
     """better, worse, equal (interval contains 0) or alone (no baseline)."""
 
 
+def compared(scores: Sequence[Score]) -> bool:
+    """Whether any score stands beside that of the base model."""
+    return any(score.baseline is not None for score in scores)
+
+
+def title(scores: Sequence[Score]) -> str:
+    """Heading of the table."""
+    return "Scores beside the base model" if compared(scores) else "Scores"
+
+
+def columns(scores: Sequence[Score]) -> tuple[str, ...]:
+    """Headings of the columns that say something of these scores; the first four are names."""
+    return COLUMNS if compared(scores) else ALONE
+
+
+def note(scores: Sequence[Score]) -> str:
+    """What the figures mean, for below the table."""
+    return NOTE if compared(scores) else ALONE_NOTE
+
+
 def render_table(scores: Sequence[Score]) -> list[Row]:
     """The rows in the order of the scores."""
-    return [_row(score) for score in scores]
+    return [_row(score, columns(scores)) for score in scores]
 
 
-def _row(score: Score) -> Row:
+def _row(score: Score, shown: Sequence[str]) -> Row:
     effect = effect_of(score)
     mark = f" {effect}" if effect in ("better", "worse") else ""
     cells = (
@@ -43,7 +66,7 @@ def _row(score: Score) -> Row:
         number(score.baseline), number(score.value), number(score.difference, sign=True) + mark,
         interval(score), f"{score.items:,}",
     )  # fmt: skip
-    return Row(cells, effect)
+    return Row(tuple(cell for heading, cell in zip(COLUMNS, cells, strict=True) if heading in shown), effect)
 
 
 def effect_of(score: Score) -> str:

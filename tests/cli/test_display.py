@@ -1,0 +1,46 @@
+"""What stays on the screen is told once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.evaluator.reports import scores
+from transfer_api.status import ExperimentStatus, Failure, Phase, Reason
+from transfer_cli.display import Display, open_console, score_table
+from transfer_operator.decide import Event
+
+MESSAGE = "the file /" + "a/" * 200 + "texts.jsonl is empty"
+
+
+def test_a_failure_is_told_once_and_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    display = Display(open_console(), "id", None)
+    failure = Failure(reason=Reason.CANNOT_WORK, stage="evaluation", pod="evaluation-w0-g1", exit_code=10, message=MESSAGE)
+    status = ExperimentStatus(phase=Phase.FAILED, failure=failure)
+    display.update(status, None, [Event(reason=Reason.CANNOT_WORK, message=MESSAGE, warning=True)])
+    display.update(status, None, [])
+    display.failed(status, tmp_path)
+    told = capsys.readouterr().out
+    assert told.count(MESSAGE) == 1
+    assert "Failed (CannotWork) in evaluation" in told
+    assert f"Log: {tmp_path}/logs/evaluation-w0-g1.log" in told
+
+
+def test_other_events_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Display(open_console(), "id", None).update(ExperimentStatus(), None, [Event(reason=Reason.RESUMED, message="going on", warning=False)])
+    assert "going on" in capsys.readouterr().out
+
+
+def test_scores_beside_nothing_have_no_columns_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    open_console().print(score_table(scores()))
+    beside = capsys.readouterr().out
+    assert "Scores beside the base model" in beside
+    assert "difference" in beside
+    nothing = {"baseline": None, "difference": None}
+    open_console().print(score_table([score.model_copy(update=nothing) for score in scores()]))
+    alone = capsys.readouterr().out
+    assert "base" not in alone
+    assert "difference" not in alone
+    assert "result" in alone
+    assert "0.440" in alone
