@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from transfer_api.errors import SpecError
+from transfer_api.errors import ExitCode
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StageKind, needs_hub
+from transfer_cli.gpus import VARIABLE, usable_gpus, worker_share
+from transfer_cli.memory import OutOfMemory
 from transfer_operator.decide import CreatePod, DeletePod, Pod, PodPhase, Role
 from transfer_operator.decide.snapshot import PodName
 from transfer_pod.context import PodContext, find_input
@@ -49,16 +51,20 @@ class LocalPod:
     created: datetime
     port: int
     termination_log: Path
+    out_of_memory: bool | None = None
+    """Set once it has ended."""
     kill_at: datetime | None = None
     """Set when deletion was asked for."""
     progress: Progress | None = None
 
-    def observe(self) -> Pod:
-        """The pod as `decide` sees it."""
+    def observe(self, *, killed_for_memory: bool) -> Pod:
+        """The pod as `decide` sees it; `killed_for_memory` when the kernel has just killed one of ours for want of memory."""
         code = self.process.poll()
         result = self._result() if code is not None else None
         # A process that died by a signal has no exit code of its own, as a pod whose node is gone.
         lost = code is not None and code < 0
+        if code is not None and self.out_of_memory is None:
+            self.out_of_memory = killed_for_memory and code not in (ExitCode.COMPLETE, ExitCode.SAVED) and self.kill_at is None
         phase = PodPhase.RUNNING if code is None else PodPhase.SUCCEEDED if code == 0 else PodPhase.FAILED
         return Pod(
             name=self.name,
@@ -68,6 +74,7 @@ class LocalPod:
             terminating=self.kill_at is not None,
             exit_code=None if lost else code,
             lost=lost,
+            out_of_memory=self.out_of_memory is True,
             result=result,
             progress=self.progress,
         )
@@ -100,6 +107,7 @@ class LocalBackend:
     logs: Path
     """Folder of the pods' logs, one file a pod."""
     pods: dict[str, LocalPod] = field(default_factory=dict)
+    memory: OutOfMemory = field(default_factory=OutOfMemory)
     _stores: dict[str, int] = field(default_factory=dict)
     """Port of the rendezvous store of each attempt."""
 
@@ -113,15 +121,17 @@ class LocalBackend:
                 self._kill(pod)
             else:
                 pod.ask()
-        return tuple(pod.observe() for pod in self.pods.values())
+        killed = self.memory.killed_lately(now)
+        return tuple(pod.observe(killed_for_memory=killed) for pod in self.pods.values())
 
     def create(self, action: CreatePod) -> None:
         """Starts a pod unless there is one of its name."""
         name = str(action.name)
         if name in self.pods:
             return
-        context = self._context(action)
-        environment = os.environ | context.environment() | self._surroundings(action)
+        gpus = self._gpus(action)
+        context = self._context(action, processes=max(1, len(gpus)) if action.stage.kind.elastic else 1)
+        environment = os.environ | context.environment() | self._surroundings(action, gpus)
         context.termination_log.unlink(missing_ok=True)
         command = [sys.executable, "-m", *_module(action)]
         with (self.logs / f"{name}.log").open("ab") as log:
@@ -154,7 +164,7 @@ class LocalBackend:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pod.process.pid, signal.SIGKILL)
 
-    def _context(self, action: CreatePod) -> PodContext:
+    def _context(self, action: CreatePod, processes: int) -> PodContext:
         name, attempt = str(action.name), action.name.attempt_name
         if action.name.role is Role.RENDEZVOUS:
             self._stores[attempt] = free_port()
@@ -169,7 +179,7 @@ class LocalBackend:
             address=LOOPBACK,
             port=free_port(),
             rendezvous=f"{LOOPBACK}:{store}" if store else "",
-            processes=max(1, len(self._gpus(action))) if action.stage.kind.elastic else 1,
+            processes=processes,
             min_nodes=action.min_nodes,
             max_nodes=action.max_nodes,
             termination_log=self.logs / f"{name}.termination",
@@ -184,29 +194,12 @@ class LocalBackend:
         return all(any(True for folder in folders for _ in folder.rglob(f"{suite}.yaml")) for suite in wanted.suites if suite != PERPLEXITY)
 
     def _gpus(self, action: CreatePod) -> list[str]:
-        """The GPUs of one worker: its share of those that this process may use.
+        """The GPUs of one pod: all that this process may use, or a worker's share of them."""
+        workers = self.experiment.spec.workers.replicas
+        return worker_share(workers, action.name.index % workers) if action.stage.kind.elastic else usable_gpus()
 
-        Raises:
-            SpecError: more workers than GPUs.
-        """
-        allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-        here = (
-            [str(n) for n in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-            if allowed is None
-            else [g for g in allowed.split(",") if g]
-        )
-        if not action.stage.kind.elastic or not here:
-            return here
-        replicas = self.experiment.spec.workers.replicas
-        if replicas > len(here):
-            raise SpecError(
-                "is more than this machine has GPUs", field="spec.workers.replicas", value=replicas, allowed=f"at most {len(here)}",
-                next_step="Ask for fewer workers; each takes its share of the GPUs",
-            )  # fmt: skip
-        return here[action.name.index % replicas :: replicas]
-
-    def _surroundings(self, action: CreatePod) -> dict[str, str]:
-        """Cores shared among the workers, and no network where the experiment names no hub."""
+    def _surroundings(self, action: CreatePod, gpus: list[str]) -> dict[str, str]:
+        """Its GPUs, cores shared among the workers, and no network where the experiment names no hub."""
         cores = len(os.sched_getaffinity(0))
         workers = self.experiment.spec.workers.replicas if action.stage.kind.elastic else 1
         variables = {
@@ -214,8 +207,8 @@ class LocalBackend:
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        if gpus := self._gpus(action):
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        if gpus:
+            variables[VARIABLE] = ",".join(gpus)
         if not needs_hub(self.experiment.spec) and self._tasks_are_here():
             variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         return variables

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from transfer_api.errors import ExitCode, TransferError
+from transfer_api.errors import ArtifactError, ExitCode, StorageError, TransferError
 
 INTERRUPTED = 130
 COMMANDS: dict[str, str] = {
@@ -31,27 +31,39 @@ def main(arguments: list[str] | None = None) -> int:
         description="Adapt a language model to another language: one experiment file in, a scored table out.",
         epilog="`transfer COMMAND --help` lists the options of a command.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = next((word for word in arguments if word in COMMANDS), None)
-    for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        if name == chosen:
-            module = importlib.import_module(f"transfer_cli.{name}")
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
     try:
+        for name, text in COMMANDS.items():
+            command = commands.add_parser(name, help=text, description=text)
+            if name == chosen:
+                module = importlib.import_module(f"transfer_cli.{name}")
+                module.add_arguments(command)
+                command.set_defaults(run=module.run)
+        options = parser.parse_args(arguments)
         return int(options.run(options))
     except TransferError as error:
-        print(f"transfer {options.command}: {error}", file=sys.stderr)
-        return ExitCode.REFUSED
+        print(f"transfer {chosen}: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, (ArtifactError, StorageError)) else ExitCode.REFUSED
     except KeyboardInterrupt:
-        print(f"transfer {options.command}: stopped", file=sys.stderr)
-        return INTERRUPTED
+        # `run` before its first look: nothing has begun, and the same command goes on as after any other Ctrl-C.
+        print(f"transfer {chosen}: stopped", file=sys.stderr)
+        return ExitCode.SAVED if chosen == "run" else INTERRUPTED
     except BrokenPipeError:  # `transfer plan … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.COMPLETE
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"transfer {version('transfer-operator')}")
+        parser.exit()
 
 
 if __name__ == "__main__":

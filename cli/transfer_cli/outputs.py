@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -27,12 +28,16 @@ def read_status(output: Path) -> ExperimentStatus | None:
     """
     path = output / STATUS
     try:
-        return ExperimentStatus.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        missing = ExperimentStatus().model_dump(by_alias=True, exclude_none=True).keys() - content.keys()
+        if missing:
+            raise ValueError("fields are missing")  # cut short, or something else: each of them would pass as its default
+        return ExperimentStatus.model_validate(content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise ArtifactError(
-            f"{path} is not a readable status: {type(error).__name__}", next_step="Remove it; artifacts are kept"
+            f"{path} is not a readable status", next_step=f"Remove it (rm {shlex.quote(str(path))}); artifacts are kept and found again"
         ) from error
 
 

@@ -1,4 +1,7 @@
-"""`transfer plan`: what an experiment would do and cost, before anything runs. Nothing is written but the cache of digests."""
+"""`transfer plan`: what an experiment would do and cost, before anything runs. Nothing is written but the cache of digests.
+
+What is missing is said and the plan is printed all the same: whoever asks for the price need not have the goods.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transfer_api.amount import format_amount
-from transfer_api.cost import GPU_RESOURCE, ModelSize, Speed, StageCost, gpu_speed, stage_cost
-from transfer_api.errors import ExitCode
+from transfer_api.cost import BYTES_PER_TOKEN, GPU_RESOURCE, ModelSize, Speed, StageCost, gpu_speed, stage_cost
+from transfer_api.errors import ExitCode, TransferError
 from transfer_api.load import load_experiment
 from transfer_api.spec import ExperimentSpec, Precision, TransferExperiment
 from transfer_api.stage import DatasetParameters, EvaluationParameters, StageKind, StagePlan, TrainingParameters, plan_stages
-from transfer_cli.inputs import fingerprints, model_size, text_bytes
+from transfer_cli.inputs import count_rows, fingerprints, model_size, text_bytes
 from transfer_cli.paths import default_storage
+from transfer_cli.preflight import input_problems
 from transfer_pod.artifact import ArtifactStore
 
 # Training speed over that of a float32 matrix product, both measured on 2 cores (SmolLM2-135M, full training). bfloat16 gains
@@ -36,6 +40,8 @@ class StageRow:
     speed: Speed
     processes: int
     """Worker processes that share the stage."""
+    at_most: bool = False
+    """The data cannot be seen, and its size is what the experiment bounds it by."""
 
     @property
     def seconds(self) -> float | None:
@@ -59,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
     search = (options.file.absolute().parent,)
     size = model_size(experiment.spec, storage, search)
     rows = plan_rows(experiment, storage, search, size)
-    print("\n".join(describe(experiment, rows, size, storage)))
+    problems = input_problems(experiment.spec, (storage, *search))
+    print("\n".join([*describe(experiment, rows, size, storage), *_missing(problems)]))
     return ExitCode.COMPLETE
 
 
@@ -74,10 +81,14 @@ def plan_rows(experiment: TransferExperiment, storage: Path, search: tuple[Path,
         grown = size
         if size is not None and experiment.spec.vocabulary and stage.kind is not StageKind.VOCABULARY and stage.name != "baseline":
             grown = size.with_added_tokens(experiment.spec.vocabulary.added_tokens)
-        cost = stage_cost(stage, grown, _input_bytes(stage, by_key, storage, search))
+        read = _input_bytes(stage, by_key, storage, search)
+        bound = _bound(stage, by_key) if read is None else None
+        cost = stage_cost(stage, grown, bound if read is None else read)
         cached = store.find(stage.kind, stage.key) is not None
         processes = _processes(experiment.spec) if stage.kind.elastic else 1
-        rows.append(StageRow(stage=stage, cached=cached, cost=cost, speed=_speed(stage, experiment.spec, peak), processes=processes))
+        speed = _speed(stage, experiment.spec, peak)
+        counted_by_data = cost.tokens is not None and bound is not None
+        rows.append(StageRow(stage=stage, cached=cached, cost=cost, speed=speed, processes=processes, at_most=counted_by_data))
     return rows
 
 
@@ -93,7 +104,22 @@ def _input_bytes(stage: StagePlan, by_key: dict[str, StagePlan], storage: Path, 
             paths = [text.path for text in parameters.texts]
         case _:
             paths = [source.path for source in parameters.corpus]
-    return text_bytes(paths, storage, search)
+    total = text_bytes(paths, storage, search)
+    if total is not None and isinstance(parameters, DatasetParameters) and parameters.examples is not None:
+        total = round(total * min(1.0, parameters.examples / max(1, count_rows(paths, storage, search))))
+    return total
+
+
+def _bound(stage: StagePlan, by_key: dict[str, StagePlan]) -> int | None:
+    """Most bytes that a stage can read where its data cannot be seen: each example fills a row at most."""
+    parameters = stage.typed_parameters()
+    match parameters:
+        case TrainingParameters() if parameters.tokens is None and parameters.steps is None:
+            return _bound(by_key[stage.inputs["dataset"]], by_key)
+        case DatasetParameters() if parameters.examples is not None:
+            return parameters.examples * parameters.sequence_length * BYTES_PER_TOKEN
+        case _:
+            return None
 
 
 def _gpus(spec: ExperimentSpec) -> int:
@@ -164,16 +190,16 @@ def describe(experiment: TransferExperiment, rows: list[StageRow], size: ModelSi
 def _table(rows: list[StageRow]) -> list[str]:
     cells = [("stage", "key", "state", "tokens", "steps", "FLOPs", "time", "memory each", "disk")]
     for row in rows:
-        cost = row.cost
+        cost, most = row.cost, "≤ " if row.at_most else ""
         cells.append(
             (
                 row.stage.name,
                 row.stage.key[:12],
                 "cached" if row.cached else "to do",
-                "?" if cost.tokens is None and row.stage.kind is not StageKind.VOCABULARY else _amount(cost.tokens),
-                "–" if cost.steps is None else f"{cost.steps:,}",
-                f"{cost.flops:.2e}" if cost.flops else "–",
-                "–" if row.seconds is None else format_seconds(row.seconds),
+                "?" if cost.tokens is None and row.stage.kind is not StageKind.VOCABULARY else most + _amount(cost.tokens),
+                "–" if cost.steps is None else f"{most}{cost.steps:,}",
+                f"{most}{cost.flops:.2e}" if cost.flops else "–",
+                "–" if row.seconds is None else most + format_seconds(row.seconds),
                 format_bytes(cost.memory_bytes(row.processes)),
                 format_bytes(cost.work_bytes + cost.artifact_bytes),
             )
@@ -195,7 +221,8 @@ def _totals(rows: list[StageRow]) -> list[str]:
     flops = sum(row.cost.flops or 0 for row in todo)
     disk = sum(row.cost.artifact_bytes for row in todo) + max(row.cost.work_bytes for row in todo)
     without = f", without {', '.join(unknown)}" if unknown else ""
-    return [f"total: {flops:.2e} FLOPs, about {format_seconds(sum(known))}{without}; disk about {format_bytes(disk)}"]
+    about = "at most about" if any(row.at_most for row in todo) else "about"
+    return [f"total: {flops:.2e} FLOPs, {about} {format_seconds(sum(known))}{without}; disk about {format_bytes(disk)}"]
 
 
 def _workers(spec: ExperimentSpec, rows: list[StageRow]) -> list[str]:
@@ -217,6 +244,11 @@ def _workers(spec: ExperimentSpec, rows: list[StageRow]) -> list[str]:
             rows_of = f"{parameters.rows_per_step} rows of {parameters.sequence_length} tokens"
             lines.append(f"  {row.stage.name}: {rows_of} a step, at most {share} a process")
     return lines
+
+
+def _missing(problems: list[TransferError]) -> list[str]:
+    """What `transfer run` would refuse."""
+    return ["", "not ready to run:", *(f"  {problem}" for problem in problems)] if problems else []
 
 
 def format_seconds(seconds: float) -> str:

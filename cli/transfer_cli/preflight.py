@@ -5,6 +5,7 @@ Only first lines and headers are read, no tensor and no model library is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -13,17 +14,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from transfer_api.cost import StageCost, stage_cost
-from transfer_api.errors import SpecError, StorageError, TransferError
+from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
 from transfer_api.spec import ExperimentSpec, TransferExperiment
-from transfer_api.stage import StageKind, plan_stages
+from transfer_api.stage import StageKind, StagePlan, plan_stages
+from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import fingerprints, model_size, sources
 from transfer_pod.artifact import ArtifactStore, storage_errors
-from transfer_pod.context import find_input
+from transfer_pod.context import NOT_THERE, find_input
 from transfer_pod.documents import check_source
 from transfer_pod.model import check_model_folder, read_config
 
-__all__ = ["check", "fingerprints"]
+__all__ = ["check", "fingerprints", "input_problems"]
+
+EXAMPLE_INPUTS = {"models", "texts", "tasks", "instructions"}
+"""Where `make inputs` puts what the examples read, below the storage."""
 
 
 def check(
@@ -33,8 +38,8 @@ def check(
     output: Path,
     search: Sequence[Path],
     metrics_port: int | None = None,
-) -> None:
-    """Checks model, data, folders, disk and port.
+) -> tuple[StagePlan, ...]:
+    """Checks model, data, folders, disk, port and GPUs; returns the stages, with the digests of their inputs in the keys.
 
     Args:
         experiment: what `load_experiment` gave.
@@ -46,30 +51,73 @@ def check(
     Raises:
         SpecErrors: with every problem that was found.
     """
-    roots = (storage, *search)
     spec = experiment.spec
+    plan: tuple[StagePlan, ...] = ()
+    made = [*_absent(storage), *_absent(output)]
+    errors = input_problems(spec, (storage, *search))
+    errors += _ask(
+        [
+            lambda: _writable(storage, "storage", "--storage"),
+            lambda: _writable(output, "output", "--output"),
+            lambda: _port(metrics_port),
+            lambda: _gpus(spec),
+        ]
+    )
+    if not errors:
+        plan = plan_stages(spec, fingerprints(experiment, storage=storage, search=search))
+        errors += _ask([lambda: _disk(spec, plan, storage, search)])
+    if errors:
+        _remove(made)
+        raise SpecErrors(experiment.metadata.name, errors)
+    return plan
+
+
+def input_problems(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferError]:
+    """What is missing or broken of model, data and tasks, with the way out of each.
+
+    Args:
+        spec: what the experiment reads.
+        roots: folders in which relative paths are looked up, the storage first.
+    """
+    folders = spec.evaluation.task_folders if spec.evaluation else []
+    errors = _ask(
+        [
+            lambda: _model(spec, roots),
+            *(_source_question(field, path, text_field, roots) for field, path, text_field in _sources(spec)),
+            *(_folder_question(index, folder, roots) for index, folder in enumerate(folders)),
+        ]
+    )
+    return [*map(_with_make_inputs, errors), *_sequence_lengths(spec, roots)]
+
+
+def _ask(questions: Sequence[Callable[[], None]]) -> list[TransferError]:
     errors: list[TransferError] = []
-    questions: list[Callable[[], None]] = [
-        lambda: _model(spec, roots),
-        *(_source_question(field, path, text_field, roots) for field, path, text_field in _sources(spec)),
-        *(_folder_question(index, folder, roots) for index, folder in enumerate(spec.evaluation.task_folders if spec.evaluation else [])),
-        lambda: _writable(storage, "storage", "--storage"),
-        lambda: _writable(output, "output", "--output"),
-        lambda: _port(metrics_port),
-    ]
     for question in questions:
         try:
             question()
         except TransferError as error:
             errors.append(error)
-    errors.extend(_sequence_lengths(spec, roots))
-    if not errors:
-        try:
-            _disk(experiment, storage, search)
-        except TransferError as error:
-            errors.append(error)
-    if errors:
-        raise SpecErrors(experiment.metadata.name, errors)
+    return errors
+
+
+def _with_make_inputs(error: TransferError) -> TransferError:
+    """The same error with the command that brings what the examples read."""
+    if not isinstance(error, DataError) or error.problem != NOT_THERE or Path(str(error.value)).parts[0] not in EXAMPLE_INPUTS:
+        return error
+    step = f"{error.next_step}; `make inputs` fetches what the examples read"
+    return DataError(error.problem, field=error.field, value=error.value, allowed=error.allowed, next_step=step)
+
+
+def _absent(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there yet, the lowest first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    """A refused run leaves nothing behind: removes the folders that it made, as far as they are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _sources(spec: ExperimentSpec) -> Iterator[tuple[str, str, str | None]]:
@@ -142,7 +190,13 @@ def _port(port: int | None) -> None:
     if port is None:
         return
     if not 0 <= port <= 65535:
-        raise SpecError("is not a port", field="--metrics-port", value=port, allowed="1 to 65535", next_step="Choose another one")
+        raise SpecError(
+            "is not a port",
+            field="--metrics-port",
+            value=port,
+            allowed="1 to 65535, or 0 for any that is free",
+            next_step="Choose another one",
+        )
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -155,9 +209,14 @@ def _port(port: int | None) -> None:
         ) from error  # fmt: skip
 
 
-def _disk(experiment: TransferExperiment, storage: Path, search: Sequence[Path]) -> None:
+def _gpus(spec: ExperimentSpec) -> None:
+    if spec.pretraining or spec.instruction_tuning:
+        worker_share(spec.workers.replicas, 0)
+
+
+def _disk(spec: ExperimentSpec, plan: Sequence[StagePlan], storage: Path, search: Sequence[Path]) -> None:
     """Free space against the checkpoints and artifacts that are still to be written."""
-    needed = disk_needed(experiment, storage, search)
+    needed = disk_needed(spec, plan, storage, search)
     free = shutil.disk_usage(storage).free
     if free < needed:
         raise StorageError(
@@ -166,14 +225,14 @@ def _disk(experiment: TransferExperiment, storage: Path, search: Sequence[Path])
         )  # fmt: skip
 
 
-def disk_needed(experiment: TransferExperiment, storage: Path, search: Sequence[Path]) -> int:
+def disk_needed(spec: ExperimentSpec, plan: Sequence[StagePlan], storage: Path, search: Sequence[Path]) -> int:
     """Bytes still to be written: artifacts of the stages to come, and the checkpoints of the largest of them."""
     store = ArtifactStore(storage)
-    size = model_size(experiment.spec, storage, search)
+    size = model_size(spec, storage, search)
     costs: list[StageCost] = []
-    for stage in plan_stages(experiment.spec, fingerprints(experiment, storage=storage, search=search)):
-        if size is not None and stage.kind is StageKind.PRETRAINING and experiment.spec.vocabulary:
-            size = size.with_added_tokens(experiment.spec.vocabulary.added_tokens)
+    for stage in plan:
+        if size is not None and stage.kind is StageKind.PRETRAINING and spec.vocabulary:
+            size = size.with_added_tokens(spec.vocabulary.added_tokens)
         if store.find(stage.kind, stage.key) is None:
             costs.append(stage_cost(stage, size, None))
     return sum(cost.artifact_bytes for cost in costs) + max((cost.work_bytes for cost in costs), default=0)

@@ -25,7 +25,7 @@ from transfer_api.errors import ExitCode, SpecError, TransferError
 from transfer_api.load import load_experiment
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import TransferExperiment
-from transfer_api.stage import StagePlan, plan_stages
+from transfer_api.stage import StagePlan
 from transfer_api.status import ExperimentStatus, Phase, Reason, StageState, StageStatus
 from transfer_cli import preflight
 from transfer_cli.display import Display, open_display
@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--storage", type=Path, metavar="DIR",
         help="models, data, checkpoints and artifacts (default: $TRANSFER_STORAGE or runs/.storage)",
     )  # fmt: skip
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on this port while running")
+    parser.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on this port while running; 0 for any that is free"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,18 +62,17 @@ def run(options: argparse.Namespace) -> int:
     storage = (options.storage or default_storage()).absolute()
     output = (options.output or default_output(experiment.metadata.name)).absolute()
     search = (options.file.absolute().parent,)
-    preflight.check(experiment, storage=storage, output=output, search=search, metrics_port=options.metrics_port)
-    fingerprints = preflight.fingerprints(experiment, storage=storage, search=search)
+    plan = preflight.check(experiment, storage=storage, output=output, search=search, metrics_port=options.metrics_port)
     session = Session(
         experiment=experiment,
-        plan=plan_stages(experiment.spec, fingerprints),
+        plan=plan,
         storage=storage,
         output=output,
         backend=LocalBackend(experiment=experiment, storage=storage, search=search, logs=output / "logs"),
     )
     with storage_errors(output):
         session.backend.logs.mkdir(parents=True, exist_ok=True)
-    with _lock(output, experiment), _metrics(options.metrics_port, session), open_display(experiment, session.plan) as display:
+    with _lock(output, experiment), open_display(experiment, plan) as display, _metrics(options.metrics_port, session, display):
         return session.run(display)
 
 
@@ -90,12 +91,12 @@ class Session:
 
     def run(self, display: Display) -> int:
         """Loops until the experiment is complete, failed or suspended."""
-        status = self._recorded()
-        if status.phase is Phase.COMPLETE:
-            return self._finish(status, display)
         signals = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
-            status = self._loop(status, display)
+            status = self._recorded()
+            if status.phase is not Phase.COMPLETE:
+                status = self._loop(status, display)
+            return self._finish(status, display)
         except _KilledError:
             self.backend.kill_all()
             display.line("Stopped at once. The same command goes on from the last checkpoint.")
@@ -108,7 +109,6 @@ class Session:
             self.backend.kill_all()
             for number, handler in signals.items():
                 signal.signal(number, handler)
-        return self._finish(status, display)
 
     def _loop(self, status: ExperimentStatus, display: Display) -> ExperimentStatus:
         while True:
@@ -212,11 +212,12 @@ def _lock(output: Path, experiment: TransferExperiment) -> Iterator[None]:
 
 
 @contextmanager
-def _metrics(port: int | None, session: Session) -> Iterator[None]:
+def _metrics(port: int | None, session: Session, display: Display) -> Iterator[None]:
     if port is None:
         yield
         return
     server = PodServer(port, lambda: session.progress).start()
+    display.line(f"Metrics: http://localhost:{server.port}/metrics")
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.documents import COMMIT, EVALUATION, PRETRAINING, TUNING, VOCABULARY, document
 from tests.support.folders import PARAMETERS, write_experiment
@@ -101,6 +102,57 @@ def test_hub_data_is_of_unknown_length(tmp_path: Path, capsys: pytest.CaptureFix
     text = shown(write_experiment(tmp_path, wanted), tmp_path / "storage", capsys)
     assert "without instruction-tuning" in text
     assert [line for line in text.splitlines() if "instruction-dataset" in line and " ? " in line]
+
+
+def test_asked_examples_bound_hub_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = document(instructionTuning={**TUNING, "data": [{"hub": "a/b"}], "examples": "50K"})
+    text = shown(write_experiment(tmp_path, wanted), tmp_path / "storage", capsys)
+    assert "without" not in text
+    line = next(line for line in text.splitlines() if "instruction-tuning" in line)
+    assert f"≤ {50_000 * 128 / 1e6:g}M" in line  # an example fills a row at most
+    assert "at most about" in text
+
+
+def test_local_instructions_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def tokens(examples: int | None) -> str:
+        line = next(line for line in shown(file, tmp_path / "storage", capsys).splitlines() if "instruction-dataset" in line)
+        return line.split("to do")[1].split()[0]
+
+    file = write_experiment(tmp_path, document(instructionTuning=TUNING))
+    one = (tmp_path / "pairs.jsonl").read_text()
+    (tmp_path / "pairs.jsonl").write_text(one * 1000)
+    assert tokens(None) == f"{len(one) * 1000 // 4 / 1000:g}K"
+    file.write_text(yaml.safe_dump(document(instructionTuning={**TUNING, "examples": 100})))
+    assert tokens(100) == f"{len(one) * 100 // 4 / 1000:g}K"
+
+
+def test_evaluation_in_half_the_bits_takes_half_the_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def memory(precision: str) -> str:
+        folder = tmp_path / precision
+        folder.mkdir()
+        wanted = document(pretraining=None, evaluation={**EVALUATION, "precision": precision})
+        file = write_experiment(folder, wanted)
+        return next(line for line in shown(file, tmp_path / "storage", capsys).splitlines() if line.startswith("  evaluation"))
+
+    assert f"{4 * PARAMETERS / 1000:.1f} KB" in memory("Float32")
+    assert f"{2 * PARAMETERS / 1000:.1f} KB" in memory("BFloat16")
+
+
+def test_what_is_missing_is_said_below_a_plan_that_is_printed_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = document(model={"path": "models/smollm2-135m"}, evaluation=EVALUATION)
+    file = write_experiment(tmp_path, wanted)
+    (tmp_path / "id.txt").unlink()
+    text = shown(file, tmp_path / "storage", capsys)
+    plan, _, missing = text.partition("not ready to run:")
+    assert "total:" in plan
+    assert "spec.model.path: no such file or folder (got 'models/smollm2-135m')" in missing
+    assert "make inputs" in missing
+    assert "spec.pretraining.mixture[0].path: no such file or folder (got 'id.txt')" in missing
+    (tmp_path / "id.txt").write_text("Satu.\n")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "models" / "smollm2-135m")
+    assert "not ready" not in shown(file, tmp_path / "storage", capsys)
 
 
 def test_a_file_that_cannot_work_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,14 +16,15 @@ from tests.support.documents import EVALUATION, TUNING, VOCABULARY, changed, doc
 from tests.support.folders import write_experiment, write_model
 from transfer_api.errors import ExitCode
 from transfer_api.load import SpecErrors, load_experiment
+from transfer_api.stage import StagePlan, plan_stages
 from transfer_cli import inputs, preflight
 from transfer_cli.paths import default_output, default_storage
 
 ALL = document(instructionTuning=TUNING, evaluation=EVALUATION)
 
 
-def check(folder: Path, **options: Any) -> None:
-    preflight.check(
+def check(folder: Path, **options: Any) -> tuple[StagePlan, ...]:
+    return preflight.check(
         load_experiment(folder / "experiment.yaml"),
         **{"storage": folder / "storage", "output": folder / "runs", "search": (folder,), **options},
     )
@@ -68,6 +69,16 @@ CASES = [
     ),
     pytest.param(
         lambda f: (f / "model/tokenizer.json").unlink(), ["spec.model.path", "has no tokenizer", "save_pretrained"], id="no tokenizer"
+    ),
+    pytest.param(
+        lambda f: (f / "model/tokenizer.json").write_text('{"model": {"vo'),
+        ["spec.model.path", "broken tokenizer.json", "model/tokenizer.json", "save it again"],
+        id="tokenizer cut short",
+    ),
+    pytest.param(
+        lambda f: (f / "model/tokenizer.json").write_text("{}"),
+        ["spec.model.path", "broken tokenizer.json", "no model in it"],
+        id="tokenizer of nothing",
     ),
     pytest.param(lambda f: (f / "model/config.json").unlink(), ["spec.model.path", "config.json"], id="no config"),
     pytest.param(_pickle, ["spec.model.path", "pickle (pytorch_model.bin)", "*.safetensors"], id="pickle"),
@@ -157,12 +168,44 @@ def test_a_disk_too_small_for_the_checkpoints(tmp_path: Path) -> None:
 
 
 def test_vocabulary_counts_for_the_disk(tmp_path: Path) -> None:
-    write_experiment(tmp_path, document(evaluation=EVALUATION))
-    plain = preflight.disk_needed(load_experiment(tmp_path / "experiment.yaml"), tmp_path / "storage", (tmp_path,))
-    shutil.rmtree(tmp_path / "model")
-    write_experiment(tmp_path, document(vocabulary=VOCABULARY))
-    grown = preflight.disk_needed(load_experiment(tmp_path / "experiment.yaml"), tmp_path / "storage", (tmp_path,))
+    plain = needed(tmp_path / "plain", document(evaluation=EVALUATION))
+    grown = needed(tmp_path / "grown", document(vocabulary=VOCABULARY))
     assert grown > plain > 0
+
+
+def needed(folder: Path, wanted: dict[str, Any]) -> int:
+    folder.mkdir()
+    spec = load_experiment(write_experiment(folder, wanted)).spec
+    return preflight.disk_needed(spec, plan_stages(spec), folder / "storage", (folder,))
+
+
+def test_the_stages_that_will_run_are_handed_on(tmp_path: Path) -> None:
+    file = write_experiment(tmp_path, ALL)
+    assert check(tmp_path) == plan_stages(load_experiment(file).spec, digests(tmp_path))
+
+
+def test_a_refused_run_leaves_no_folder_behind(tmp_path: Path) -> None:
+    write_experiment(tmp_path, ALL)
+    (tmp_path / "id.txt").unlink()
+    there = tmp_path / "there"
+    there.mkdir()
+    refusal(tmp_path, output=tmp_path / "new" / "output", storage=there / "storage")
+    assert not (tmp_path / "new").exists()
+    assert not list(there.iterdir())
+    assert there.is_dir(), "what was there before stays"
+
+
+def test_more_workers_than_gpus_are_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    write_experiment(tmp_path, document(workers={"replicas": 3}))
+    told = refusal(tmp_path)
+    assert "spec.workers.replicas" in told
+    assert "at most 2" in told
+
+
+def test_missing_inputs_of_the_examples_name_the_command_that_brings_them(tmp_path: Path) -> None:
+    write_experiment(tmp_path, changed(ALL, "spec.model.path", "models/smollm2-135m"))
+    assert "`make inputs` fetches what the examples read" in refusal(tmp_path)
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:

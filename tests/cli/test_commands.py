@@ -1,0 +1,89 @@
+"""What every command has in common: version, exit codes, and what is said of a status that cannot be read."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.documents import EVALUATION, document
+from tests.support.folders import write_experiment
+from transfer_api.errors import ExitCode, StorageError
+from transfer_api.status import ExperimentStatus
+from transfer_cli import run
+from transfer_cli.main import main
+from transfer_cli.outputs import STATUS, read_status
+
+
+def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"transfer {version('transfer-operator')}\n"
+
+
+WHOLE = yaml.safe_dump(ExperimentStatus().model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("", id="empty"),
+        pytest.param(WHOLE[: len(WHOLE) // 2], id="cut short"),
+        pytest.param("phase: [", id="not YAML"),
+        pytest.param("kind: Pod\n", id="of something else"),
+        pytest.param("- 1\n", id="a list"),
+        pytest.param(WHOLE.replace("stages: []", "stages: many"), id="of another type"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "status", "report"])
+def test_a_status_that_cannot_be_read_ends_with_eleven(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, content: str
+) -> None:
+    file, output = write_experiment(tmp_path, document(evaluation=EVALUATION)), tmp_path / "output"
+    output.mkdir()
+    (output / STATUS).write_text(content)
+    options = [str(output)] if command == "status" else [str(file), "--output", str(output), "--storage", str(tmp_path / "storage")]
+    assert main([command, *options]) == ExitCode.UNREADABLE
+    told = "".join(capsys.readouterr())
+    assert f"{output / STATUS} is not a readable status" in told
+    assert f"rm {output / STATUS}" in told
+
+
+def test_a_whole_status_is_read(tmp_path: Path) -> None:
+    (tmp_path / STATUS).write_text(WHOLE)
+    assert read_status(tmp_path) == ExperimentStatus()
+    assert read_status(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "code"),
+    [
+        ("run", KeyboardInterrupt(), ExitCode.SAVED),
+        ("validate", KeyboardInterrupt(), 130),
+        ("report", StorageError("no space left"), ExitCode.CANNOT_WORK),
+    ],
+    ids=["run stopped before it began", "validate stopped", "report on a full disk"],
+)
+def test_how_a_command_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, error: BaseException, code: int) -> None:
+    import importlib
+
+    def raises(options: object) -> int:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module(f"transfer_cli.{command}"), "run", raises)
+    assert main([command, str(tmp_path / "file.yaml")]) == code
+
+
+def test_the_port_that_was_chosen_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import urllib.request
+
+    from transfer_cli.display import Display, open_console
+
+    session = type("Running", (), {"progress": None})()
+    with run._metrics(0, session, Display(open_console(), "id", None)):
+        address = capsys.readouterr().out.split("Metrics: ")[1].strip()
+        with urllib.request.urlopen(address.replace("/metrics", "/healthz"), timeout=10) as answer:
+            assert answer.read() == b"ok\n"
