@@ -236,6 +236,8 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _choices(model: type[BaseModel], place: Place) -> list[str]:
     annotation = _annotation_at(model, place)
+    if type(None) in typing.get_args(annotation):  # an optional choice
+        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return [str(member.value) for member in annotation]
     return [str(choice) for choice in typing.get_args(annotation)]

@@ -28,6 +28,8 @@ from transfer_api.spec import (
     Pretraining,
     Storage,
     TextSource,
+    Toleration,
+    TolerationOperator,
     Workers,
 )
 
@@ -236,6 +238,14 @@ def _max_workers(workers: Workers) -> Violation | None:
     )
 
 
+def _toleration(toleration: Toleration) -> Violation | None:
+    exists = toleration.operator is TolerationOperator.EXISTS
+    if toleration.value is not None if exists else toleration.key is None:
+        field, way = ("value", "Remove value, or set operator: Equal") if exists else ("key", "Add key, or set operator: Exists")
+        return Violation(field=field, value=toleration.value if exists else None, next_step=way)
+    return None
+
+
 def _new_rows_train(spec: ExperimentSpec) -> Violation | None:
     stages = [(name, stage) for name, stage in (("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning)) if stage]
     if spec.vocabulary is None or not stages or any(s.method is Method.FULL or s.lora.train_embeddings for _, s in stages):
@@ -371,6 +381,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="max-workers", paths=("spec.workers",), cel="!has(self.max) || self.replicas <= self.max",
         message="replicas is larger than max", check=_max_workers,
+    ),
+    Rule(
+        name="toleration", paths=("spec.scheduling.tolerations[]",),
+        cel="self.operator == 'Exists' ? !has(self.value) : has(self.key)",
+        message="a toleration has a value only with operator Equal, which needs a key", check=_toleration,
     ),
     Rule(
         name="new-rows-train", paths=("spec",), cel=_NEW_ROWS_CEL,

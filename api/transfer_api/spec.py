@@ -51,6 +51,13 @@ Quantity = Annotated[
 ]
 
 
+# Names of cluster objects that may have dots, and values of labels.
+ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
+LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=316)]
+InterfaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.]*$", max_length=15)]
+
+
 class Method(enum.StrEnum):
     """Which weights are trained."""
 
@@ -261,6 +268,46 @@ class Resources(Contract):
     requests: dict[str, Quantity] = Field(default={}, max_length=16, description="Requests; default: the limits.")
 
 
+class Effect(enum.StrEnum):
+    """What a taint does to pods that do not tolerate it."""
+
+    NO_SCHEDULE = "NoSchedule"
+    PREFER_NO_SCHEDULE = "PreferNoSchedule"
+    NO_EXECUTE = "NoExecute"
+
+
+class TolerationOperator(enum.StrEnum):
+    """How a toleration matches a taint."""
+
+    EQUAL = "Equal"
+    EXISTS = "Exists"
+
+
+class Toleration(Contract):
+    """Lets pods run on nodes with a taint, as in a pod."""
+
+    key: LabelKey | None = Field(default=None, description="Key of the taint. Default, with operator Exists: every key.")
+    operator: TolerationOperator = Field(
+        default=TolerationOperator.EQUAL, description="Equal: key and value are the taint's; Exists: whatever its value."
+    )
+    value: LabelValue | None = Field(default=None, description="Value of the taint; only with operator Equal.")
+    effect: Effect | None = Field(default=None, description="Effect of the taint. Default: every effect.")
+
+
+class Scheduling(Contract):
+    """Where pods may run and when. Changes hold for pods that are made later; `transfer run` ignores it all."""
+
+    queue_name: Name | None = Field(default=None, description="LocalQueue of Kueue that admits the pods, one by one.")
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
+    runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the pods.")
+    node_selector: dict[str, LabelValue] = Field(default={}, max_length=16, description="Labels of the nodes on which the pods may run.")
+    tolerations: list[Toleration] = Field(
+        default=[],
+        max_length=16,
+        description="Taints that the pods tolerate. Nodes that do not answer are left in seconds anyway.",
+    )
+
+
 class Workers(Contract):
     """How many training pods; may be changed while training."""
 
@@ -268,6 +315,14 @@ class Workers(Contract):
     replicas: int = Field(default=1, ge=1, le=1024, description="Workers wanted.")
     max: int | None = Field(default=None, ge=1, le=1024, description="Most workers that replicas may be set to. Default: replicas.")
     resources: Resources = Field(default_factory=Resources, description="Compute resources of each worker.")
+    shared_memory: Quantity | None = Field(
+        default=None,
+        description="Size of /dev/shm, part of the pod's memory. Default: all of it. Not used by `transfer run`.",
+    )
+    network_interface: InterfaceName | None = Field(
+        default=None,
+        description="Network interface of NCCL and Gloo, such as eth0. Default: the one they choose. Not used by `transfer run`.",
+    )
 
 
 class Restarts(Contract):
@@ -300,6 +355,7 @@ class ExperimentSpec(Contract):
     instruction_tuning: InstructionTuning | None = Field(default=None, description="Instruction tuning.")
     evaluation: Evaluation | None = Field(default=None, description="Evaluation of the result and of the base model.")
     workers: Workers = Field(default_factory=Workers, description="Training pods.")
+    scheduling: Scheduling = Field(default_factory=Scheduling, description="Where pods may run and when.")
     restarts: Restarts = Field(default_factory=Restarts, description="Restart budgets by cause.")
     deadlines: Deadlines = Field(default_factory=Deadlines, description="When something counts as stuck.")
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of data order, subsets and random initialisation.")

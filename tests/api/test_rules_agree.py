@@ -101,6 +101,19 @@ CASES = [
     ("quantity", document(workers={"resources": {"limits": {"nvidia.com/gpu": 8, "memory": "64Gi"}}}), None),
     ("quantity that is none", document(workers={"resources": {"limits": {"memory": "64 GB"}}}), "not a quantity"),
     ("quantity below zero", document(workers={"resources": {"limits": {"nvidia.com/gpu": -1}}}), "not a quantity"),
+    ("shared memory and interface", document(workers={"sharedMemory": "8Gi", "networkInterface": "eth0.100"}), None),
+    ("two interfaces", document(workers={"networkInterface": "eth0,eth1"}), "networkInterface"),
+    ("node selector", document(scheduling={"nodeSelector": {"cloud.example/gpu": "a100", "spot": ""}}), None),
+    ("label that is none", document(scheduling={"nodeSelector": {"gpu": "not a label"}}), "nodeSelector"),
+    ("label as boolean", document(scheduling={"nodeSelector": {"spot": True}}), "allowed: a string"),
+    ("queue, priority, runtime", document(scheduling={"queueName": "q", "priorityClassName": "a.b", "runtimeClassName": "gvisor"}), None),
+    ("queue too long", document(scheduling={"queueName": "q" * 64}), "at most 63 characters"),
+    ("every taint", document(scheduling={"tolerations": [{"operator": "Exists"}]}), None),
+    ("one taint", document(scheduling={"tolerations": [{"key": "a.b/c", "value": "x", "effect": "NoSchedule"}]}), None),
+    ("taint of no key", document(scheduling={"tolerations": [{"value": "x"}]}), "a toleration has a value only with"),
+    ("taint of any value", document(scheduling={"tolerations": [{"key": "a", "operator": "Exists", "value": "x"}]}), "a toleration has"),
+    ("unknown effect", document(scheduling={"tolerations": [{"key": "a", "effect": "Never"}]}), "NoSchedule, PreferNoSchedule"),
+    ("more than the closed list", document(scheduling={"affinity": {}}), "not a known field"),
     ("name too long", changed(document(), "metadata.name", "a" * 53), "at most 52 characters"),
     ("longest name", changed(document(), "metadata.name", "a" * 52), None),
     ("name in capitals", changed(document(), "metadata.name", "Demo"), "lower-case letters"),
@@ -200,7 +213,7 @@ def test_what_decides_the_result_cannot_be_changed(field: str) -> None:
 
 def test_what_only_says_how_to_run_can_be_changed() -> None:
     old = defaulted(ALL, SCHEMA)["spec"]
-    new = {**old, "workers": {"min": 1, "replicas": 2, "resources": {}}, "suspend": True, "restarts": {}, "deadlines": {}}
+    new = {**old, "workers": {"min": 1, "replicas": 2, "resources": {}}, "suspend": True, "restarts": {}, "deadlines": {}, "scheduling": {}}
     assert all(cel(rule.cel, self=new, oldSelf=old) for rule in RULES if is_transition(rule))
 
 

@@ -1,0 +1,102 @@
+"""What a pod is to do, as a backend tells it: the environment is the whole interface between the two.
+
+`PodTask.environment` and `PodTask.read` are its two ends, so a process of `transfer run` and a pod of the cluster cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from transfer_api.errors import SpecError
+from transfer_api.stage import StageKind, StagePlan
+
+ADDRESS_VARIABLE = "TRANSFER_ADDRESS"
+
+
+def program(kind: StageKind, *, rendezvous: bool = False) -> str:
+    """Module that a pod of a stage runs with `python -m`."""
+    if rendezvous:
+        return "transfer_trainer.rendezvous"
+    return "transfer_evaluator" if kind is StageKind.EVALUATION else "transfer_trainer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodTask:
+    """The task of one pod and its place in the attempt."""
+
+    stage: StagePlan
+    storage: Path
+    """Root of the storage as this pod sees it."""
+    pod: str
+    """Name of the pod."""
+    attempt: str = ""
+    """Name of the attempt, which is also the rendezvous id."""
+    index: int = 0
+    """Worker or shard index."""
+    search: tuple[Path, ...] = ()
+    """Folders besides the storage in which a relative input path is looked up (`transfer run`: the experiment file's)."""
+    address: str = "127.0.0.1"
+    """The pod's own IP."""
+    port: int = 9090
+    """Port of /metrics, /progress and /healthz."""
+    rendezvous: str = ""
+    """host:port of the rendezvous store; empty where the pod meets no other."""
+    min_nodes: int = 1
+    max_nodes: int = 1
+    processes: int = 1
+    """Worker processes of this pod, one per GPU."""
+    termination_log: Path = field(default=Path("/dev/termination-log"))
+
+    def environment(self) -> dict[str, str]:
+        """The variables from which `read` gives this task back."""
+        return {
+            "TRANSFER_STAGE": self.stage.model_dump_json(by_alias=True),
+            "TRANSFER_STORAGE": str(self.storage),
+            "TRANSFER_POD": self.pod,
+            "TRANSFER_ATTEMPT": self.attempt,
+            "TRANSFER_INDEX": str(self.index),
+            "TRANSFER_SEARCH": json.dumps([str(folder) for folder in self.search]),
+            ADDRESS_VARIABLE: self.address,
+            "TRANSFER_PORT": str(self.port),
+            "TRANSFER_RENDEZVOUS": self.rendezvous,
+            "TRANSFER_NODES": f"{self.min_nodes}:{self.max_nodes}",
+            "TRANSFER_PROCESSES": str(self.processes),
+            "TRANSFER_TERMINATION_LOG": str(self.termination_log),
+        }
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Reads the task.
+
+        Raises:
+            SpecError: TRANSFER_STAGE or TRANSFER_STORAGE is missing or malformed.
+        """
+        try:
+            stage = StagePlan.model_validate_json(environment["TRANSFER_STAGE"])
+            storage = Path(environment["TRANSFER_STORAGE"])
+            low, _, high = environment.get("TRANSFER_NODES", "1:1").partition(":")
+            return cls(
+                stage=stage,
+                storage=storage,
+                pod=environment.get("TRANSFER_POD", "pod"),
+                attempt=environment.get("TRANSFER_ATTEMPT", ""),
+                index=int(environment.get("TRANSFER_INDEX", "0")),
+                search=tuple(Path(folder) for folder in json.loads(environment.get("TRANSFER_SEARCH", "[]"))),
+                address=environment.get(ADDRESS_VARIABLE, "127.0.0.1"),
+                port=int(environment.get("TRANSFER_PORT", "9090")),
+                rendezvous=environment.get("TRANSFER_RENDEZVOUS", ""),
+                min_nodes=int(low),
+                max_nodes=int(high or low),
+                processes=int(environment.get("TRANSFER_PROCESSES", "1")),
+                termination_log=Path(environment.get("TRANSFER_TERMINATION_LOG", "/dev/termination-log")),
+            )
+        except (KeyError, ValueError) as error:
+            raise SpecError(
+                f"the pod's environment is incomplete: {error}",
+                next_step="Pods are started by the operator or by `transfer run`, not by hand",
+            ) from error
