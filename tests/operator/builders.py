@@ -51,6 +51,7 @@ class World:
     status: ExperimentStatus = field(default_factory=ExperimentStatus)
     pods: dict[str, Pod] = field(default_factory=dict)
     artifacts: dict[str, ResultMessage] = field(default_factory=dict)
+    makers: dict[str, str] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list, repr=False)
     _plan: tuple[StagePlan, ...] = field(default=(), repr=False)
 
@@ -67,7 +68,7 @@ class World:
     def snapshot(self) -> Snapshot:
         return Snapshot(
             experiment=self.experiment, plan=self.plan, status=self.status, pods=tuple(self.pods.values()),
-            artifacts=self.artifacts, settings=self.settings,
+            artifacts=self.artifacts, makers=self.makers, settings=self.settings,
         )  # fmt: skip
 
     # What time, the user and the cluster do.
@@ -185,7 +186,9 @@ class World:
         return {cause.value: count for cause in Cause if (count := self.status.restarts.count(cause))}
 
     def full_name(self, name: str) -> str:
-        found = [full for full in self.pods if full == name or full.endswith(f"-{name}")]
+        named = [full for full in self.pods if full == name or full.endswith(f"-{name}")]
+        # Pods of a complete stage stay for their logs; who says `w0-g1` does not mean them.
+        found = [full for full in named if not self.pods[full].ended] or named
         assert len(found) == 1, f"{name} names {found} of {sorted(self.pods)}"
         return found[0]
 

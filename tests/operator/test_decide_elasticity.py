@@ -79,7 +79,7 @@ def test_where_the_rendezvous_was_the_last_of_the_budget_the_experiment_fails():
 
 def test_zombies_of_an_older_attempt_are_not_wanted_and_their_ends_do_not_count():
     made = training().vanishes("a1-rendezvous").decides()
-    made.change("w0-g1" if len(made.pods) < 4 else made_name(made, "a1-w0-g1"), terminating=False)
+    made.change("w0-g1" if len(made.stage_pods("pretraining")) < 4 else made_name(made, "a1-w0-g1"), terminating=False)
     made.decides()
     assert "a1-w0-g1" in made.deleted()
     made.ends(made_name(made, "a1-w0-g1"), 1).decides()
@@ -87,7 +87,7 @@ def test_zombies_of_an_older_attempt_are_not_wanted_and_their_ends_do_not_count(
 
 
 def made_name(made, short):
-    return next(name for name in made.pods if name.endswith(short))
+    return next(name for name in made.pods if name.startswith("pretraining-") and name.endswith(short))
 
 
 # Resize.

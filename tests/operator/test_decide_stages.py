@@ -73,7 +73,7 @@ def test_a_whole_experiment_runs_every_stage_once_and_is_complete():
     assert made.condition(ConditionType.COMPLETE).status == "True"
     assert made.condition(ConditionType.COMPLETE).reason is Reason.ALL_STAGES_COMPLETE
     assert made.status.completion_time == made.now
-    assert not made.pods
+    assert {pod.exit_code for pod in made.pods.values()} == {0}, "pods that did their work stay, for their logs"
 
 
 def test_the_scores_of_the_last_evaluation_become_the_results():
@@ -144,6 +144,50 @@ def test_an_artifact_that_appears_while_suspended_completes_the_stage():
     assert made.status.phase is Phase.COMPLETE
 
 
+def test_a_stage_that_another_experiment_makes_is_waited_for():
+    made = world(evaluation=None)
+    key = made.planned("pretraining-dataset").key
+    made.makers = {key: "elder"}
+    made.decides()
+    record = made.stage("pretraining-dataset")
+    assert (record.state, made.created()) == (StageState.WAITING, [])
+    assert record.message == "waits for elder, which makes the same stage"
+    assert made.status.phase is Phase.PENDING
+    made.makers = {}
+    made.decides()
+    record = made.stage("pretraining-dataset")
+    assert (record.state, record.message, made.created()) == (StageState.RUNNING, "", ["a1-w0-g1"])
+
+
+def test_a_stage_that_runs_here_already_is_not_left_to_another():
+    made = training()
+    made.makers = {made.planned("pretraining").key: "younger"}
+    made.decides()
+    assert made.stage().state is StageState.RUNNING
+    assert made.deleted() == []
+
+
+# What the API server refuses.
+
+
+def test_a_refused_pod_is_asked_for_again_and_not_taken_for_lost():
+    made = world(evaluation=None).decides()
+    name = next(iter(made.pods))
+    made.change(name, refused=True, waiting="exceeded quota").decides()
+    assert made.created() == ["a1-w0-g1"]
+    assert not made.stage("pretraining-dataset").workers[0].seen
+    del made.pods[name]
+    made.decides()
+    assert (made.created(), made.counts()) == (["a1-w0-g1"], {})
+
+
+def test_what_is_refused_for_too_long_fails_with_the_words_of_the_api_server():
+    made = world(evaluation=None, deadlines={"startupSeconds": 60}).decides()
+    made.change(next(iter(made.pods)), refused=True, waiting="exceeded quota").after(61).decides()
+    assert made.status.failure.reason is Reason.STARTUP_DEADLINE_EXCEEDED
+    assert "exceeded quota" in made.status.failure.message
+
+
 # Completion.
 
 
@@ -154,7 +198,7 @@ def test_a_finished_stage_keeps_its_figures_and_lets_the_other_pods_go():
     made.decides()
     record = made.stage()
     assert (record.last_step, record.productive_seconds, record.lost_steps) == (100, 60, 3)
-    assert made.deleted() == ["a1-rendezvous", "a1-w0-g1", "a1-w1-g1"]
+    assert made.deleted() == ["a1-rendezvous", "a1-w0-g1"]
     assert made.status.usage.productive_seconds == 60
     assert made.status.usage.lost_steps == 3
 

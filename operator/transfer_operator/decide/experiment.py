@@ -57,11 +57,13 @@ def _advance(snapshot: Snapshot, plan: StagePlan, before: list[Step], now: datet
     if step.status.state is StageState.RUNNING:
         (stages.suspend if suspend else stages.advance)(step)
     elif step.status.state is not StageState.COMPLETE and not suspend and _may_begin(snapshot, step, before, others):
+        step.change(message="")
         stages.begin(step)
     if step.status.state is not StageState.RUNNING:
-        # Also a pod that shows up late: created before, and not seen when the stage stopped.
+        # Also a pod that shows up late: created before, and not seen when the stage stopped. Pods that ended well stay for their logs.
         for pod in step.pods:
-            step.delete(pod)
+            if pod.alive or step.status.state is not StageState.COMPLETE:
+                step.delete(pod)
     return step
 
 
@@ -100,6 +102,9 @@ def _may_begin(snapshot: Snapshot, step: Step, before: list[Step], others: list[
         return False
     done = {other.plan.key for other in before if other.status.state is StageState.COMPLETE}
     if not set(step.plan.inputs.values()) <= done:
+        return False
+    if (maker := snapshot.makers.get(step.plan.key)) is not None:
+        step.change(message=f"waits for {maker}, which makes the same stage")
         return False
     slots = snapshot.settings.parallel_stages
     running = sum(1 for other in others if other.state is StageState.RUNNING)

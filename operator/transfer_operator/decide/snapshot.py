@@ -71,7 +71,9 @@ class Pod:
     lost: bool = False
     """It ended without an exit code of its own: node gone, killed from outside."""
     waiting: str = ""
-    """Why it does not start, in the kubelet's or scheduler's words."""
+    """Why it does not start, in the words of the kubelet, the scheduler or the API server."""
+    refused: bool = False
+    """There is no such pod yet: the API server did not take it (a quota, a policy). It is wanted since `created`."""
     result: ResultMessage | None = None
     progress: Progress | None = None
 
@@ -111,4 +113,6 @@ class Snapshot:
     pods: tuple[Pod, ...] = ()
     artifacts: Mapping[str, ResultMessage] = field(default_factory=dict)
     """Results of finished stages that the caller knows of, by stage key; it need not know all."""
+    makers: Mapping[str, str] = field(default_factory=dict)
+    """Other experiments that make a stage of this one just now, by stage key: it waits for theirs."""
     settings: Settings = Settings()

@@ -213,7 +213,7 @@ def judge_workers(step: Step) -> list[Incident]:
             step.refusal = step.refusal or result
         elif isinstance(result, Replace):
             incidents.append((record, pod, result))
-        elif pod is not None and not record.seen:
+        elif pod is not None and not record.seen and not pod.refused:
             put(step, record.model_copy(update={"seen": True}))
     return incidents
 
@@ -228,7 +228,7 @@ def judge_rendezvous(step: Step) -> Replace | None:
         step.refusal = step.refusal or result
     elif isinstance(result, Replace):
         return Replace(cause=result.cause, message=f"rendezvous: {result.message}")
-    elif pod is not None and not step.status.rendezvous_seen:
+    elif pod is not None and not step.status.rendezvous_seen and not pod.refused:
         step.change(rendezvous_seen=True)
     return None
 
@@ -409,10 +409,11 @@ def create_missing(step: Step) -> None:
         return
     if retry is not None:
         step.change(retry_time=None)
-    if step.meets and step.pod(step.rendezvous) is None:
+    store = step.pod(step.rendezvous)
+    if step.meets and (store is None or store.refused):
         _create(step, step.rendezvous)
     for record, pod in step.wanted():
-        if pod is None:
+        if pod is None or pod.refused:
             _create(step, step.name(record))
 
 

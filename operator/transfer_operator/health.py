@@ -1,0 +1,133 @@
+"""`/metrics`, `/healthz` and `/readyz` of the operator.
+
+Healthy is not who answers HTTP: a leader must have listed everything lately, its watches must tell what its lists find, and its event
+loop must not lag. A standby only has to look at the Lease. What fails is named in the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from transfer_api.status import Phase
+from transfer_operator import metrics
+from transfer_operator.queue import WorkQueue
+from transfer_operator.settings import OperatorSettings
+from transfer_operator.view import Key, View
+
+LAG_PERIOD_S = 1.0
+MISSED_RESYNCS = 4
+DEAF_RESYNCS = 2
+
+
+@dataclass
+class Health:
+    """What is known of this process's own state."""
+
+    settings: OperatorSettings
+    clock: Callable[[], float] = time.monotonic
+    leads: bool = False
+    ready: bool = False
+    """The Lease was looked at once."""
+    resynced: float | None = None
+    deaf: int = 0
+    """Resyncs in a row that found changes while no watch told of any."""
+    lag: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    def resync_done(self, drift: int, heard: int) -> None:
+        """Notes a full list: objects it knew better than the view, and watch events since the one before."""
+        self.resynced = self.clock()
+        self.deaf = self.deaf + 1 if drift and not heard else 0
+
+    def check(self) -> list[str]:
+        """What is wrong; empty when nothing is."""
+        found = []
+        if self.lag > self.settings.lag_seconds:
+            found.append(f"the event loop is {self.lag:.1f} s late")
+        if self.leads and self.resynced is not None:
+            age = self.clock() - self.resynced
+            if age > MISSED_RESYNCS * self.settings.resync_seconds + self.settings.request_seconds:
+                found.append(f"nothing was listed for {age:.0f} s")
+        if self.leads and self.deaf >= DEAF_RESYNCS:
+            found.append(f"{self.deaf} lists in a row found changes that no watch told of")
+        return found
+
+    async def measure_lag(self) -> None:
+        """Measures how late the event loop wakes up, for ever."""
+        while True:
+            begun = self.clock()
+            await asyncio.sleep(LAG_PERIOD_S)
+            self.lag = max(0.0, self.clock() - begun - LAG_PERIOD_S)
+            metrics.LOOP_LAG.set(self.lag)
+
+
+class FleetCollector(Collector):
+    """Figures of the experiments, taken from the view when somebody asks."""
+
+    def __init__(self, view: View, queue: WorkQueue[Key], health: Health) -> None:
+        self._view, self._queue, self._health = view, queue, health
+
+    def collect(self) -> Iterator[Metric]:
+        """Only the leader has any."""
+        metrics.QUEUE_DEPTH.set(self._queue.depth())
+        metrics.LEADER.set(self._health.leads)
+        if self._health.resynced is not None:
+            metrics.RESYNC_AGE.set(self._health.clock() - self._health.resynced)
+        phases = GaugeMetricFamily(metrics.PREFIX + "experiments", "Experiments by phase.", labels=["phase"])
+        info, workers, stalled, restarts = _per_experiment()
+        count = dict.fromkeys(Phase, 0)
+        for (namespace, name), known in self._view.experiments.items():
+            status = known.status
+            count[status.phase] += 1
+            if status.phase.terminal:
+                continue  # finished ones would only pile up
+            info.add_metric([namespace, name, status.phase, status.stage], 1)
+            workers.add_metric([namespace, name, "desired"], status.workers.desired)
+            workers.add_metric([namespace, name, "ready"], status.workers.ready)
+            stalled.add_metric([namespace, name], any(one.type == "Stalled" and one.status == "True" for one in status.conditions))
+            for cause in ("application", "infrastructure", "preemption", "stall", "saved"):
+                restarts.add_metric([namespace, name, cause], getattr(status.restarts, cause))
+        for phase, number in count.items():
+            phases.add_metric([phase], number)
+        yield from (phases, info, workers, stalled, restarts)
+
+
+def _per_experiment() -> tuple[GaugeMetricFamily, ...]:
+    def family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"{metrics.PREFIX}experiment_{name}", text, labels=["namespace", "experiment", *labels])
+
+    return (
+        family("info", "Always 1; phase and stage of an experiment that is not finished.", "phase", "stage"),
+        family("workers", "Pods of its running stage, desired and ready.", "state"),
+        family("stalled", "1 while no step is done though pods run."),
+        family("restarts", "Its restarts by cause.", "cause"),
+    )
+
+
+async def serve(health: Health, port: int) -> web.AppRunner:
+    """Starts the HTTP server."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        problems = health.check()
+        return web.Response(text="\n".join(problems) or "ok", status=500 if problems else 200)
+
+    async def readyz(_: web.Request) -> web.Response:
+        return web.Response(text="ok" if health.ready else "has not looked at the Lease yet", status=200 if health.ready else 503)
+
+    async def show(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", show)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, None, port).start()
+    return runner

@@ -1,0 +1,423 @@
+"""One look at one experiment: see, decide, write the status, act, tell.
+
+Everything is asked for again as long as it is not so; nothing is remembered but what would be cheap to lose (when a status was last
+written, when a pod was last refused). Errors go up to the work queue, which comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from transfer_api.progress import ArtifactReference, Outcome, Progress, ResultMessage
+from transfer_api.spec import API_VERSION
+from transfer_api.stage import StageKind, StagePlan
+from transfer_api.status import Condition, ConditionType, ExperimentStatus, Reason, StageState, StageStatus, second
+from transfer_operator import manifest, metrics
+from transfer_operator.cluster import EVENTS, EXPERIMENTS, PODS, SERVICES, Body, Cluster, ClusterError, NotLeaderError
+from transfer_operator.decide import CreatePod, Decision, DeletePod, Event, Pod, PodPhase, Role, Settings, Snapshot, decide
+from transfer_operator.decide.snapshot import PodName
+from transfer_operator.observe import observe
+from transfer_operator.queue import WorkQueue
+from transfer_operator.settings import OperatorSettings
+from transfer_operator.view import Key, Known, View
+
+logger = logging.getLogger(__name__)
+
+REFUSED = (400, 403, 404, 422)
+"""Answers to the creation of a pod that are about this pod: a quota, a policy, a namespace that ends. Others are the server's trouble."""
+REFUSED_AGAIN_S = 10.0
+CONFLICT_AGAIN_S = 0.05
+
+
+@dataclass
+class RefusedPod:
+    """A pod that the API server does not take."""
+
+    name: PodName
+    since: datetime
+    message: str
+    retry: float
+    """When it is tried again, by the clock."""
+
+
+@dataclass
+class Memory:
+    """What is remembered of one experiment while this process leads. All of it may be lost."""
+
+    uid: str
+    written: float = float("-inf")
+    """When the status was last written."""
+    refused: dict[str, RefusedPod] = field(default_factory=dict)
+    served: set[str] = field(default_factory=set)
+    """UIDs of rendezvous pods that have their Service."""
+    resized: float | None = None
+    """When another number of workers was last wanted and not yet reached."""
+
+
+class Reconciler:
+    """Takes keys from the queue and makes the cluster what `decide` says.
+
+    Args:
+        cluster: the API server.
+        view: what is known of it.
+        queue: keys that are due.
+        progress: last answer of each pod to `/progress`, by UID.
+        settings: of the operator.
+        clock: seconds that never go back.
+        now: the time.
+    """
+
+    def __init__(
+        self, cluster: Cluster, view: View, queue: WorkQueue[Key], progress: Mapping[str, Progress], settings: OperatorSettings, *,
+        clock: Callable[[], float] = time.monotonic, now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:  # fmt: skip
+        self.cluster, self.view, self.queue, self.progress, self.settings = cluster, view, queue, progress, settings
+        self.clock, self.now = clock, now
+        self._memories: dict[Key, Memory] = {}
+        self._settings = Settings(
+            parallel_stages=settings.parallel_stages, grace_seconds=settings.grace_seconds, status_seconds=settings.status_seconds
+        )
+
+    async def work(self) -> None:
+        """Reconciles one key after the other, for ever."""
+        while True:
+            key = await self.queue.get()
+            begun = self.clock()
+            outcome = await self._guarded(key)
+            metrics.RECONCILES.labels(outcome).inc()
+            metrics.RECONCILE_SECONDS.observe(self.clock() - begun)
+
+    async def _guarded(self, key: Key) -> str:
+        """Reconciles and gives the key back, whatever happens."""
+        try:
+            outcome = await self.reconcile(key)
+        except NotLeaderError:
+            self.queue.failed(key)
+            return "not-leader"
+        except ClusterError as error:
+            if error.status == 409:
+                await self._refresh(key)
+                self.queue.failed(key, CONFLICT_AGAIN_S)
+                return "conflict"
+            delay = self.queue.failed(key, error.retry_after)
+            logger.warning("%s/%s: %s; again in %.1f s", *key, error, delay)
+            return "error"
+        except Exception:
+            delay = self.queue.failed(key)
+            logger.exception("%s/%s: reconcile failed; again in %.1f s", *key, delay)
+            return "error"
+        self.queue.done(key)
+        return outcome
+
+    async def reconcile(self, key: Key) -> str:
+        """One look. Returns its outcome: done, gone or invalid.
+
+        Raises:
+            ClusterError: the API server did not do what it was asked for.
+            NotLeaderError: this process must not write any more.
+        """
+        known = self.view.experiments.get(key)
+        if known is None or known.deleting:  # its children go with it, by their owner references
+            self._memories.pop(key, None)
+            self.queue.forget(key)
+            return "gone"
+        memory = self._memories.get(key)
+        if memory is None or memory.uid != known.uid:
+            memory = self._memories[key] = Memory(known.uid)
+        if known.unreadable:
+            logger.error("%s/%s: its status cannot be read, nothing is done: %s", *key, known.unreadable)
+            return "invalid"
+        if known.experiment is None:
+            await self._write(key, known, memory, _refused(known, self.now()))
+            return "invalid"
+        await self._confirm_losses(key, known)
+        decision = decide(self._snapshot(key, known, memory), self.now())
+        if await self._write(key, known, memory, decision.status):
+            await self._tell(known, decision.events)
+        await self._act(key, known, memory, decision)
+        if decision.look_again is not None:
+            self.queue.add(key, decision.look_again)
+        return "done"
+
+    # -- see
+
+    def _snapshot(self, key: Key, known: Known, memory: Memory) -> Snapshot:
+        assert known.experiment is not None
+        pods = {str(pod.name): pod for body in self.view.pods_of(key) if (pod := self._observe(body)) is not None}
+        for name in list(memory.refused):
+            if name in pods:
+                del memory.refused[name]
+        refused = [
+            Pod(name=one.name, phase=PodPhase.PENDING, created=one.since, waiting=one.message, refused=True)
+            for one in memory.refused.values()
+        ]
+        return Snapshot(
+            experiment=known.experiment,
+            plan=known.plan,
+            status=known.status,
+            pods=(*pods.values(), *refused),
+            artifacts=self._artifacts(key, known),
+            makers=self._makers(key, known),
+            settings=self._settings,
+        )
+
+    def _observe(self, body: Body) -> Pod | None:
+        return observe(body, self.progress.get(body["metadata"]["uid"]))
+
+    def _artifacts(self, key: Key, known: Known) -> dict[str, ResultMessage]:
+        """Artifacts that other experiments of the same storage have made.
+
+        Not that of the last evaluation: only a pod can read its scores again. It finds them in the storage and computes nothing.
+        """
+        last = known.plan[-1].key if known.plan[-1].kind is StageKind.EVALUATION else None
+        found = {}
+        for stage in known.plan:
+            for other in self.view.sharers(key, stage.key) if stage.key != last else ():
+                record = other.stages.get(stage.key)
+                if record is not None and record.state is StageState.COMPLETE and record.artifact is not None:
+                    reference = ArtifactReference(key=stage.key, path=record.artifact.path, digest=record.artifact.digest)
+                    found[stage.key] = ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, reused=True)
+        return found
+
+    def _makers(self, key: Key, known: Known) -> dict[str, str]:
+        """Who makes a stage of this experiment: whoever began, or else the oldest that is not suspended."""
+        return {stage.key: maker for stage in known.plan if (maker := self._maker(key, known, stage)) is not None}
+
+    def _maker(self, key: Key, known: Known, stage: StagePlan) -> str | None:
+        mine = known.stages.get(stage.key)
+        if mine is not None and mine.state is StageState.RUNNING:
+            return None
+        others = [other for other in self.view.sharers(key, stage.key) if other.active]
+        for other in others:
+            if (record := other.stages.get(stage.key)) is not None and record.state is StageState.RUNNING:
+                return str(other.body["metadata"]["name"])
+        elder = min((other for other in others if _may_make(other, stage)), key=lambda other: other.seniority, default=None)
+        if elder is None or elder.seniority > known.seniority:
+            return None
+        return str(elder.body["metadata"]["name"])
+
+    async def _confirm_losses(self, key: Key, known: Known) -> None:
+        """Asks the API server for pods that were seen and are no longer in the view: only it knows whether they are lost."""
+        for stage in known.status.stages:
+            for name in _seen(stage) if stage.state is StageState.RUNNING else ():
+                pod = (key[0], manifest.object_name(key[1], name))
+                if pod not in self.view.pods and (body := await self.cluster.get(PODS, *pod)) is not None:
+                    self.view.put_pod(body)
+
+    async def _refresh(self, key: Key) -> None:
+        """Reads an experiment that was changed under our hands; the watch would tell it soon."""
+        try:
+            body = await self.cluster.get(EXPERIMENTS, *key)
+        except ClusterError:
+            return
+        if body is not None:
+            self._look_at(self.view.put_experiment(body), besides=key)
+
+    # -- write
+
+    async def _write(self, key: Key, known: Known, memory: Memory, status: ExperimentStatus) -> bool:
+        """Writes the status if it differs; True when it did. What only tells of progress waits until the last write is old enough."""
+        if status == known.status:
+            return False
+        wait = self.settings.status_seconds - (self.clock() - memory.written)
+        if wait > 0 and not urgent(known.status, status):
+            self.queue.add(key, wait)
+            return False
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "TransferExperiment",
+            # With the version that was read: whoever wrote meanwhile, this decision knew nothing of it.
+            "metadata": {"name": key[1], "namespace": key[0], "uid": known.uid, "resourceVersion": known.version},
+            "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
+        }
+        answer = await self.cluster.apply_status(EXPERIMENTS, *key, body)
+        memory.written = self.clock()
+        self._look_at(self.view.put_experiment(answer), besides=key)
+        self._measure(known, memory, status)
+        return True
+
+    def _look_at(self, keys: set[Key], besides: Key) -> None:
+        for key in keys - {besides}:
+            self.queue.add(key)
+
+    def _measure(self, known: Known, memory: Memory, new: ExperimentStatus) -> None:
+        """What metrics tell of the step from one status to the next."""
+        old = known.status
+        for cause in ("application", "infrastructure", "preemption", "stall", "saved"):
+            metrics.RESTARTS.labels(cause).inc(max(0, getattr(new.restarts, cause) - getattr(old.restarts, cause)))
+        if new.results is not None and old.results is None:
+            metrics.RESULTS_WRITTEN.inc()
+        if (
+            new.workers.ready
+            and not any((old.workers.ready, old.progress, old.completion_time))
+            and not any(s.artifact for s in old.stages)
+        ):
+            created = datetime.fromisoformat(str(known.body["metadata"]["creationTimestamp"]))
+            metrics.TIME_TO_RUNNING.observe(max(0.0, (self.now() - created).total_seconds()))
+        if old.workers.desired and new.workers.desired and new.workers.desired != old.workers.desired and new.stage == old.stage:
+            memory.resized = self.clock()
+        if memory.resized is not None and new.workers.ready == new.workers.desired and new.workers.world_size >= new.workers.desired:
+            metrics.RESIZE_SECONDS.observe(self.clock() - memory.resized)
+            memory.resized = None
+
+    # -- act
+
+    async def _act(self, key: Key, known: Known, memory: Memory, decision: Decision) -> None:
+        """Deletes first: a successor must not meet the pod that it replaces."""
+        deletions = [action for action in decision.actions if isinstance(action, DeletePod)]
+        creations = [action for action in decision.actions if isinstance(action, CreatePod)]
+        await _all(*(self._delete(key, memory, action) for action in deletions))
+        await _all(*(self._create(key, known, memory, action) for action in creations))
+        await _all(*(self._serve(known, memory, body) for body in self.view.pods_of(key)))
+
+    async def _create(self, key: Key, known: Known, memory: Memory, action: CreatePod) -> None:
+        assert known.experiment is not None
+        name = str(action.name)
+        refused = memory.refused.get(name)
+        if refused is not None and refused.retry > self.clock():
+            self.queue.add(key, refused.retry - self.clock())
+            return
+        try:
+            body = await self.cluster.create(PODS, key[0], manifest.pod(known.experiment, action, self.settings))
+        except ClusterError as error:
+            if error.status not in REFUSED:
+                raise
+            self._note_refusal(key, memory, action.name, error)
+            return
+        if body is None:
+            body = await self._namesake(key, known, action.name)
+        if body is not None:
+            memory.refused.pop(name, None)
+            self.view.put_pod(body)
+
+    async def _serve(self, known: Known, memory: Memory, pod: Body) -> None:
+        """Gives a rendezvous pod its Service, which belongs to it. Asked once for each pod, and again after a restart of the operator."""
+        uid, name = pod["metadata"]["uid"], manifest.parse_name(pod)
+        going = "deletionTimestamp" in pod["metadata"]
+        if name is None or name.role is not Role.RENDEZVOUS or uid in memory.served or going or known.experiment is None:
+            return
+        body = manifest.rendezvous_service(known.experiment, name, uid, self.settings)
+        await self.cluster.create(SERVICES, pod["metadata"]["namespace"], body)
+        memory.served.add(uid)
+
+    def _note_refusal(self, key: Key, memory: Memory, name: PodName, error: ClusterError) -> None:
+        old = memory.refused.get(str(name))
+        message = f"the API server refuses the pod: {error.message}"
+        since = old.since if old is not None else second(self.now())
+        memory.refused[str(name)] = RefusedPod(name, since, message, self.clock() + REFUSED_AGAIN_S)
+        if old is None:
+            logger.warning("%s/%s: %s: %s", *key, name, message)
+            self.queue.add(key)  # so that the status tells it
+        self.queue.add(key, REFUSED_AGAIN_S)
+
+    async def _namesake(self, key: Key, known: Known, name: PodName) -> Body | None:
+        """The pod that has the name already: ours, or that of an earlier experiment of our name, which has to go first."""
+        body = await self.cluster.get(PODS, key[0], manifest.object_name(key[1], name))
+        owners = body["metadata"].get("ownerReferences") or [] if body is not None else []
+        if body is not None and any(owner.get("uid") == known.uid for owner in owners):
+            return body
+        self.queue.add(key, 1.0)
+        return None
+
+    async def _delete(self, key: Key, memory: Memory, action: DeletePod) -> None:
+        if memory.refused.pop(str(action.name), None) is not None:
+            return
+        pod = self.view.pods.get((key[0], manifest.object_name(key[1], action.name)))
+        if pod is None:
+            return
+        metadata = pod["metadata"]
+        answer = await self.cluster.delete(PODS, key[0], metadata["name"], metadata["uid"], action.grace_seconds)
+        if answer is None:
+            self.view.drop_pod(pod)
+        elif answer.get("kind") == "Pod":
+            self.view.put_pod(answer)
+
+    # -- tell
+
+    async def _tell(self, known: Known, events: tuple[Event, ...]) -> None:
+        """Events are for people: one that cannot be written is not worth a retry."""
+        for event in events:
+            try:
+                await self.cluster.create(EVENTS, known.body["metadata"]["namespace"], self._event(known, event))
+            except ClusterError as error:
+                logger.info("an event was not written: %s", error)
+
+    def _event(self, known: Known, event: Event) -> Body:
+        metadata = known.body["metadata"]
+        now = self.now().isoformat(timespec="seconds").replace("+00:00", "Z")
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
+            "involvedObject": {
+                "apiVersion": API_VERSION, "kind": "TransferExperiment", "name": metadata["name"],
+                "namespace": metadata["namespace"], "uid": known.uid,
+            },
+            "reason": event.reason, "message": event.message[:1024], "type": "Warning" if event.warning else "Normal",
+            "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+            "source": {"component": "transfer-operator"},
+            "reportingComponent": "transfer-operator", "reportingInstance": self.settings.identity,
+        }  # fmt: skip
+
+
+def _seen(stage: StageStatus) -> Iterator[PodName]:
+    """Pods that a running stage has seen, and wants."""
+
+    def name(role: Role, index: int = 0, generation: int = 1) -> PodName:
+        return PodName(stage=stage.key, kind=stage.kind.value, attempt=stage.attempt, role=role, index=index, generation=generation)
+
+    yield from (name(Role.WORKER, record.index, record.generation) for record in stage.workers if record.seen and not record.retired)
+    if stage.rendezvous_seen:
+        yield name(Role.RENDEZVOUS)
+
+
+def urgent(old: ExperimentStatus, new: ExperimentStatus) -> bool:
+    """Whether the difference is more than progress: whatever an action or a person waits for.
+
+    Left out are readiness and progress, and that a pod was seen: it is seen again at the next look.
+    """
+    return _essence(old) != _essence(new)
+
+
+def _essence(status: ExperimentStatus) -> dict[str, object]:
+    plain = status.model_dump(exclude={"workers", "progress", "latest_metrics", "checkpoint", "usage", "conditions"})
+    for stage in plain["stages"]:
+        for name in ("rendezvous_seen", "last_step", "last_step_time", "productive_seconds", "lost_steps", "below_min_since"):
+            del stage[name]
+        for record in stage["workers"]:
+            del record["seen"]
+    told = (ConditionType.ACCEPTED, ConditionType.STALLED, ConditionType.SUSPENDED)
+    plain["conditions"] = [(one.type, one.status, one.reason) for one in status.conditions if one.type in told]
+    return plain
+
+
+def _may_make(other: Known, stage: StagePlan) -> bool:
+    """Whether an experiment will make a stage if nobody else does."""
+    record = other.stages.get(stage.key)
+    assert other.experiment is not None
+    return not other.experiment.spec.suspend and (record is None or record.state is not StageState.COMPLETE)
+
+
+def _refused(known: Known, now: datetime) -> ExperimentStatus:
+    """The status of a spec that cannot work: nothing is begun, and an edit of it is looked at again."""
+    old = next((one for one in known.status.conditions if one.type is ConditionType.ACCEPTED), None)
+    condition = Condition(
+        type=ConditionType.ACCEPTED, status="False", reason=Reason.INVALID_SPEC, message=known.problem[:4096],
+        last_transition_time=old.last_transition_time if old is not None and old.status == "False" else second(now),
+        observed_generation=known.generation,
+    )  # fmt: skip
+    others = [one for one in known.status.conditions if one.type is not ConditionType.ACCEPTED]
+    return known.status.model_copy(update={"conditions": [condition, *others], "observed_generation": known.generation})
+
+
+async def _all(*tasks: Awaitable[None]) -> None:
+    """Runs all to their ends, then raises the first error: one pod that fails must not keep the others from being made."""
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

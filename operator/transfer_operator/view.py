@@ -1,0 +1,238 @@
+"""What the operator believes to be in the cluster: experiments and their pods, as last seen.
+
+Fed from three sides: watch events (Kopf), the answers to our own writes, and full lists. Whatever has the higher resourceVersion
+wins, so the order in which they come does not matter. Lists find what a watch has lost: after a gap Kopf tells nothing of objects that
+vanished in it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from transfer_api.errors import SpecError, TransferError
+from transfer_api.load import experiment_from
+from transfer_api.spec import TransferExperiment
+from transfer_api.stage import StagePlan, plan_stages
+from transfer_api.status import ExperimentStatus, StageStatus
+from transfer_operator.cluster import Body
+from transfer_operator.observe import strip
+
+Key = tuple[str, str]
+"""Namespace and name of an experiment."""
+EXPERIMENT_LABEL = "transfer-operator.dev/experiment"
+SELECTOR = EXPERIMENT_LABEL
+
+
+@dataclass
+class Known:
+    """One experiment, with what follows from its spec."""
+
+    body: Body
+    experiment: TransferExperiment | None
+    """None where the spec cannot work; `problem` says why."""
+    plan: tuple[StagePlan, ...] = ()
+    problem: str = ""
+    status: ExperimentStatus = field(default_factory=ExperimentStatus)
+    unreadable: str = ""
+    """Why the recorded status cannot be read. Only the operator writes it, and to begin anew would forget every counter: so
+    nothing is done until somebody has looked."""
+
+    @property
+    def uid(self) -> str:
+        """Identity: another experiment may get the same name later."""
+        return str(self.body["metadata"]["uid"])
+
+    @property
+    def generation(self) -> int:
+        """Counts changes of the spec."""
+        return int(self.body["metadata"].get("generation", 1))
+
+    @property
+    def version(self) -> str:
+        """resourceVersion."""
+        return str(self.body["metadata"]["resourceVersion"])
+
+    @property
+    def deleting(self) -> bool:
+        """Deletion was asked for."""
+        return "deletionTimestamp" in self.body["metadata"]
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is still to be done for it."""
+        return self.experiment is not None and not self.deleting and not self.unreadable and not self.status.phase.terminal
+
+    @property
+    def stages(self) -> dict[str, StageStatus]:
+        """Recorded stages by key."""
+        return {stage.key: stage for stage in self.status.stages}
+
+    @property
+    def seniority(self) -> tuple[str, str]:
+        """Order in which experiments may make what several need: the older first."""
+        return str(self.body["metadata"]["creationTimestamp"]), str(self.body["metadata"]["name"])
+
+
+def key_of(body: Body) -> Key:
+    """Namespace and name of an object."""
+    return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def owner_of(pod: Body) -> Key | None:
+    """The experiment that a pod belongs to, by its label."""
+    name = (pod["metadata"].get("labels") or {}).get(EXPERIMENT_LABEL)
+    return (pod["metadata"]["namespace"], name) if name else None
+
+
+class View:
+    """Experiments and pods by key. Every method that takes a body returns the experiments to look at again."""
+
+    def __init__(self) -> None:
+        self.experiments: dict[Key, Known] = {}
+        self.pods: dict[Key, Body] = {}
+        self._pods_of: dict[Key, set[Key]] = defaultdict(set)
+        self._sharers: dict[tuple[str, str, str], set[Key]] = defaultdict(set)
+        """Experiments that need a stage: by namespace, storage and stage key."""
+
+    # -- experiments
+
+    def put_experiment(self, body: Body) -> set[Key]:
+        """Takes an experiment as it was at one moment."""
+        key = key_of(body)
+        old = self.experiments.get(key)
+        if old is not None and not _newer(body, old.body):
+            return set()
+        known = _known(body, old)
+        self._unshare(key)
+        self.experiments[key] = known
+        for shared in _shared(key, known):
+            self._sharers[shared].add(key)
+        moved = {stage.key for stage in known.status.stages if old is None or old.stages.get(stage.key) != stage}
+        if old is None or old.active != known.active or old.deleting != known.deleting:
+            moved |= {stage.key for stage in known.plan}
+        return {key} | {other for stage in moved for other in self._others(key, known, stage)}
+
+    def drop_experiment(self, body: Body) -> set[Key]:
+        """An experiment is gone."""
+        key = key_of(body)
+        old = self.experiments.get(key)
+        if old is None or old.uid != body["metadata"]["uid"]:
+            return set()
+        waiting = {other for stage in old.plan for other in self._others(key, old, stage.key)}
+        self._unshare(key)
+        del self.experiments[key]
+        return {key} | waiting
+
+    def sharers(self, key: Key, stage: str) -> list[Known]:
+        """Other experiments of the same storage that need the same stage."""
+        return [self.experiments[other] for other in self._others(key, self.experiments[key], stage)]
+
+    def _others(self, key: Key, known: Known, stage: str) -> set[Key]:
+        return self._sharers.get((key[0], _storage(known), stage), set()) - {key}
+
+    def _unshare(self, key: Key) -> None:
+        if (old := self.experiments.get(key)) is not None:
+            for shared in _shared(key, old):
+                self._sharers[shared].discard(key)
+                if not self._sharers[shared]:
+                    del self._sharers[shared]
+
+    # -- pods
+
+    def put_pod(self, body: Body) -> set[Key]:
+        """Takes a pod as it was at one moment."""
+        key, owner = key_of(body), owner_of(body)
+        old = self.pods.get(key)
+        if owner is None or (old is not None and not _newer(body, old)):
+            return set()
+        self.pods[key] = strip(body)
+        self._pods_of[owner].add(key)
+        return {owner}
+
+    def drop_pod(self, body: Body) -> set[Key]:
+        """A pod is gone."""
+        key, owner = key_of(body), owner_of(body)
+        old = self.pods.get(key)
+        if old is None or owner is None or old["metadata"]["uid"] != body["metadata"]["uid"]:
+            return set()
+        del self.pods[key]
+        self._pods_of[owner].discard(key)
+        if not self._pods_of[owner]:
+            del self._pods_of[owner]
+        return {owner}
+
+    def pods_of(self, key: Key) -> list[Body]:
+        """Pods that carry the experiment's label and belong to this very experiment, not to one of its name before it."""
+        uid = self.experiments[key].uid if key in self.experiments else None
+        return [pod for name in sorted(self._pods_of.get(key, ())) if _owned(pod := self.pods[name], uid)]
+
+    # -- full lists
+
+    def replace_experiments(self, bodies: Iterable[Body], version: str, namespace: str | None = None) -> tuple[set[Key], int]:
+        """Takes a full list; also returns how many objects it knew better than the view did."""
+        found = {key_of(body): body for body in bodies}
+        mine = ((key, known) for key, known in self.experiments.items() if namespace in (None, key[0]))
+        ghosts = [known.body for key, known in mine if key not in found and int(known.version) <= int(version)]
+        changed = [self.drop_experiment(body) for body in ghosts] + [self.put_experiment(body) for body in found.values()]
+        return set().union(*changed), sum(1 for keys in changed if keys)
+
+    def replace_pods(self, bodies: Iterable[Body], version: str, namespace: str | None = None) -> tuple[set[Key], int]:
+        """Takes a full list; also returns how many objects it knew better than the view did."""
+        found = {key_of(body): body for body in bodies}
+        mine = ((key, pod) for key, pod in self.pods.items() if namespace in (None, key[0]))
+        ghosts = [pod for key, pod in mine if key not in found and int(pod["metadata"]["resourceVersion"]) <= int(version)]
+        changed = [self.drop_pod(body) for body in ghosts] + [self.put_pod(body) for body in found.values()]
+        return set().union(*changed), sum(1 for keys in changed if keys)
+
+
+def _known(body: Body, old: Known | None) -> Known:
+    """Parses what changed: a status write does not plan the stages again."""
+    known = Known(_slim(body), None)
+    try:
+        known.status = ExperimentStatus.model_validate(body.get("status") or {})
+    except ValidationError as error:
+        known.unreadable = str(error)
+    if old is not None and old.uid == known.uid and old.generation == known.generation:
+        known.experiment, known.plan, known.problem = old.experiment, old.plan, old.problem
+        return known
+    try:
+        known.experiment = experiment_from({name: value for name, value in body.items() if name != "status"})
+        known.plan = plan_stages(known.experiment.spec)
+        if known.experiment.spec.storage.claim is None:
+            known.experiment, known.plan = None, ()
+            raise SpecError(
+                "object storage cannot be mounted into pods", field="spec.storage.url", allowed="claim",
+                next_step="Name a ReadWriteMany PersistentVolumeClaim in spec.storage.claim",
+            )  # fmt: skip
+    except TransferError as error:
+        known.problem = str(error)
+    return known
+
+
+def _slim(body: Body) -> Body:
+    """Metadata without the record of field ownership; spec and status live on as models."""
+    metadata = {name: value for name, value in body["metadata"].items() if name not in ("managedFields", "annotations")}
+    return {"metadata": metadata}
+
+
+def _newer(body: Body, old: Body) -> bool:
+    new_meta, old_meta = body["metadata"], old["metadata"]
+    if new_meta["uid"] != old_meta["uid"]:
+        return bool(new_meta["creationTimestamp"] >= old_meta["creationTimestamp"])
+    return int(new_meta["resourceVersion"]) > int(old_meta["resourceVersion"])
+
+
+def _storage(known: Known) -> str:
+    return known.experiment.spec.storage.model_dump_json() if known.experiment is not None else ""
+
+
+def _shared(key: Key, known: Known) -> list[tuple[str, str, str]]:
+    return [(key[0], _storage(known), stage.key) for stage in known.plan]
+
+
+def _owned(pod: Body, uid: str | None) -> bool:
+    return uid is None or any(owner.get("uid") == uid for owner in pod["metadata"].get("ownerReferences") or ())
