@@ -21,12 +21,13 @@ from pathlib import Path
 from transfer_api.errors import ExitCode
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import TransferExperiment
-from transfer_api.stage import StageKind, needs_hub
+from transfer_api.stage import StageKind, StagePlan, needs_hub
 from transfer_cli.gpus import VARIABLE, usable_gpus, worker_share
 from transfer_cli.memory import OutOfMemory
 from transfer_operator.decide import CreatePod, DeletePod, Pod, PodPhase, Role
 from transfer_operator.decide.snapshot import PodName
 from transfer_pod.context import PodContext, find_input
+from transfer_pod.lock import StageLock
 
 LOOPBACK = "127.0.0.1"
 PERPLEXITY = "perplexity"
@@ -110,6 +111,9 @@ class LocalBackend:
     memory: OutOfMemory = field(default_factory=OutOfMemory)
     _stores: dict[str, int] = field(default_factory=dict)
     """Port of the rendezvous store of each attempt."""
+    _locks: dict[str, StageLock] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
+    """Names of the stages that another run on this storage is making."""
 
     def observe(self) -> tuple[Pod, ...]:
         """Every pod as it is now. Pods that ended after their deletion was asked for are forgotten, as a kubelet does."""
@@ -125,9 +129,9 @@ class LocalBackend:
         return tuple(pod.observe(killed_for_memory=killed) for pod in self.pods.values())
 
     def create(self, action: CreatePod) -> None:
-        """Starts a pod unless there is one of its name."""
+        """Starts a pod unless there is one of its name, or another run makes the stage: it is asked for again at the next look."""
         name = str(action.name)
-        if name in self.pods:
+        if name in self.pods or not self._may_make(action.stage):
             return
         gpus = self._gpus(action)
         context = self._context(action, processes=max(1, len(gpus)) if action.stage.kind.elastic else 1)
@@ -159,6 +163,13 @@ class LocalBackend:
             self._kill(pod)
         for pod in self.pods.values():
             pod.process.wait()
+        for lock in self._locks.values():
+            lock.release()
+
+    def _may_make(self, stage: StagePlan) -> bool:
+        free = self._locks.setdefault(stage.key, StageLock(self.storage, stage)).take()
+        (self.waiting.discard if free else self.waiting.add)(stage.name)
+        return free
 
     def _kill(self, pod: LocalPod) -> None:
         with contextlib.suppress(ProcessLookupError):

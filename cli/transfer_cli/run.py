@@ -115,7 +115,10 @@ class Session:
             snapshot = self._look(status)
             decision = decide(snapshot, datetime.now(UTC))
             status = self._write(status, decision)
+            waited = set(self.backend.waiting)
             self._act(decision)
+            for stage in sorted(self.backend.waiting - waited):
+                display.line(f"{stage}: waits for another run on this storage that makes the same stage")
             display.update(status, self.progress, decision.events)
             if (status.phase.terminal or status.phase is Phase.SUSPENDED) and not any(pod.alive for pod in snapshot.pods):
                 return status
