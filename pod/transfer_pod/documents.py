@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 from transfer_api.errors import DataError
 from transfer_api.spec import InstructionSource, TextSource
 from transfer_pod.context import PodContext, expand
+from transfer_pod.hub import hub_error
 
 OBJECTS = (".jsonl", ".jsonl.gz")
 TEXTS = (".txt", ".txt.gz")
@@ -229,17 +230,26 @@ def _hub_rows(source: TextSource | InstructionSource, field: str) -> Iterator[tu
     """The rows of a hub data set, streamed: nothing is downloaded beyond what is read."""
     import datasets
 
-    try:
-        rows = datasets.load_dataset(
-            source.hub, source.subset, split=source.split, revision=source.revision, streaming=True, token=os.environ.get("HF_TOKEN")
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"cannot be read from the hub: {type(error).__name__}: {str(error)[:300]}", field=f"{field}.hub", value=source.hub,
-            next_step="Check hub, subset, split, revision and network; a gated data set needs HF_TOKEN",
-        ) from error  # fmt: skip
-    for number, row in enumerate(rows):
+    assert source.hub is not None
+    rows = None
+    number = 0
+    while True:
+        try:
+            if rows is None:
+                rows = iter(
+                    datasets.load_dataset(
+                        source.hub, source.subset, split=source.split, revision=source.revision, streaming=True,
+                        token=os.environ.get("HF_TOKEN"),
+                    )
+                )  # fmt: skip
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # of this library, of its HTTP clients, of the readers of a dozen formats
+            way_out = "Check hub, subset, split and revision; a gated data set needs HF_TOKEN"
+            raise hub_error(error, DataError, f"{field}.hub", source.hub, way_out) from error
         yield f"{source.hub}, row {number}", row
+        number += 1
 
 
 def _text_of(row: dict[str, Any], name: str, where: str, field: str) -> str:

@@ -6,6 +6,7 @@ same questions before it starts anything.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from transfer_api.spec import ModelSource
 from transfer_api.stage import StageKind
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
+from transfer_pod.hub import hub_error
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -26,6 +28,7 @@ def model_folder(context: PodContext) -> Path:
 
     Raises:
         ModelError, DataError: the base model is missing or cannot be used.
+        HubUnreachableError: the hub does not answer now.
         ArtifactError: the input is incomplete or altered.
     """
     key = context.stage.inputs.get("model")
@@ -47,7 +50,6 @@ def _of_artifact(context: PodContext, key: str) -> Path:
 
 def _from_hub(source: ModelSource) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     assert source.name is not None
     try:
@@ -57,11 +59,13 @@ def _from_hub(source: ModelSource) -> Path:
             token=os.environ.get("HF_TOKEN"),
             ignore_patterns=[*PICKLES, "*.gguf", "*.h5", "*.msgpack", "original/*"],
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"cannot be fetched from the hub: {type(error).__name__}", field="spec.model.name", value=source.name,
-            next_step="Check name, revision and network; a gated repository needs spec.model.tokenSecret (HF_TOKEN on one machine)",
-        ) from error  # fmt: skip
+    except Exception as error:  # each HTTP client of the hub's library has errors of its own
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise  # of this machine
+        way_out = "Check name and revision; a gated repository needs spec.model.tokenSecret (HF_TOKEN on one machine)"
+        field = "spec.model.revision" if type(error).__name__ == "RevisionNotFoundError" else "spec.model.name"
+        value = source.revision if field == "spec.model.revision" and source.revision else source.name
+        raise hub_error(error, ModelError, field, value, way_out) from error
     return check_model_folder(Path(folder), "spec.model.name")
 
 
