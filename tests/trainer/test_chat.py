@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
+from transformers import AutoTokenizer
 
 from tests.support.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from transfer_api.errors import DataError, ModelError
@@ -158,3 +161,26 @@ def test_a_tokenizer_without_end_of_text_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="end-of-text"):
         ChatTemplate(tokenizer)
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["plain", "with a begin-of-text token"])
+@pytest.mark.parametrize("name", ["Model", "ChatML", "Alpaca"])
+@pytest.mark.parametrize("own", [None, TRIMMING], ids=["no template", "a template of its own"])
+def test_the_saved_template_renders_in_plain_transformers_what_training_rendered(
+    tmp_path: Path, own: str | None, name: str, begins: bool
+) -> None:
+    tokenizer = tokenizer_with(own)
+    if begins:
+        tokenizer.bos_token = "<|endoftext|>"
+        number = tokenizer.bos_token_id
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", number)]
+        )
+    template = ChatTemplate(tokenizer, name)
+    trained = template.encode(TWO_TURNS)
+    tokenizer.chat_template = template.saved
+    tokenizer.save_pretrained(tmp_path)
+    plain = AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": message.role, "content": message.content} for message in TWO_TURNS]
+    assert plain.apply_chat_template(messages, return_dict=False) == trained.tokens
+    assert (trained.tokens[0] == plain.bos_token_id) is (begins or (own is not None and name == "Model"))

@@ -18,7 +18,7 @@ from tests.support.tiny import SENTENCES, save_tiny_model
 from transfer_api.errors import DataError, SpecError, TransferError
 from transfer_api.progress import Progress
 from transfer_api.spec import NamedText, Precision, Schedule
-from transfer_api.stage import Execution, StagePlan
+from transfer_api.stage import Execution, StageKind, StagePlan
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_trainer.ledger import LEDGER, Summary, read_ledger, verify_ledger
@@ -190,6 +190,16 @@ def test_a_bfloat16_base_gives_a_bfloat16_artifact(storage: tuple[Path, str]) ->
     train(folder, stage)
     weights = AutoModelForCausalLM.from_pretrained(ArtifactStore(folder).path(stage.kind, stage.key) / "model", dtype="auto")
     assert weights.dtype == torch.bfloat16
+
+
+def test_the_tuned_models_tokenizer_has_the_template_it_was_tuned_with(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+    (folder / "model" / "chat_template.jinja").unlink()
+    stage = training_stage(KEY, dataset, steps=2).model_copy(update={"kind": StageKind.INSTRUCTION_TUNING})
+    assert train(folder, stage)[0]
+    tokenizer = AutoTokenizer.from_pretrained(ArtifactStore(folder).path(stage.kind, stage.key) / "model")
+    said = tokenizer.apply_chat_template([{"role": "user", "content": "Siapa?"}], tokenize=False, add_generation_prompt=True)
+    assert said == "<|im_start|>user\nSiapa?<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,12 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self.jinja = _template(tokenizer, name)
-        """The template itself, to be saved with the tuned model."""
+        """The template as conversations are rendered here."""
         own = name == "Model" and tokenizer.chat_template is not None
         # A template of a model's own writes the begin-of-text token itself; a named one leaves it to the tokenizer.
         self._prefix: list[int] = [] if own else prefix(tokenizer)
+        self.saved = tokenizer.chat_template if own else ("{{ bos_token }}" if self._prefix else "") + self.jinja
+        """What is saved with the tuned model: `apply_chat_template` adds no begin-of-text token, so the template must."""
         ends = {str(token.content) for token in tokenizer.added_tokens_decoder.values()} | {_CHATML_END, tokenizer.eos_token}
         self._ends = re.compile(r"\s*(?:" + "|".join(sorted(map(re.escape, ends), key=len, reverse=True)) + ")")
 

@@ -17,8 +17,9 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from transfer_api.progress import ArtifactReference
-from transfer_api.stage import StagePlan, TrainingParameters
+from transfer_api.stage import StageKind, StagePlan, TrainingParameters
 from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
+from transfer_trainer.chat import ChatTemplate
 from transfer_trainer.fence import Fence
 from transfer_trainer.ledger import LEDGER, Summary, read_ledger
 from transfer_trainer.lora import add_adapters, merge_adapters
@@ -59,7 +60,7 @@ def export(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         _plain_model(stage, base, weights).save_pretrained(folder / "model")
-        AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False).save_pretrained(folder / "model")
+        _tokenizer(store, stage, base).save_pretrained(folder / "model")
         shutil.copyfile(work / LEDGER, folder / LEDGER)
         summary = read_ledger(folder / LEDGER)
         write_atomically(folder / "training.json", json.dumps(curve(summary), indent=1))
@@ -83,6 +84,15 @@ def _plain_model(stage: StagePlan, base: Path, weights: dict[str, Any]) -> PreTr
     else:
         model.load_state_dict(weights)
     return model.to(stored)
+
+
+def _tokenizer(store: ArtifactStore, stage: StagePlan, base: Path) -> Any:
+    """The base model's tokenizer; after instruction tuning with the chat template that the model was tuned with."""
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    if stage.kind is StageKind.INSTRUCTION_TUNING:
+        made_by = store.manifest(StageKind.DATASET, stage.inputs["dataset"])["stage"]["parameters"]
+        tokenizer.chat_template = ChatTemplate(tokenizer, made_by.get("template", "Model")).saved
+    return tokenizer
 
 
 def curve(summary: Summary) -> dict[str, Any]:
