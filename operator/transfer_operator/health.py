@@ -73,14 +73,13 @@ class FleetCollector(Collector):
     """Figures of the experiments, taken from the view when somebody asks."""
 
     def __init__(self, view: View, queue: WorkQueue[Key], health: Health) -> None:
-        self._view, self._queue, self._health = view, queue, health
+        self._view = view
+        metrics.QUEUE_DEPTH.set_function(queue.depth)
+        metrics.LEADER.set_function(lambda: health.leads)
+        metrics.RESYNC_AGE.set_function(lambda: 0.0 if health.resynced is None else health.clock() - health.resynced)
 
     def collect(self) -> Iterator[Metric]:
         """Only the leader has any."""
-        metrics.QUEUE_DEPTH.set(self._queue.depth())
-        metrics.LEADER.set(self._health.leads)
-        if self._health.resynced is not None:
-            metrics.RESYNC_AGE.set(self._health.clock() - self._health.resynced)
         phases = GaugeMetricFamily(metrics.PREFIX + "experiments", "Experiments by phase.", labels=["phase"])
         info, workers, stalled, restarts = _per_experiment()
         count = dict.fromkeys(Phase, 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series, for nothing that is asked here
 
 PREFIX = "transfer_operator_"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -23,7 +25,7 @@ TIME_TO_RUNNING = Histogram(
 RESIZE_SECONDS = Histogram(
     PREFIX + "experiment_resize_duration_seconds", "From a change of the wanted workers to training at that size.", buckets=LONG_SECONDS
 )
-RESTARTS = Counter(PREFIX + "experiment_restarts", "Restarts of all experiments by cause, since this process started.", ["cause"])
+RESTARTS = Counter(PREFIX + "restarts", "Restarts of all experiments by cause, since this process started.", ["cause"])
 RESULTS_WRITTEN = Counter(PREFIX + "results_written", "Experiments whose scores were written to their status.")
 
 __all__ = [
