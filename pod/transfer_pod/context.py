@@ -24,7 +24,7 @@ class PodContext(PodTask):
         """Resolves an input path: absolute, or relative to the storage, then to the folders of `search`.
 
         Raises:
-            DataError: it is in none of them.
+            DataError: it is in none of them, or is neither a file nor a folder.
         """
         return find_input(path, (self.storage, *self.search), field)
 
@@ -33,6 +33,11 @@ def find_input(path: str, roots: tuple[Path, ...], field: str = "path") -> Path:
     """Resolves an input path (a glob matches when at least one file does); see `PodContext.find`."""
     for root in roots:
         candidate = root / path  # an absolute path stays as it is
+        if candidate.exists() and not (candidate.is_file() or candidate.is_dir()):  # reading a pipe would wait for ever
+            raise DataError(
+                "is a pipe, a socket or a device", field=field, value=path, allowed="a file or a folder",
+                next_step="Write what it gives into a file: it is read more than once",
+            )  # fmt: skip
         if candidate.exists() or (glob_characters(path) and any(True for _ in expand(candidate))):
             return candidate
     looked = ", ".join(str(root) for root in roots) if not Path(path).is_absolute() else "as given"

@@ -89,7 +89,7 @@ def check_model_folder(folder: Path, field: str = "spec.model.path") -> Path:
             next_step="Save the tokenizer into the same folder: AutoTokenizer.from_pretrained(…).save_pretrained(folder)",
         )  # fmt: skip
     _check_tokenizer(folder / TOKENIZER_FILES[0], field)
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if not weights:
         pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
         problem = f"has its weights as a pickle ({pickles[0]}), which can run code when read" if pickles else "has no weights"
@@ -124,7 +124,10 @@ def read_config(folder: Path, field: str = "spec.model.path") -> dict[str, Any]:
         ModelError: missing or not JSON.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        path = folder / "config.json"
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")
+        config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -199,3 +200,14 @@ def test_instructions_that_cannot_be_used_are_named(
     path = write(tmp_path / "a.jsonl", json.dumps(row))
     message = refused(lambda: conversations(context, path) and None)
     assert [part for part in ["spec.instructionTuning.data[0].path", "line 1", *expected] if part not in message] == [], message
+
+
+def test_a_pipe_or_a_device_is_refused_before_it_is_opened(context: PodContext, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    for name in ("pipe.txt", "zero.txt", str(tmp_path / "pipe.txt")):
+        with pytest.raises(DataError, match="pipe, a socket or a device") as caught:
+            documents(context, name)
+        assert caught.value.field == f"{FIELD}.path"
+    write(tmp_path / "real.txt", "Satu.")
+    assert documents(context, "*.txt") == ["Satu."], "a glob takes files only"

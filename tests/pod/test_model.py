@@ -1,6 +1,7 @@
 """Which model folders are accepted, and what is said of the others."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,11 @@ def cut_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def own_code(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}))
@@ -44,6 +50,8 @@ def test_a_complete_model_is_accepted(folder: Path) -> None:
         pytest.param(only_pickle, r"as a pickle \(pytorch_model.bin\)", id="a pickle instead of safetensors"),
         pytest.param(cut_weights, "not a complete safetensors file", id="weights cut short"),
         pytest.param(lambda f: (f / "model.safetensors").write_bytes(b"\x80"), "not a complete safetensors file", id="weights are junk"),
+        pytest.param(lambda f: pipe(f / "config.json"), "no readable config.json: it is not a file", id="config is a pipe"),
+        pytest.param(lambda f: pipe(f / "model.safetensors"), "has no weights", id="weights are a pipe"),
         pytest.param(own_code, "needs code of its own", id="code of its own"),
     ],
 )
