@@ -47,7 +47,9 @@ class Progress(Observed):
     productive_seconds: float = Field(
         default=0.0, ge=0, le=LATEST_UNIX_TIME, description="Time in which steps were done for the first time."
     )
-    last_step_time: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Unix time of the last finished step.")
+    last_step_time: float | None = Field(
+        default=None, ge=0, le=LATEST_UNIX_TIME, description="Unix time of the last finished step, or of other work that went on."
+    )
     metrics: dict[str, float] = Field(default={}, description="Latest values by name, such as bits_per_byte/udhr-id.")
 
 

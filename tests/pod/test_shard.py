@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+import threading
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.support.experiment import wait_for
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
 from transfer_api.stage import StageKind, StagePlan
 from transfer_cli.local import free_port
+from transfer_pod import shard
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_pod.shard import Report, run_shard
@@ -68,3 +71,41 @@ def test_sigterm_ends_a_shard_with_75(context: PodContext) -> None:
 
     assert run_shard(context, stage) == 75
     assert message(context).outcome is Outcome.SAVED
+
+
+def told(context: PodContext) -> Progress:
+    with urllib.request.urlopen(f"http://127.0.0.1:{context.port}/progress", timeout=5) as answer:
+        return Progress.model_validate_json(answer.read())
+
+
+def later(context: PodContext, moment: float | None) -> bool:
+    """Whether work went on after this moment, as the operator sees it."""
+    assert moment is not None
+    found = told(context).last_step_time
+    return found is not None and found > moment
+
+
+def test_loading_and_long_calls_tell_that_work_goes_on_without_a_word_of_the_stage(
+    context: PodContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "BEAT_SECONDS", 0.02)
+
+    def stage(context: PodContext, report: Report) -> ResultMessage:
+        wait_for(lambda: later(context, told(context).last_step_time), 20, "loading goes on")
+        report(Progress(activity=Activity.RUNNING, step=1))
+        with shard.at_work(report, Progress(activity=Activity.SAVING, step=2)):
+            wait_for(lambda: told(context).step == 2, 20, "the call is told of")
+            wait_for(lambda: later(context, told(context).last_step_time), 20, "the call goes on")
+        assert not [thread for thread in threading.enumerate() if thread.name == "at-work"], "nothing beats when nothing works"
+        return make(context, report)
+
+    assert run_shard(context, stage) == 0
+
+
+def test_a_call_that_hangs_stops_telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(shard, "LONGEST_CALL_SECONDS", 0.0)
+    reports: list[Progress] = []
+    with shard.at_work(reports.append, Progress()):
+        wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "at-work"], 20, "the thread ends")
+    assert len(reports) == 1

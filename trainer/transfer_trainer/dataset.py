@@ -6,13 +6,14 @@ killed run is dropped: tokenising is cheap beside training, and a row store that
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from transfer_pod.artifact import ArtifactStore, sha256
 from transfer_pod.context import PodContext
 from transfer_pod.documents import Message, iter_documents, iter_instructions
 from transfer_pod.model import model_folder, read_config
+from transfer_pod.shard import Report, at_work
 from transfer_trainer.chat import ChatTemplate, prefix
 from transfer_trainer.packing import Example, fit, pack_stream, pack_whole
 from transfer_trainer.store import RowWriter, SourceIndex, SourceWriter
 
-Report = Callable[[Progress], None]
 _BATCH_CHARACTERS = 1_000_000  # the tokenizer needs about 100 bytes of memory for each token of a batch
 _BATCH_TEXTS = 1000
 _REPORT_SECONDS = 1.0
@@ -59,7 +60,8 @@ def run(context: PodContext, report: Report) -> ResultMessage:
         dropped = {}
         _write_mixture(context, parameters, tokenizer, writer, progress)
     numbers = {**_totals(writer.finish(), parameters.sequence_length), **dropped}
-    reference = store.commit(context.stage, target, numbers=numbers)
+    with progress.saving():
+        reference = store.commit(context.stage, target, numbers=numbers)
     tokens = int(numbers["tokens"])
     return ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, numbers=numbers, step=progress.documents, tokens=tokens)
 
@@ -113,6 +115,17 @@ class _Progress:
         self._report = report
         self._begun = self._last = time.monotonic()
         self.documents = 0
+        self.read = 0
+
+    def reading(self) -> None:
+        """A conversation was read that may not be chosen: all are read before the first is written."""
+        self.read += 1
+        if time.monotonic() - self._last >= _REPORT_SECONDS:
+            self._last = time.monotonic()
+            self._report(Progress(activity=Activity.LOADING, step=self.read))
+
+    def saving(self) -> contextlib.AbstractContextManager[None]:
+        return at_work(self._report, Progress(activity=Activity.SAVING, step=self.documents))
 
     def add(self, documents: int, tokens: int) -> None:
         self.documents += documents
@@ -232,6 +245,7 @@ class _Instructions:
         seen: set[bytes] = set()
         for number, source in enumerate(self._parameters.instructions):
             for messages in iter_instructions(source, self._context, f"spec.instructionTuning.data[{number}]"):
+                self._progress.reading()
                 if not any(message.role == "assistant" and message.content.strip() for message in messages):
                     self._dropped["dropped_empty"] += 1
                     continue

@@ -256,7 +256,8 @@ class Training:
         found = bits_per_byte(self.model, self.texts, self.team, self.parameters.precision, self.micro_batch_tokens)
         if self.ledger is not None:
             self.ledger.validation(self.step, found)
-        self._tell(metrics={**self.progress.metrics, **{f"bits_per_byte/{name}": value for name, value in found.items()}})
+        metrics = {f"bits_per_byte/{name}": value for name, value in found.items()}
+        self._tell(metrics={**self.progress.metrics, **metrics}, last_step_time=time.time())
 
     # -- saving
 
@@ -267,7 +268,8 @@ class Training:
         if self.ledger is not None:
             self.ledger.sync()
         self.checkpoints.save(self.step, self.model, self.optimizer, self.fence)
-        self._tell(activity=Activity.RUNNING, checkpoint_step=self.step, checkpoint_time=self.checkpoints.last_time)
+        saved = self.checkpoints.last_time
+        self._tell(activity=Activity.RUNNING, checkpoint_step=self.step, checkpoint_time=saved, last_step_time=saved)
 
     def _finish(self) -> None:
         """Commits the artifact; every process returns only after it is in place."""

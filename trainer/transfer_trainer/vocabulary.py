@@ -11,6 +11,7 @@ Byte-level BPE only: there any text is a sequence of known symbols, so continuin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -27,11 +28,11 @@ from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
+from transfer_pod.shard import Report, at_work
 from transfer_trainer.dataset import load_tokenizer
 from transfer_trainer.embedding import resize_model
 from transfer_trainer.merges import Learned, MergeLearner, chunks
 
-Report = Callable[[Progress], None]
 _HELD_OUT_EVERY = 10
 _HELD_OUT_CHARACTERS = 4_000_000
 _LONGEST_WORD = 96  # bytes: twice the longest token, so that a cut hides few pairs
@@ -74,14 +75,27 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     base = BaseTokenizer(tokenizer)
     progress = _Progress(report, parameters.added_tokens)
     corpus = _read(context, parameters, base, progress)
-    learned = learn(base, corpus.words, parameters.added_tokens, progress.learned)
+    learned = learn(base, corpus.words, parameters.added_tokens, progress.learned, progress.counting(corpus.documents))
+    with progress.saving():
+        return _save(context, parameters, folder, tokenizer, base, corpus, learned)
+
+
+def _save(
+    context: PodContext,
+    parameters: VocabularyParameters,
+    folder: Path,
+    tokenizer: Any,
+    base: BaseTokenizer,
+    corpus: Corpus,
+    learned: Learned,
+) -> ResultMessage:
+    """Writes, checks and seals what was learned."""
     store = ArtifactStore(context.storage)
     target = store.work(context.stage.kind, context.stage.key) / "artifact"
     shutil.rmtree(target, ignore_errors=True)
     save_tokenizer(tokenizer, base, learned, target / "model")
     extended = load_tokenizer(target / "model")
     check_extension(tokenizer, extended, base, learned, corpus.held_out)
-    progress.saving()
     pieces = [base.ids(token) for token in learned.tokens]
     rows = resize_model(folder, target / "model", pieces, base.size, parameters.initialization, parameters.seed)
     before, after = fertility(tokenizer, corpus.held_out), fertility(extended, corpus.held_out)
@@ -165,14 +179,21 @@ def _count(corpus: Corpus, words: Sequence[str]) -> None:
                 corpus.words_left_out += 1
 
 
-def learn(base: BaseTokenizer, words: Counter[str], tokens: int, report: Callable[[int], None] = lambda learned: None) -> Learned:
-    """Learns exactly `tokens` tokens.
+def learn(
+    base: BaseTokenizer,
+    words: Counter[str],
+    tokens: int,
+    report: Callable[[int], None] = lambda learned: None,
+    counting: contextlib.AbstractContextManager[None] | None = None,
+) -> Learned:
+    """Learns exactly `tokens` tokens; `report` is told how many there are, and `counting` is entered while pairs are counted before.
 
     Raises:
         DataError: the corpus repeats too little for so many.
     """
-    split = [(base.ids(word), count) for word, count in words.items()]
-    learner = MergeLearner(base.vocabulary, base.merges, split, base.size, frozenset(base.added))
+    with counting or contextlib.nullcontext():
+        split = [(base.ids(word), count) for word, count in words.items()]
+        learner = MergeLearner(base.vocabulary, base.merges, split, base.size, frozenset(base.added))
     learned = learner.learn(tokens, report)
     if len(learned.tokens) < tokens:
         raise DataError(
@@ -275,8 +296,11 @@ class _Progress:
     def learned(self, tokens: int) -> None:
         self._send(Progress(activity=Activity.RUNNING, step=tokens, total_steps=self._tokens))
 
-    def saving(self) -> None:
-        self._report(Progress(activity=Activity.SAVING, step=self._tokens, total_steps=self._tokens))
+    def counting(self, documents: int) -> contextlib.AbstractContextManager[None]:
+        return at_work(self._report, Progress(activity=Activity.LOADING, step=documents))
+
+    def saving(self) -> contextlib.AbstractContextManager[None]:
+        return at_work(self._report, Progress(activity=Activity.SAVING, step=self._tokens, total_steps=self._tokens))
 
     def _send(self, progress: Progress) -> None:
         now = time.monotonic()
