@@ -18,7 +18,17 @@ from pydantic.fields import FieldInfo
 
 from transfer_api.amount import AMOUNT_ALLOWED, DECIMAL_ALLOWED
 from transfer_api.errors import SpecError
-from transfer_api.spec import NAME_PATTERN, QUANTITY_PATTERN, HubName, Revision, Suite
+from transfer_api.spec import (
+    NAME_PATTERN,
+    QUANTITY_PATTERN,
+    HubName,
+    InterfaceName,
+    LabelKey,
+    LabelValue,
+    ObjectName,
+    Revision,
+    Suite,
+)
 
 Place = tuple[int | str, ...]
 
@@ -34,6 +44,10 @@ PATTERNS: Mapping[str, str] = {
     _pattern_of(Revision): "40 hexadecimal digits of a commit",
     _pattern_of(HubName): "a repository such as meta-llama/Llama-2-7b-hf",
     _pattern_of(Suite): "letters, digits, -, _ and ., such as mmlu or ceval-valid_law",
+    _pattern_of(ObjectName): "lower-case letters, digits, - and ., beginning and ending with a letter or digit",
+    _pattern_of(LabelKey): "the key of a label, such as gpu or cloud.example/gpu",
+    _pattern_of(LabelValue): "the value of a label: letters, digits, -, _ and ., or nothing",
+    _pattern_of(InterfaceName): "the name of a network interface, such as eth0",
     r"^[a-z0-9]+://.+": "a URL such as s3://bucket/prefix",
 }
 """What a pattern means, in words."""

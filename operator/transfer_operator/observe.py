@@ -63,7 +63,8 @@ def observe(body: Json, progress: Progress | None = None) -> Pod | None:
     out_of_memory = seen.terminated.get("reason") == OUT_OF_MEMORY and code not in OWN_ENDS
     ended = phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
     # Process 1 of a container cannot be killed from within. Where somebody asked the pod to end, though, its end is what was asked for.
-    killed = ended and code in (None, ExitCode.KILLED) and not out_of_memory and not terminating
+    killed = ended and code in (None, ExitCode.KILLED) and not (out_of_memory or terminating or disrupted)
+    waiting, on_its_way = _waiting(seen) if phase is PodPhase.PENDING else ("", False)
     return Pod(
         name=name,
         phase=phase,
@@ -74,7 +75,8 @@ def observe(body: Json, progress: Progress | None = None) -> Pod | None:
         out_of_memory=out_of_memory,
         disrupted=disrupted,
         lost=node_gone or killed,
-        waiting=_waiting(seen) if phase is PodPhase.PENDING else "",
+        waiting=_cut(waiting),
+        on_its_way=on_its_way,
         result=_result(seen) if ended or terminating else None,
         progress=progress,
     )
@@ -177,22 +179,22 @@ class _Seen:
         return PodPhase.RUNNING if self.running else PodPhase.PENDING
 
 
-def _waiting(seen: _Seen) -> str:
-    """Why a pod does not start: the kubelet's words, else the scheduler's, else what is known to be under way."""
+def _waiting(seen: _Seen) -> tuple[str, bool]:
+    """Why a pod does not start: the kubelet's words, else the scheduler's, else what is known to be under way (then: true)."""
     reason, message = _text(seen.waiting.get("reason")), _text(seen.waiting.get("message"))
     if reason in ("ErrImagePull", "ImagePullBackOff"):  # takes turns with the same cause
-        return _cut(f"ImagePull: {_PULL_BACKOFF.sub('', message)}")
+        return f"ImagePull: {_PULL_BACKOFF.sub('', message)}", False
     if reason not in ("", "ContainerCreating", "PodInitializing"):
-        return _cut(f"{reason}: {message}" if message else reason)
+        return f"{reason}: {message}" if message else reason, False
     if unscheduled := seen.condition("PodScheduled", "False"):
-        return _cut(_unscheduled(seen, unscheduled))
+        return _unscheduled(seen, unscheduled), False
     node = _text(seen.spec.get("nodeName"))
     if not node:
-        return ""
+        return "", False
     if seen.condition("PodReadyToStartContainers", "True"):
-        return _cut(f"ContainerCreating: node {node} pulls the image")
+        return f"ContainerCreating: node {node} pulls the image", True
     claims = ", ".join(_text(claim) for claim in seen.claims())
-    return _cut(f"ContainerCreating: node {node} mounts {f'claim {claims}' if claims else 'the volumes'}")
+    return f"ContainerCreating: node {node} mounts {f'claim {claims}' if claims else 'the volumes'}", True
 
 
 def _unscheduled(seen: _Seen, condition: Json) -> str:

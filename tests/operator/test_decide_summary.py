@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 
-from tests.operator.builders import training, world
+from tests.operator.builders import World, training, world
 from transfer_api.progress import Score
 from transfer_api.status import REASON_TEXT, ConditionType, Phase, Reason
+from transfer_operator.decide import PodPhase
 from transfer_operator.decide.summary import number, signed
 
 
@@ -41,6 +42,59 @@ def test_workers_ready_says_why_not(made, reason):
     condition = made().condition(ConditionType.WORKERS_READY)
     assert (condition.reason, condition.status) == (reason, "True" if reason is Reason.ALL_READY else "False")
     assert condition.message == REASON_TEXT[reason]
+
+
+NO_ROOM = "Unschedulable: 0/3 nodes are available"
+MOUNTS = {"waiting": "ContainerCreating: node a mounts claim experiments", "on_its_way": True}
+
+
+def starting() -> World:
+    """Training whose pods were created and do not run yet."""
+    made = world(evaluation=None).settles()
+    return made.ends(str(made.stage_pods("pretraining-dataset")[0].name)).decides().decides()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "told"),
+    [
+        pytest.param(lambda m: m.change("a1-w1-g1", waiting=NO_ROOM), Reason.BELOW_MIN, f"a1-w1-g1 waits: {NO_ROOM}", id="a worker"),
+        pytest.param(
+            lambda m: m.change("a1-w1-g1", waiting="x").change("a1-w0-g1", waiting="y"), Reason.BELOW_MIN, "a1-w0-g1 waits: y",
+            id="the first of two workers",
+        ),
+        pytest.param(
+            lambda m: m.change("a1-w0-g1", waiting="x").change("a1-rendezvous", waiting=NO_ROOM), Reason.BELOW_MIN,
+            f"a1-rendezvous waits: {NO_ROOM}", id="the rendezvous, without which no worker trains",
+        ),
+        pytest.param(
+            lambda m: m.runs("a1-w0-g1").change("a1-w1-g1", waiting=NO_ROOM), Reason.BELOW_REPLICAS, f"a1-w1-g1 waits: {NO_ROOM}",
+            id="one more, while the others train",
+        ),
+        pytest.param(lambda m: m.change("a1-w0-g1", **MOUNTS), Reason.BELOW_MIN, "", id="not what takes a while anyway"),
+        pytest.param(
+            lambda m: m.change("a1-w0-g1", **MOUNTS).after(30), Reason.BELOW_MIN, f"a1-w0-g1 waits: {MOUNTS['waiting']}",
+            id="unless it takes too long",
+        ),
+        pytest.param(lambda m: m.change("a1-w0-g1", waiting="x", terminating=True), Reason.BELOW_MIN, "", id="not one that is about to go"),
+    ],
+)  # fmt: skip
+def test_workers_ready_says_what_a_pod_waits_for(change, reason, told):
+    made = change(starting()).decides()
+    condition = made.condition(ConditionType.WORKERS_READY)
+    assert (condition.status, condition.reason) == ("False", reason)
+    prefix = f"pretraining-{made.planned('pretraining').key[:10]}-"
+    assert condition.message == REASON_TEXT[reason] + (f" {prefix}{told}" if told else "")
+
+
+def test_what_takes_a_while_is_looked_at_again_when_it_takes_long():
+    made = starting().change("a1-w0-g1", **MOUNTS).after(10).decides()
+    assert made.last.look_again == 20
+
+
+def test_a_pod_that_nobody_wants_is_not_waited_for():
+    made = training().ends("w1-g1", None).decides().decides()
+    made.change("w1-g1", phase=PodPhase.PENDING, waiting="x")
+    assert made.decides().condition(ConditionType.WORKERS_READY).message == REASON_TEXT[Reason.BELOW_REPLICAS]
 
 
 def test_a_condition_keeps_its_time_until_its_status_changes():

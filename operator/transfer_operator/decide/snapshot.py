@@ -72,6 +72,8 @@ class Pod:
     """It ended without an exit code of its own: node gone, killed from outside."""
     waiting: str = ""
     """Why it does not start, in the words of the kubelet, the scheduler or the API server."""
+    on_its_way: bool = False
+    """What it waits for is in the course of things (volumes, image): worth telling only when it takes long."""
     refused: bool = False
     """There is no such pod yet: the API server did not take it (a quota, a policy). It is wanted since `created`."""
     result: ResultMessage | None = None

@@ -21,6 +21,8 @@ from transfer_operator.decide.verdict import Replace, Verdict, verdict
 FIRST_BACKOFF = timedelta(seconds=10)
 LONGEST_BACKOFF = timedelta(minutes=5)
 ECHO = timedelta(minutes=1)
+PATIENCE = timedelta(seconds=30)
+"""How long volumes and images may take before a pod counts as one that waits for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,6 +394,9 @@ def check_startup(step: Step) -> None:
     if step.meets and (store := step.pod(step.rendezvous)) is not None:
         wanted.append(store)
     limit = step.around.spec.deadlines.startup_seconds
+    # The summary begins to tell of these then, which may be when nothing else happens.
+    soon = [pod.created + PATIENCE for pod in wanted if pod.alive and pod.on_its_way]
+    step.wake += [moment for moment in soon if moment > step.around.now]
     for pod in wanted:
         if pod.alive and pod.phase is PodPhase.PENDING and _overdue(step, pod.created, limit):
             message = f"{pod.name} did not start in {limit} s: {pod.waiting or 'no reason given'}"

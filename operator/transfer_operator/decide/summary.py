@@ -28,7 +28,7 @@ from transfer_api.status import (
     second,
 )
 from transfer_operator.decide.snapshot import Pod, PodPhase, Role, Snapshot
-from transfer_operator.decide.stage import latest_progress
+from transfer_operator.decide.stage import PATIENCE, latest_progress
 
 SCORES_IN_STATUS = 64
 METRICS_IN_STATUS = 64
@@ -173,7 +173,7 @@ def _conditions(
 ) -> list[Condition]:
     found = {
         ConditionType.ACCEPTED: (True, Reason.ACCEPTED, ""),
-        ConditionType.WORKERS_READY: _workers_ready(snapshot, stages, workers),
+        ConditionType.WORKERS_READY: _workers_ready(snapshot, stages, workers, now),
         ConditionType.STALLED: _stalled(stages),
         ConditionType.SUSPENDED: _suspended(phase),
         ConditionType.COMPLETE: (phase is Phase.COMPLETE, _complete_reason(phase), ""),
@@ -196,7 +196,7 @@ def _condition(snapshot: Snapshot, kind: ConditionType, holds: bool, reason: Rea
     )
 
 
-def _workers_ready(snapshot: Snapshot, stages: list[StageStatus], workers: WorkersStatus) -> tuple[bool, Reason, str]:
+def _workers_ready(snapshot: Snapshot, stages: list[StageStatus], workers: WorkersStatus, now: datetime) -> tuple[bool, Reason, str]:
     current = _current(stages)
     waiting = next((stage for stage in stages if stage.state is StageState.WAITING and stage.retry_time), None)
     if current is None and waiting is not None:
@@ -205,10 +205,26 @@ def _workers_ready(snapshot: Snapshot, stages: list[StageStatus], workers: Worke
         return False, Reason.NO_WORKERS, ""
     least = snapshot.experiment.spec.workers.min if current.kind.elastic else 1
     if workers.ready < least:
-        return False, Reason.BELOW_MIN, ""
+        return False, Reason.BELOW_MIN, _why(Reason.BELOW_MIN, snapshot, current, now)
     if workers.ready < workers.desired:
-        return False, Reason.BELOW_REPLICAS, ""
+        return False, Reason.BELOW_REPLICAS, _why(Reason.BELOW_REPLICAS, snapshot, current, now)
     return True, Reason.ALL_READY, ""
+
+
+def _why(reason: Reason, snapshot: Snapshot, current: StageStatus, now: datetime) -> str:
+    """What the reason says, and what the first of the wanted pods waits for."""
+    wanted = {(record.index, record.generation) for record in current.workers if not record.retired}
+    pods = [pod for pod in snapshot.pods if pod.name.stage == current.key and pod.name.attempt == current.attempt]
+    waiting = [
+        pod
+        for pod in sorted(pods, key=lambda pod: (pod.name.role is Role.WORKER, pod.name.index))
+        if pod.alive
+        and pod.phase is PodPhase.PENDING
+        and pod.waiting
+        and (pod.name.role is Role.RENDEZVOUS or (pod.name.index, pod.name.generation) in wanted)
+        and not (pod.on_its_way and now - pod.created < PATIENCE)
+    ]
+    return f"{REASON_TEXT[reason]} {waiting[0].name} waits: {waiting[0].waiting}" if waiting else ""
 
 
 def _stalled(stages: list[StageStatus]) -> tuple[bool, Reason, str]:
