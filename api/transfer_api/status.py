@@ -258,10 +258,15 @@ class ResultsStatus(Observed):
 
 
 class UsageStatus(Observed):
-    """What the training of the experiment cost."""
+    """What the training of the experiment cost. Seconds are sums over what was seen, exact to the time between two status writes."""
 
+    running_seconds: int = Field(default=0, ge=0, description="Time in which at least one training pod ran.")
     productive_seconds: int = Field(default=0, ge=0, description="Training time in which steps were done for the first time.")
+    lost_seconds: int = Field(default=0, ge=0, description="The rest of runningSeconds: starts, saves, regroupings, steps done again.")
+    goodput_percent: int | None = Field(default=None, ge=0, le=100, description="Share of runningSeconds that was productive.")
+    gpu_seconds: int = Field(default=0, ge=0, description="GPUs of the training pods, times the time they ran.")
     lost_steps: int = Field(default=0, ge=0, description="Training steps that had to be done again.")
+    measured: datetime | None = Field(default=None, description="Until when runningSeconds counts; absent while no training pod runs.")
 
 
 class Failure(Observed):

@@ -23,12 +23,12 @@ from transfer_api.status import (
     ScoreStatus,
     StageState,
     StageStatus,
-    UsageStatus,
     WorkersStatus,
     second,
 )
 from transfer_operator.decide.snapshot import Pod, PodPhase, Role, Snapshot
 from transfer_operator.decide.stage import PATIENCE, latest_progress
+from transfer_operator.decide.usage import measure
 
 SCORES_IN_STATUS = 64
 METRICS_IN_STATUS = 64
@@ -58,10 +58,7 @@ def summarize(snapshot: Snapshot, stages: list[StageStatus], phase: Phase, failu
         checkpoint=_checkpoint(told, current) or old.checkpoint,
         restarts=sum((stage.restarts for stage in stages), Restarts()),
         results=_results(snapshot, stages) or old.results,
-        usage=UsageStatus(
-            productive_seconds=sum(stage.productive_seconds for stage in stages if stage.kind.elastic),
-            lost_steps=sum(stage.lost_steps for stage in stages if stage.kind.elastic),
-        ),
+        usage=measure(snapshot, stages, workers.ready, current.kind if current else None, progress is not old.progress, now),
         failure=failure or old.failure,
     )
 
