@@ -46,6 +46,12 @@ check: setup ## style, types, import rules, generated files
 	$(bin)/mypy hack/inputs
 	$(bin)/lint-imports
 	$(bin)/python -m transfer_api.generate --check
+	$(bin)/mypy hack/chart
+	@$(MAKE) --no-print-directory chart
+
+.PHONY: chart
+chart: setup ## check the Helm chart: lint, schemas, alerts (builds helm and kubeconform from their Go modules once)
+	@$(bin)/python -m hack.chart.check
 
 .PHONY: format
 format: setup ## format the code and mend what can be mended
@@ -53,14 +59,13 @@ format: setup ## format the code and mend what can be mended
 	$(bin)/ruff format .
 
 .PHONY: generate
-generate: setup ## write crds/ and docs/reference.md from the models
+generate: setup ## write crds/ and docs/reference.md from the models, and the chart's dashboards
 	$(bin)/python -m transfer_api.generate
+	$(bin)/python -m hack.chart.dashboards
 
 .PHONY: bench
 bench: inputs ## measure what benchmarks/bars.yaml sets bars for
 	@missed=0; for each in one_machine trainer_vs_hf elastic_losses; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
-	$(bin)/python -m benchmarks.trainer_vs_hf
-	$(bin)/python -m benchmarks.elastic_losses
 
 .PHONY: lock
 lock: ## pin the newest dependencies that pyproject.toml allows
