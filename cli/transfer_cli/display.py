@@ -122,7 +122,8 @@ def open_console() -> Console:
 def open_display(experiment: TransferExperiment, plan: tuple[StagePlan, ...]) -> Iterator[Display]:
     """A display for as long as the run lasts."""
     console = open_console()
-    console.print(f"{experiment.metadata.name}: {len(plan)} stages ({', '.join(stage.name for stage in plan)})", soft_wrap=True)
+    count = f"{len(plan)} stage{'s' if len(plan) != 1 else ''}"
+    console.print(f"{experiment.metadata.name}: {count} ({', '.join(stage.name for stage in plan)})", soft_wrap=True)
     if not console.is_terminal:
         yield Display(console, experiment.spec.language, None)
         return

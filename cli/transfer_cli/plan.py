@@ -171,8 +171,9 @@ def describe(experiment: TransferExperiment, rows: list[StageRow], size: ModelSi
     """The plan as lines of text."""
     spec = experiment.spec
     known = f"{format_amount(size.parameters)} parameters ({size.source})" if size else "of unknown size; set spec.model.parameters"
+    stages = f"{len(rows)} stage{'s' if len(rows) != 1 else ''}"
     return [
-        f"{experiment.metadata.name}: {len(rows)} stages, {sum(row.cached for row in rows)} of them cached in {storage}",
+        f"{experiment.metadata.name}: {stages}, {sum(row.cached for row in rows)} of them cached in {storage}",
         f"model {spec.model.path or spec.model.name}: {known}",
         "",
         *_table(rows),

@@ -137,6 +137,11 @@ def storage_errors(path: Path) -> Iterator[None]:
         if error.errno in _NO_SPACE:
             free = "Free space there, or choose another folder; what is finished is kept and the run goes on from its last checkpoint"
             raise StorageError("no space left", field="storage", value=str(path), next_step=free) from error
+        if error.errno == errno.EXDEV:
+            raise StorageError(
+                "lies on several file systems", field="storage", value=str(path),
+                next_step="Its folders work/ and artifacts/ must be on one, since what is finished is moved at once",
+            ) from error  # fmt: skip
         if error.errno in _NO_WRITE:
             raise StorageError(
                 "cannot be written", field="storage", value=str(path), allowed="a folder in which this user may write",
@@ -148,11 +153,15 @@ def storage_errors(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, content: str) -> None:
     """Writes a file that is complete or not there, even when the machine stops in between."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk needs its room back
+        raise
 
 
 def sha256(path: Path) -> str:

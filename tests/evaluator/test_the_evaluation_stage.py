@@ -1,23 +1,22 @@
 """The whole stage on the tiny model: as a function, and as the process a pod runs."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.evaluator.tasks import write_tasks
+from tests.support.experiment import wait_for
 from tests.support.tiny import SENTENCES, save_tiny_model
 from transfer_api.errors import DataError, SpecError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
 from transfer_api.spec import ModelSource, NamedText, Precision
 from transfer_api.stage import EvaluationParameters, StageKind, StagePlan, stage_key
+from transfer_cli.local import free_port
 from transfer_evaluator.stage import Meter, run
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
@@ -135,12 +134,6 @@ def start(context: PodContext) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "transfer_evaluator"], env=environment, stderr=subprocess.PIPE)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_the_pod_ends_with_its_scores_in_the_termination_message_and_is_reused(storage, tmp_path):
     stage = plan(seed=7, suites=("perplexity",))
     for reused in (False, True):
@@ -174,10 +167,8 @@ def test_a_pod_asked_to_stop_ends_with_75_and_leaves_no_artifact(storage, tmp_pa
     stage = plan(suites=("perplexity",), texts=[NamedText(name="long", path="long.txt")])
     port = free_port()
     process = start(context(storage, stage, termination_log=tmp_path / "termination", port=port))
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and not running(port):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            pytest.fail(f"ended with {process.wait(0.05)} before it was asked to")
+    wait_for(lambda: running(port) or process.poll() is not None, 100, "the pod scores")
+    assert process.poll() is None, "it ended before it was asked to"
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert process.stderr is not None

@@ -2,13 +2,14 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from transfer_api.errors import ArtifactError, StorageError
 from transfer_api.stage import StageKind, StagePlan
-from transfer_pod.artifact import MANIFEST, ArtifactStore, storage_errors
+from transfer_pod.artifact import MANIFEST, ArtifactStore, storage_errors, write_atomically
 
 STAGE = StagePlan(name="vocabulary", kind=StageKind.VOCABULARY, key="0" * 32, parameters={})
 
@@ -78,13 +79,29 @@ def test_an_altered_file_of_the_same_size_passes_only_where_verification_is_left
 
 
 @pytest.mark.parametrize(
-    ("number", "problem"), [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "no space left"), (errno.EROFS, "cannot be written")]
+    ("number", "problem"),
+    [
+        (errno.ENOSPC, "no space left"),
+        (errno.EDQUOT, "no space left"),
+        (errno.EROFS, "cannot be written"),
+        (errno.EXDEV, "several file systems"),
+    ],
 )
 def test_a_disk_that_takes_nothing_is_an_error_with_a_way_out(number: int, problem: str) -> None:
     with pytest.raises(StorageError, match=problem) as caught, storage_errors(Path("/data")):
         raise OSError(number, "disk")
     assert "/data" in str(caught.value)
     assert caught.value.next_step
+
+
+def test_a_file_that_found_no_room_leaves_no_half_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "report.html", "<p>")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_errors_of_the_system_stay_what_they_are() -> None:
