@@ -43,6 +43,10 @@ class Progress(Observed):
     remaining_seconds: float | None = None
     checkpoint_step: int | None = None
     checkpoint_time: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Unix time of the last complete checkpoint.")
+    checkpoint_seconds: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Time that it took.")
+    data_wait_seconds: float | None = Field(
+        default=None, ge=0, le=LATEST_UNIX_TIME, description="Time in which this pod read rows instead of training."
+    )
     lost_steps: int = Field(default=0, ge=0, description="Steps done again after a restart.")
     productive_seconds: float = Field(
         default=0.0, ge=0, le=LATEST_UNIX_TIME, description="Time in which steps were done for the first time."

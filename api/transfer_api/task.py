@@ -30,6 +30,9 @@ class PodTask:
     """The task of one pod and its place in the attempt."""
 
     stage: StagePlan
+    experiment: str = ""
+    """Name and namespace of the experiment: labels of the pod's series."""
+    namespace: str = ""
     storage: Path
     """Root of the storage as this pod sees it."""
     pod: str
@@ -67,6 +70,8 @@ class PodTask:
             "TRANSFER_NODES": f"{self.min_nodes}:{self.max_nodes}",
             "TRANSFER_PROCESSES": str(self.processes),
             "TRANSFER_TERMINATION_LOG": str(self.termination_log),
+            **({"TRANSFER_EXPERIMENT": self.experiment} if self.experiment else {}),
+            **({"TRANSFER_NAMESPACE": self.namespace} if self.namespace else {}),
         }
 
     @classmethod
@@ -82,6 +87,8 @@ class PodTask:
             low, _, high = environment.get("TRANSFER_NODES", "1:1").partition(":")
             return cls(
                 stage=stage,
+                experiment=environment.get("TRANSFER_EXPERIMENT", ""),
+                namespace=environment.get("TRANSFER_NAMESPACE", ""),
                 storage=storage,
                 pod=environment.get("TRANSFER_POD", "pod"),
                 attempt=environment.get("TRANSFER_ATTEMPT", ""),

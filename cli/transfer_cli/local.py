@@ -182,6 +182,8 @@ class LocalBackend:
         store = self._stores.get(attempt)
         return PodContext(
             stage=action.stage,
+            experiment=self.experiment.metadata.name,
+            namespace=self.experiment.metadata.namespace,
             storage=self.storage,
             search=self.search,
             pod=name,

@@ -219,7 +219,8 @@ def _metrics(port: int | None, session: Session, display: Display) -> Iterator[N
     if port is None:
         yield
         return
-    server = PodServer(port, lambda: session.progress).start()
+    names = session.experiment.metadata
+    server = PodServer(port, lambda: session.progress, labels={"experiment": names.name, "namespace": names.namespace}).start()
     display.line(f"Metrics: http://localhost:{server.port}/metrics")
     try:
         yield

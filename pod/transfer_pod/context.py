@@ -20,6 +20,11 @@ class PodContext(PodTask):
         """Where its server listens: everywhere in a pod, nowhere else than here on one machine."""
         return self.address if self.address.startswith("127.") else "0.0.0.0"  # noqa: S104
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of its series besides the stage."""
+        return {"experiment": self.experiment, "namespace": self.namespace}
+
     def find(self, path: str, field: str = "path") -> Path:
         """Resolves an input path: absolute, or relative to the storage, then to the folders of `search`.
 

@@ -10,16 +10,15 @@ import contextlib
 import http.server
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from transfer_api.errors import SpecError
 from transfer_api.progress import Progress
 from transfer_pod.artifact import write_atomically
+from transfer_pod.series import ProgressCollector
 
 
 class ProgressFile:
@@ -40,47 +39,6 @@ class ProgressFile:
             return None
 
 
-_GAUGES: tuple[tuple[str, str, str], ...] = (
-    ("step", "step", "Steps finished: optimizer steps in training, documents or items elsewhere."),
-    ("total_steps", "total_steps", "Steps of the whole stage."),
-    ("tokens_total", "tokens", "Tokens done by the whole stage."),
-    ("tokens_per_second", "tokens_per_second", "Tokens of the last steps over their time, all workers."),
-    ("loss", "loss", "Loss of the last step, nats per token."),
-    ("learning_rate", "learning_rate", "Learning rate of the last step."),
-    ("gradient_norm", "gradient_norm", "Norm of the gradient of the last step, before clipping."),
-    ("world_size", "world_size", "Processes in the current round of the rendezvous."),
-    ("rendezvous_round", "round", "Round of the rendezvous; grows with every change of membership."),
-    ("remaining_seconds", "remaining_seconds", "Expected time to the end of the stage."),
-    ("checkpoint_step", "checkpoint_step", "Step of the last complete checkpoint."),
-    ("checkpoint_timestamp_seconds", "checkpoint_time", "Unix time of the last complete checkpoint."),
-    ("lost_steps_total", "lost_steps", "Steps done again after a restart."),
-    ("productive_seconds_total", "productive_seconds", "Time in which steps were done for the first time."),
-)
-
-
-class ProgressCollector(Collector):
-    """Shows a `Progress` as Prometheus series, `transfer_stage_*`, labelled with the stage."""
-
-    def __init__(self, read: Callable[[], Progress | None]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterator[Metric]:
-        """One family for each figure that is known now."""
-        progress = self._read()
-        if progress is None:
-            return
-        for name, attribute, text in _GAUGES:
-            value = getattr(progress, attribute)
-            if value is not None:
-                gauge = GaugeMetricFamily(f"transfer_stage_{name}", text, labels=["stage"])
-                gauge.add_metric([progress.stage], float(value))
-                yield gauge
-        metrics = GaugeMetricFamily("transfer_stage_metric", "Latest value of a named measurement.", labels=["stage", "name"])
-        for name, value in sorted(progress.metrics.items()):
-            metrics.add_metric([progress.stage, name], value)
-        yield metrics
-
-
 class PodServer:
     """HTTP server of one pod; `start` returns once the port is bound.
 
@@ -88,9 +46,15 @@ class PodServer:
         SpecError: the port is in use.
     """
 
-    def __init__(self, port: int, read: Callable[[], Progress | None], host: str = "0.0.0.0") -> None:  # noqa: S104
+    def __init__(
+        self,
+        port: int,
+        read: Callable[[], Progress | None],
+        host: str = "0.0.0.0",  # noqa: S104
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         registry = CollectorRegistry()
-        registry.register(ProgressCollector(read))
+        registry.register(ProgressCollector(read, labels))
         handler = type("Handler", (_Handler,), {"read": staticmethod(read), "registry": registry})
         try:
             self._server = http.server.ThreadingHTTPServer((host, port), handler)

@@ -51,7 +51,7 @@ def finished(context: PodContext) -> ResultMessage | None:
 def _served(context: PodContext, stage: Stage) -> ResultMessage:
     with tempfile.TemporaryDirectory(prefix="transfer-") as folder:
         file = ProgressFile(Path(folder) / "progress.json")
-        server = PodServer(context.port, file.read, context.listen).start()
+        server = PodServer(context.port, file.read, context.listen, context.labels).start()
 
         lock = threading.Lock()
 

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from transfer_api.errors import SpecError
 from transfer_api.progress import Progress
+from transfer_pod.series import METRIC, PREFIX, SERIES, table
 from transfer_pod.server import PodServer, ProgressFile
 
 
@@ -21,7 +22,7 @@ def file(tmp_path: Path) -> ProgressFile:
 
 @pytest.fixture
 def server(file: ProgressFile) -> Iterator[PodServer]:
-    server = PodServer(0, file.read, host="127.0.0.1").start()
+    server = PodServer(0, file.read, host="127.0.0.1", labels={"experiment": "indonesian", "namespace": "team"}).start()
     yield server
     server.stop()
 
@@ -65,3 +66,26 @@ def test_an_unknown_path_is_not_found(server: PodServer) -> None:
 def test_a_port_in_use_is_refused_with_its_number(server: PodServer) -> None:
     with pytest.raises(SpecError, match=str(server.port)):
         PodServer(server.port, lambda: None, host="127.0.0.1")
+
+
+def test_every_series_is_documented_typed_and_says_whose_it_is(server: PodServer, file: ProgressFile) -> None:
+    everything = {name: 1.0 for name, field in Progress.model_fields.items() if field.annotation in (float, float | None)}
+    file.write(Progress(stage="pretraining", checkpoint_step=1, metrics={"bits_per_byte/udhr": 1.5}, **everything))
+    families = {family.name: family for family in text_string_to_metric_families(get(server, "/metrics"))}
+    wanted = {PREFIX + one.name.removesuffix("_total"): one.kind for one in SERIES} | {PREFIX + METRIC: "gauge"}
+    assert {name: family.type for name, family in families.items()} == wanted
+    for family in families.values():
+        for sample in family.samples:
+            assert sample.name.endswith("_total") is (family.type == "counter")
+            assert sample.labels.items() >= {"experiment": "indonesian", "namespace": "team", "stage": "pretraining"}.items()
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert table() in page.read_text(), "python -m transfer_pod.series prints the table"
+
+
+def test_a_counter_never_falls_and_a_gauge_does(server: PodServer, file: ProgressFile) -> None:
+    for seconds in (10.0, 9.5):
+        file.write(Progress(stage="pretraining", step=int(seconds), productive_seconds=seconds))
+        text = get(server, "/metrics")
+    labels = 'experiment="indonesian",namespace="team",stage="pretraining"'
+    assert f"transfer_stage_productive_seconds_total{{{labels}}} 10.0" in text
+    assert f"transfer_stage_step{{{labels}}} 9.0" in text

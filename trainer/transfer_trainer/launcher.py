@@ -86,7 +86,7 @@ class Launcher:
         """
         if done := finished(self.context):
             return done
-        server = PodServer(self.context.port, self.file.read, self.context.listen).start()
+        server = PodServer(self.context.port, self.file.read, self.context.listen, self.context.labels).start()
         self._tell(Activity.STARTING)
         self.workers = Workers(self._environment())
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -108,6 +108,7 @@ class Launcher:
         return environment
 
     def _rounds(self) -> ResultMessage:
+        self._tell(Activity.RENDEZVOUS)
         members = membership(self.context)
         try:
             while True:
@@ -221,6 +222,7 @@ class Launcher:
         elif now - self.asked_at > SECOND_SIGNAL_SECONDS:
             signal.signal(number, signal.SIG_DFL)  # the workers die with this process
             os.kill(os.getpid(), number)
+            os._exit(128 + number)  # the first process of a container does not die of its own signal
 
 
 def _gravity(code: int) -> int:

@@ -109,6 +109,7 @@ class Training:
         self.progress = Progress(
             activity=Activity.LOADING, pod=context.pod, stage=context.stage.name, world_size=team.world_size, round=team.round
         )
+        self.data_wait = 0.0
         self.fence = Fence.take(self.work, team.incarnation, team.round) if team.rank == 0 else None
         self._tell()
         self._open_data()
@@ -203,6 +204,7 @@ class Training:
         begin = time.monotonic()
         team, parameters = self.team, self.parameters
         batch = Batch.read(self.store, self.order.share(self.step, parameters.rows_per_step, team.rank, team.world_size))
+        self.data_wait += time.monotonic() - begin
         asked, labels = team.sum(self.asked(), batch.labels)
         if asked:
             return False
@@ -246,7 +248,7 @@ class Training:
         pace = (self._speed[-1] - self._speed[0]) / (len(self._speed) - 1)
         self._tell(
             step=self.step, tokens=self.step * per_step, tokens_per_second=per_step / pace, loss=loss, learning_rate=rate,
-            gradient_norm=norm, remaining_seconds=pace * (self.steps - self.step), last_step_time=now,
+            gradient_norm=norm, remaining_seconds=pace * (self.steps - self.step), last_step_time=now, data_wait_seconds=self.data_wait,
             productive_seconds=self.progress.productive_seconds + (seconds if self.step > self.highest_step else 0.0),
         )  # fmt: skip
 
@@ -265,11 +267,13 @@ class Training:
         if self.step in (0, self.checkpoints.last_step):
             return
         self._tell(activity=Activity.SAVING)
+        begin = time.monotonic()
         if self.ledger is not None:
             self.ledger.sync()
         self.checkpoints.save(self.step, self.model, self.optimizer, self.fence)
         saved = self.checkpoints.last_time
         self._tell(activity=Activity.RUNNING, checkpoint_step=self.step, checkpoint_time=saved, last_step_time=saved)
+        self._tell(checkpoint_seconds=time.monotonic() - begin)
 
     def _finish(self) -> None:
         """Commits the artifact; every process returns only after it is in place."""
