@@ -8,6 +8,7 @@ import sys
 
 from transfer_api.progress import ResultMessage
 from transfer_pod.context import PodContext
+from transfer_pod.end import leave_when_asked
 from transfer_pod.shard import Report, run_shard
 
 
@@ -17,6 +18,7 @@ def main() -> int:
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    leave_when_asked()
     return run_shard(PodContext.read(), _run)
 
 

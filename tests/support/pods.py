@@ -157,10 +157,10 @@ class Cluster:
         done = self.artifact / LEDGER
         return read_ledger(done if done.exists() else self.work / LEDGER)
 
-    def start(self, index: int, processes: int = 1) -> Pod:
-        """Starts a pod with so many worker processes, and the rendezvous store before the first."""
+    def start(self, index: int, processes: int = 1, *, store: bool = True) -> Pod:
+        """Starts a pod with so many worker processes, and the rendezvous store before the first unless it is somebody else's."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFER_COLLECTIVE_TIMEOUT": "60"}
-        if self._store is None and self.max_nodes > 1:
+        if store and self._store is None and self.max_nodes > 1:
             self._store = subprocess.Popen(
                 [sys.executable, "-m", "transfer_trainer.rendezvous"],
                 env={**environment, "TRANSFER_RENDEZVOUS": f"127.0.0.1:{self.port}"}, start_new_session=True,
@@ -199,9 +199,9 @@ def cluster(folder: Path, stage: StagePlan, **settings: Any) -> Iterator[Cluster
         attempt.close()
 
 
-def steps_at(group: Cluster, world_size: int, after: int = 0) -> Callable[[], bool]:
-    """Whether some steps after step `after` were done by so many processes."""
-    return lambda: sum(line.world_size == world_size and line.step > after for line in group.ledger.lines) >= 3
+def steps_at(group: Cluster, world_size: int, after: int = 0, count: int = 3) -> Callable[[], bool]:
+    """Whether `count` steps after step `after` were done by so many processes."""
+    return lambda: sum(line.world_size == world_size and line.step > after for line in group.ledger.lines) >= count
 
 
 def join(group: Cluster, index: int, held: Pod) -> Pod:
@@ -224,7 +224,8 @@ def resize(group: Cluster) -> tuple[Pod, Pod]:
     first, second = group.start(0), group.start(1)
     wait_until(steps_at(group, 2), "two workers train")
     third = join(group, 2, first)
-    wait_until(steps_at(group, 3), "three workers train")
+    # Past a checkpoint, so that some steps of three workers are part of the result.
+    wait_until(steps_at(group, 3, count=(group.stage.execution.checkpoint_steps or 0) + 1), "three workers train")
     assert group.ledger.lost_steps == 0, "a joining worker loses no step"
     first.kill()
     second.kill()

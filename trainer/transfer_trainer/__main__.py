@@ -8,6 +8,7 @@ import sys
 from transfer_api.errors import SpecError
 from transfer_api.stage import StageKind
 from transfer_pod.context import PodContext
+from transfer_pod.end import leave_when_asked
 from transfer_pod.shard import run_shard
 from transfer_trainer.process import die_with_parent
 
@@ -16,6 +17,7 @@ def main() -> int:
     """Runs the pod's stage and returns its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     die_with_parent()
+    leave_when_asked()
     try:
         context = PodContext.read()
     except SpecError as error:

@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 LAST_CALL_SECONDS = 2
 """Wait for more nodes once `min` have come: long enough for pods that were created together to start together."""
 KEEP_ALIVE_SECONDS, KEEP_ALIVE_ATTEMPTS = 1, 3
+STORE_SECONDS, STORE_RETRY_SECONDS = 5.0, 0.5
 JOIN_SECONDS = 7 * 86400
 """Waiting for enough nodes ends by the operator's deadline (belowMinSeconds), never here."""
 
@@ -86,6 +88,25 @@ class Alone:
         """Nothing to do."""
 
 
+def wait_for_store(endpoint: str, connect: Callable[..., socket.socket] = socket.create_connection) -> None:
+    """Returns once the store answers. Its name may not resolve yet, and its pod may start later than those that meet there.
+
+    Waiting ends by the operator's deadlines or by a signal, which torch's own client, waiting in C++, would see a minute later.
+    """
+    host, _, port = endpoint.rpartition(":")
+    failure = ""
+    while True:
+        try:
+            connect((host.strip("[]"), int(port)), timeout=STORE_SECONDS).close()
+        except OSError as error:  # also a name that does not resolve
+            if str(error) != failure:
+                failure = str(error)
+                logger.info("the rendezvous store %s is not there yet: %s", endpoint, failure)
+            time.sleep(STORE_RETRY_SECONDS)
+        else:
+            return
+
+
 class Rendezvous:
     """A node of torch's dynamic rendezvous over the attempt's store."""
 
@@ -103,6 +124,7 @@ class Rendezvous:
             max_nodes=context.max_nodes, local_addr=context.address, is_host="false", last_call_timeout=LAST_CALL_SECONDS,
             join_timeout=JOIN_SECONDS, keep_alive_interval=KEEP_ALIVE_SECONDS, keep_alive_max_attempt=KEEP_ALIVE_ATTEMPTS,
         )  # fmt: skip
+        wait_for_store(context.rendezvous)
         backend, store = create_backend(parameters)
         self._handler = create_handler(store, backend, parameters)
         self._incarnation = store.compare_set("transfer/incarnation", "", secrets.token_hex(8)).decode()
