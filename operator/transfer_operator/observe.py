@@ -20,12 +20,13 @@ from transfer_operator.manifest import CONTAINER, QUEUE, parse_name
 Body = dict[str, Any]
 Json = Mapping[str, Any]
 
+# Tuples, not sets: what is looked up in them may be anything, also what cannot be hashed.
 # Reasons of the condition DisruptionTarget that tell of a node that is gone; every other one tells of a pod that had to make room.
-NODE_GONE = frozenset({"DeletionByTaintManager", "DeletionByDeviceTaintManager", "DeletionByPodGC"})
+NODE_GONE = ("DeletionByTaintManager", "DeletionByDeviceTaintManager", "DeletionByPodGC")
 # DisruptionTarget is Kubernetes' own, TerminationTarget is what Kueue sets before it deletes a pod that it preempts.
 DISRUPTIONS = ("DisruptionTarget", "TerminationTarget")
 # Reasons of a whole pod that the kubelet ended to make room, in versions and cases in which it sets no condition.
-EVICTED = frozenset({"Evicted", "Preempting", "Terminated", "Shutdown", "NodeShutdown"})
+EVICTED = ("Evicted", "Preempting", "Terminated", "Shutdown", "NodeShutdown")
 NODE_LOST = "NodeLost"
 STATUS_UNKNOWN = "ContainerStatusUnknown"
 OUT_OF_MEMORY = "OOMKilled"
@@ -40,7 +41,7 @@ _PULL_BACKOFF = re.compile(r'^Back-off pulling image "[^"]*": ErrImagePull: ')
 _KEPT_METADATA = (
     "name", "namespace", "uid", "resourceVersion", "labels", "creationTimestamp", "deletionTimestamp", "ownerReferences",
 )  # fmt: skip
-_KEPT_CONDITIONS = frozenset({*DISRUPTIONS, "PodScheduled", "PodReadyToStartContainers"})
+_KEPT_CONDITIONS = (*DISRUPTIONS, "PodScheduled", "PodReadyToStartContainers")
 
 
 def observe(body: Json, progress: Progress | None = None) -> Pod | None:
@@ -104,7 +105,7 @@ def strip(body: Json) -> Body:
 def _stripped_state(seen: _Seen) -> Body:
     fields = ("reason", "message", "exitCode", "startedAt")
     states = {"waiting": seen.waiting, "running": seen.running, "terminated": seen.terminated}
-    return {name: {field: state[field] for field in fields if field in state} for name, state in states.items() if state}
+    return {name: {field: state[field] for field in fields if field in state} for name, state in states.items() if seen.is_in(name)}
 
 
 def time_of(value: object) -> datetime | None:
@@ -133,6 +134,10 @@ class _Seen:
         status = _mapping(body.get("status"))
         ours = (one for one in _mappings(status.get("containerStatuses")) if one.get("name") == CONTAINER)
         return cls(_mapping(body.get("metadata")), _mapping(body.get("spec")), status, next(ours, {}))
+
+    def is_in(self, state: str) -> bool:
+        """Whether our container is waiting, running or terminated, even where nothing more is said."""
+        return isinstance(_mapping(self.container.get("state")).get(state), Mapping)
 
     @property
     def waiting(self) -> Json:
@@ -171,12 +176,12 @@ class _Seen:
     @property
     def phase(self) -> PodPhase:
         """By our container first: a pod with something injected goes on when ours has ended, and Unknown says nothing."""
-        if self.terminated:
+        if self.is_in("terminated"):
             return PodPhase.SUCCEEDED if self.exit_code == ExitCode.COMPLETE else PodPhase.FAILED
         said = self.status.get("phase")
         if said in (PodPhase.SUCCEEDED, PodPhase.FAILED):
             return PodPhase(said)
-        return PodPhase.RUNNING if self.running else PodPhase.PENDING
+        return PodPhase.RUNNING if self.is_in("running") else PodPhase.PENDING
 
 
 def _waiting(seen: _Seen) -> tuple[str, bool]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfer_api.progress import ArtifactReference, Outcome, Progress, ResultMessage
@@ -388,6 +388,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, item in items for place in ((*path, key), *places(item, (*path, key)))]
 
 
+@settings(max_examples=400)
 @given(data=st.data())
 def test_nothing_that_stands_in_a_pod_stops_the_operator(data):
     thing = json.loads(json.dumps(data.draw(st.sampled_from(CASES))))
