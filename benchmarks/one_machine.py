@@ -1,8 +1,9 @@
 """The newcomer's figures: `make demo` from a fresh clone, then the commands that should answer at once.
 
-    .venv/bin/python benchmarks/one_machine.py [--clone DIR]
+    .venv/bin/python benchmarks/one_machine.py [--clone DIR] [--tests]
 
-Takes as long as the demo. With --clone the clone is kept, and a demo that is complete there is not run again.
+Takes as long as the demo. With --clone the clone is kept, and a demo that is complete there is not run again. With --tests `make test`
+is measured too, in the same clone: minutes and coverage.
 """
 
 from __future__ import annotations
@@ -90,6 +91,17 @@ def scores(clone: Path) -> tuple[dict[str, float], dict[str, str]]:
     return figures, {"perplexity_after": f"before: {indonesian['baseline']:.1f}"}
 
 
+def tests(clone: Path) -> dict[str, float]:
+    """Runs all tests once, which also counts the coverage."""
+    started = time.monotonic()
+    done = subprocess.run(["make", "test"], cwd=clone, stdout=subprocess.PIPE, text=True)
+    print(done.stdout[-2000:])
+    total = re.search(r"^TOTAL\s.*?([\d.]+)%", done.stdout, re.M)
+    if done.returncode or not total:
+        raise SystemExit(f"make test ended with {done.returncode}")
+    return {"test_minutes": (time.monotonic() - started) / 60, "branch_coverage": float(total[1])}
+
+
 def seconds(clone: Path, command: list[str], runs: int) -> float:
     def once() -> float:
         started = time.monotonic()
@@ -102,6 +114,7 @@ def seconds(clone: Path, command: list[str], runs: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--clone", type=Path)
+    parser.add_argument("--tests", action="store_true", help="measure `make test` too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         clone = options.clone or Path(temporary) / "clone"
@@ -116,6 +129,8 @@ def main() -> int:
         figures["second_run"] = seconds(clone, [transfer, "run", FILE], 3)
         figures["validate"] = seconds(clone, [transfer, "validate", FILE], 5)
         figures["help"] = seconds(clone, [transfer, "--help"], 5)
+        if options.tests:
+            figures |= tests(clone)
         return report("one-machine", figures, notes)
 
 
