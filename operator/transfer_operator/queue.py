@@ -16,6 +16,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 30.0
+SLACK = 64
+"""Entries of the heap that may be out of date before it is made anew."""
 
 
 class WorkQueue(Generic[Key]):
@@ -44,9 +46,7 @@ class WorkQueue(Generic[Key]):
         if key in self._due and self._due[key] <= due:
             return
         self._due[key] = due
-        self._count += 1
-        heapq.heappush(self._heap, (due, self._count, key))
-        self._changed.set()
+        self._push(key)
 
     async def get(self) -> Key:
         """Waits for a key that is due and that nobody looks at."""
@@ -66,11 +66,11 @@ class WorkQueue(Generic[Key]):
         self._failures.pop(key, None)
         self._free(key)
 
-    def failed(self, key: Key, after: float | None = None) -> float:
-        """The look failed: it is repeated, with a delay that doubles each time (or `after`); returns that delay."""
+    def failed(self, key: Key, after: float | None = None, first: float = FIRST_DELAY_S) -> float:
+        """The look failed: it is repeated, with a delay that doubles each time from `first` on (or `after`); returns that delay."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
         jitter = random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
-        delay = after if after is not None else min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(count - 1, 10)) * jitter
+        delay = after if after is not None else min(LONGEST_DELAY_S, first * 2 ** min(count - 1, 10)) * jitter
         self._free(key)
         self.add(key, delay)
         return delay
@@ -83,8 +83,15 @@ class WorkQueue(Generic[Key]):
     def _free(self, key: Key) -> None:
         self._busy.discard(key)
         if key in self._due:  # added meanwhile; its entry was passed over
-            self._count += 1
-            heapq.heappush(self._heap, (self._due[key], self._count, key))
+            self._push(key)
+
+    def _push(self, key: Key) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (self._due[key], self._count, key))
+        if len(self._heap) > SLACK + 2 * len(self._due):  # entries of later times that an earlier one has overtaken
+            self._heap = [(due, number, key) for number, (key, due) in enumerate(self._due.items())]
+            heapq.heapify(self._heap)
+            self._count = len(self._heap)
         self._changed.set()
 
     def _drop_stale(self) -> float | None:
@@ -97,7 +104,9 @@ class WorkQueue(Generic[Key]):
         return None
 
     async def _sleep(self, seconds: float | None) -> None:
+        # Not wait_for: it begins to wait a moment later, and what is added in between could be overlooked.
         try:
-            await asyncio.wait_for(self._changed.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
         except TimeoutError:
             return
