@@ -291,6 +291,8 @@ def _task(experiment: TransferExperiment, action: CreatePod, settings: OperatorS
     host = f"{service_name(experiment, name)}.{experiment.metadata.namespace}.svc"
     return PodTask(
         stage=action.stage,
+        experiment=experiment.metadata.name,
+        namespace=experiment.metadata.namespace,
         storage=STORAGE,
         pod=object_name(experiment.metadata.name, name),
         attempt=name.attempt_name,
