@@ -93,3 +93,26 @@ def test_a_run_that_is_stopped_killed_and_crippled_ends_as_a_steady_one(steady: 
     assert 2 in {line["world_size"] for line in ledger}
     worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(ledger, steady, strict=True))
     assert worst < 1e-5
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before anything runs", "while a stage sets itself up"])
+def test_ctrl_c_at_the_very_start_is_no_failure_either(tmp_path: Path, begun: bool) -> None:
+    place = workplace(tmp_path, instructionTuning=None)
+    process = place.start("--output", str(place.output))
+    if begun:
+        wait_for(lambda: place.stage("baseline").get("state") == "Running", what="the first stage is started")
+    else:
+        wait_for(lambda: b"transfer_cli" in Path(f"/proc/{process.pid}/cmdline").read_bytes(), what="the command runs")
+        wait_for(lambda: signal.SIGTERM in _caught(process.pid), what="its first line is reached")
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 75, text
+    assert "Traceback" not in text
+    assert not any(place.status().get("restarts", {}).values())
+
+
+def _caught(pid: int) -> set[int]:
+    """Signals for which a process has a handler of its own."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    mask = int(line.split()[1], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
