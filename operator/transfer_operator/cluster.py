@@ -7,6 +7,7 @@ costs more than everything else here. Retry is the work queue's: a request that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -127,7 +128,6 @@ class Cluster:
 
     async def create(self, resource: Resource, namespace: str, body: Body) -> Body | None:
         """Creates an object and returns it; None when one of its name is there already."""
-        self._check()
         try:
             return await self._request("POST", resource, resource.path(namespace), {"fieldManager": FIELD_MANAGER}, body)
         except ClusterError as error:
@@ -140,7 +140,6 @@ class Cluster:
 
         With `metadata.resourceVersion` in the body the write is refused (409) when the object was changed since it was read.
         """
-        self._check()
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return await self._request("PATCH", resource, resource.path(namespace, name, "status"), query, body, "application/apply-patch+yaml")
 
@@ -154,7 +153,6 @@ class Cluster:
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str, grace_seconds: int) -> Body | None:
         """Deletes the object of that UID; None when it is gone, or another one has its name by now."""
-        self._check()
         options = {
             "apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": grace_seconds,
             "propagationPolicy": "Background", "preconditions": {"uid": uid},
@@ -166,30 +164,39 @@ class Cluster:
                 return None
             raise
 
-    def _check(self) -> None:
-        if not self.may_write():
-            raise NotLeaderError
-
     async def _request(
         self, verb: str, resource: Resource, path: str, query: Mapping[str, str] | None = None, body: Body | None = None,
         content: str = "application/json",
     ) -> Body:  # fmt: skip
-        assert self._client is not None, "connect first"
-        headers = {"Accept": "application/json", "Content-Type": content}
-        async with self._slots:
-            await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, verb, body)
-            url = f"{self._configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        election = resource is LEASES  # waits for no slot: pods that an admission webhook holds up must not cost the Lease
+        async with contextlib.nullcontext() if election else self._slots:
+            if verb != "GET" and not election and not self.may_write():  # asked last: the wait for a slot may have been long
+                raise NotLeaderError
             try:
-                answer = await self._client.call_api(verb, url, headers, body, _request_timeout=self._timeout)
-                data: bytes = await answer.read()  # type: ignore[no-untyped-call]
+                status, headers, data = await self._send(verb, path, query, body, content)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 API_REQUESTS.labels(verb, resource.plural, "0").inc()
                 raise ClusterError(0, f"{verb} {path}: {type(error).__name__}: {error}") from error
-        API_REQUESTS.labels(verb, resource.plural, str(answer.status)).inc()
-        if answer.status >= 400:
-            raise _error(verb, path, answer.status, answer.headers, data)
-        found: Body = json.loads(data)
+        API_REQUESTS.labels(verb, resource.plural, str(status)).inc()
+        if status >= 400:
+            raise _error(verb, path, status, headers, data)
+        try:
+            found: Body = json.loads(data)
+        except ValueError as error:
+            raise ClusterError(0, f"{verb} {path}: the answer is not JSON") from error
         return found
+
+    async def _send(
+        self, verb: str, path: str, query: Mapping[str, str] | None, body: Body | None, content: str
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """One HTTP request: status, headers and content of the answer."""
+        assert self._client is not None, "connect first"
+        headers = {"Accept": "application/json", "Content-Type": content}
+        await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, verb, body)
+        url = f"{self._configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        answer = await self._client.call_api(verb, url, headers, body, _request_timeout=self._timeout)
+        data: bytes = await answer.read()  # type: ignore[no-untyped-call]
+        return answer.status, answer.headers, data
 
 
 def _error(verb: str, path: str, status: int, headers: Mapping[str, str], data: bytes) -> ClusterError:

@@ -78,12 +78,16 @@ class Lease:
         """One look: takes or renews the Lease where that is right. False where it is not, or the API server does not answer."""
         begun = self._clock()
         try:
-            body = await self._cluster.get(LEASES, self._namespace, self._name)
-            if body is not None and not self._free(body):
-                return False
-            self._body = await self._write(body)
+            if self._body is not None and self.holds():
+                self._body = await self._write(self._body)  # one request; a conflict says that somebody else wrote
+            else:
+                body = await self._cluster.get(LEASES, self._namespace, self._name)
+                if body is not None and not self._free(body):
+                    return False
+                self._body = await self._write(body)
         except ClusterError as error:
             logger.log(logging.INFO if error.status == 409 else logging.WARNING, "Lease: %s", error)
+            self._body = None
             return False
         self._renewed = begun
         return True

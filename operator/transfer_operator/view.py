@@ -7,7 +7,8 @@ vanished in it.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import logging
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -21,10 +22,14 @@ from transfer_api.status import ExperimentStatus, StageStatus
 from transfer_operator.cluster import Body
 from transfer_operator.observe import strip
 
+logger = logging.getLogger(__name__)
+
 Key = tuple[str, str]
 """Namespace and name of an experiment."""
 EXPERIMENT_LABEL = "transfer-operator.dev/experiment"
 SELECTOR = EXPERIMENT_LABEL
+REMEMBERED = 10_000
+"""Objects that vanished; enough for what happens during one list."""
 
 
 @dataclass
@@ -67,6 +72,12 @@ class Known:
         return self.experiment is not None and not self.deleting and not self.unreadable and not self.status.phase.terminal
 
     @property
+    def makes(self) -> tuple[object, ...]:
+        """All that decides whether it makes its stages; whoever needs the same ones is told when it changes."""
+        suspended = self.experiment is not None and self.experiment.spec.suspend
+        return self.uid, self.generation, self.active, self.deleting, suspended
+
+    @property
     def stages(self) -> dict[str, StageStatus]:
         """Recorded stages by key."""
         return {stage.key: stage for stage in self.status.stages}
@@ -94,6 +105,8 @@ class View:
     def __init__(self) -> None:
         self.experiments: dict[Key, Known] = {}
         self.pods: dict[Key, Body] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        """UIDs of the last objects that vanished: what is told of them late, by a list that was under way, is of the past."""
         self._pods_of: dict[Key, set[Key]] = defaultdict(set)
         self._sharers: dict[tuple[str, str, str], set[Key]] = defaultdict(set)
         """Experiments that need a stage: by namespace, storage and stage key."""
@@ -104,21 +117,25 @@ class View:
         """Takes an experiment as it was at one moment."""
         key = key_of(body)
         old = self.experiments.get(key)
-        if old is not None and not _newer(body, old.body):
+        if self._is_gone(body) or (old is not None and not _newer(body, old.body)):
             return set()
         known = _known(body, old)
         self._unshare(key)
         self.experiments[key] = known
         for shared in _shared(key, known):
             self._sharers[shared].add(key)
+        told = {key}
+        for was in (old,) if old is not None and old.makes != known.makes else ():
+            told |= {other for stage in was.plan for other in self._others(key, was, stage.key)}
         moved = {stage.key for stage in known.status.stages if old is None or old.stages.get(stage.key) != stage}
-        if old is None or old.active != known.active or old.deleting != known.deleting:
+        if old is None or old.makes != known.makes:
             moved |= {stage.key for stage in known.plan}
-        return {key} | {other for stage in moved for other in self._others(key, known, stage)}
+        return told | {other for stage in moved for other in self._others(key, known, stage)}
 
     def drop_experiment(self, body: Body) -> set[Key]:
         """An experiment is gone."""
         key = key_of(body)
+        self._bury(body)
         old = self.experiments.get(key)
         if old is None or old.uid != body["metadata"]["uid"]:
             return set()
@@ -147,7 +164,7 @@ class View:
         """Takes a pod as it was at one moment."""
         key, owner = key_of(body), owner_of(body)
         old = self.pods.get(key)
-        if owner is None or (old is not None and not _newer(body, old)):
+        if owner is None or self._is_gone(body) or (old is not None and not _newer(body, old)):
             return set()
         self.pods[key] = strip(body)
         self._pods_of[owner].add(key)
@@ -156,6 +173,7 @@ class View:
     def drop_pod(self, body: Body) -> set[Key]:
         """A pod is gone."""
         key, owner = key_of(body), owner_of(body)
+        self._bury(body)
         old = self.pods.get(key)
         if old is None or owner is None or old["metadata"]["uid"] != body["metadata"]["uid"]:
             return set()
@@ -169,6 +187,14 @@ class View:
         """Pods that carry the experiment's label and belong to this very experiment, not to one of its name before it."""
         uid = self.experiments[key].uid if key in self.experiments else None
         return [pod for name in sorted(self._pods_of.get(key, ())) if _owned(pod := self.pods[name], uid)]
+
+    def _bury(self, body: Body) -> None:
+        self._gone[str(body["metadata"]["uid"])] = None
+        while len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
+
+    def _is_gone(self, body: Body) -> bool:
+        return body["metadata"]["uid"] in self._gone
 
     # -- full lists
 
@@ -210,6 +236,9 @@ def _known(body: Body, old: Known | None) -> Known:
             )  # fmt: skip
     except TransferError as error:
         known.problem = str(error)
+    except Exception as error:  # one experiment that we cannot read must not keep us from all others
+        logger.exception("%s/%s: its spec cannot be read", *key_of(body))
+        known.experiment, known.plan, known.problem = None, (), f"the spec cannot be read: {type(error).__name__}: {error}"
     return known
 
 
@@ -220,10 +249,8 @@ def _slim(body: Body) -> Body:
 
 
 def _newer(body: Body, old: Body) -> bool:
-    new_meta, old_meta = body["metadata"], old["metadata"]
-    if new_meta["uid"] != old_meta["uid"]:
-        return bool(new_meta["creationTimestamp"] >= old_meta["creationTimestamp"])
-    return int(new_meta["resourceVersion"]) > int(old_meta["resourceVersion"])
+    """Versions count up over all objects of a kind, so they also tell which of two objects of one name came later."""
+    return int(body["metadata"]["resourceVersion"]) > int(old["metadata"]["resourceVersion"])
 
 
 def _storage(known: Known) -> str:

@@ -67,12 +67,13 @@ def test_a_stage_without_rendezvous_has_one_pod_whatever_the_workers_are():
 def test_a_whole_experiment_runs_every_stage_once_and_is_complete():
     made = world(**VOCABULARY, instructionTuning=TUNING["instructionTuning"])
     made.finishes(*[plan.name for plan in made.plan])
+    assert made.status.completion_time == made.now
+    made.after(60).settles()
     assert made.status.phase is Phase.COMPLETE
     assert {record.attempt for record in made.status.stages} == {1}
     assert made.counts() == {}
     assert made.condition(ConditionType.COMPLETE).status == "True"
     assert made.condition(ConditionType.COMPLETE).reason is Reason.ALL_STAGES_COMPLETE
-    assert made.status.completion_time == made.now
     assert {pod.exit_code for pod in made.pods.values()} == {0}, "pods that did their work stay, for their logs"
 
 
@@ -191,14 +192,16 @@ def test_what_is_refused_for_too_long_fails_with_the_words_of_the_api_server():
 # Completion.
 
 
-def test_a_finished_stage_keeps_its_figures_and_lets_the_other_pods_go():
+def test_a_finished_stage_keeps_its_figures_and_lets_the_other_pods_end_by_themselves():
     made = training().ends("w1-g1")
     done = made.pods[made.full_name("w1-g1")].result
     made.change("w1-g1", result=done.model_copy(update={"step": 100, "productive_seconds": 59.6, "lost_steps": 3}))
     made.decides()
     record = made.stage()
     assert (record.last_step, record.productive_seconds, record.lost_steps) == (100, 60, 3)
-    assert made.deleted() == ["a1-rendezvous", "a1-w0-g1"]
+    assert made.deleted() == [], "the other worker is about to end, and its log is worth something"
+    made.ends("w0-g1").decides()
+    assert made.deleted() == ["a1-rendezvous"], "the store ends after those who meet there"
     assert made.status.usage.productive_seconds == 60
     assert made.status.usage.lost_steps == 3
 
@@ -233,12 +236,14 @@ def test_a_terminal_experiment_stays_as_it_is_whatever_is_edited(phase):
     assert made.last.look_again is None
 
 
-def test_a_terminal_experiment_asks_pods_to_go_that_show_up_late():
+def test_a_terminal_experiment_asks_pods_to_go_that_outstay_it():
     made = training()
-    late = made.pods[made.full_name("w1-g1")]
-    made.ends("w0-g1").settles()
-    made.pods["late"] = late
-    assert made.decides().deleted() == ["a1-w1-g1"]
+    made.ends("w0-g1").decides()
+    assert made.status.phase is Phase.COMPLETE
+    assert made.decides().deleted() == []
+    assert made.last.look_again is not None
+    made.after(31)
+    assert made.decides().deleted() == ["a1-rendezvous", "a1-w1-g1"]
 
 
 def test_pods_of_stages_that_are_not_in_the_plan_are_deleted():

@@ -25,7 +25,7 @@ def decide(snapshot: Snapshot, now: datetime) -> Decision:
     """
     now = second(now)
     if snapshot.status.phase.terminal:
-        return _clean_up(snapshot)
+        return _clean_up(snapshot, now)
     steps: list[Step] = []
     refusal: Refusal | None = None
     for plan in snapshot.plan:
@@ -59,11 +59,12 @@ def _advance(snapshot: Snapshot, plan: StagePlan, before: list[Step], now: datet
     elif step.status.state is not StageState.COMPLETE and not suspend and _may_begin(snapshot, step, before, others):
         step.change(message="")
         stages.begin(step)
-    if step.status.state is not StageState.RUNNING:
-        # Also a pod that shows up late: created before, and not seen when the stage stopped. Pods that ended well stay for their logs.
+    if step.status.state is StageState.COMPLETE:
+        stages.let_end(step)
+    elif step.status.state is not StageState.RUNNING:
+        # Also a pod that shows up late: created before, and not seen when the stage stopped.
         for pod in step.pods:
-            if pod.alive or step.status.state is not StageState.COMPLETE:
-                step.delete(pod)
+            step.delete(pod)
     return step
 
 
@@ -124,7 +125,7 @@ def _answer(snapshot: Snapshot, steps: list[Step], now: datetime) -> Decision:
     if finished:
         events.append(Event(reason="Complete", message=summary.results.score if summary.results else "every stage is complete"))
     wake = [moment for step in steps for moment in step.wake]
-    look_again = max(0.0, (min(wake) - now).total_seconds()) if wake and not finished else None
+    look_again = max(0.0, (min(wake) - now).total_seconds()) if wake else None
     actions: list[Action] = [action for step in steps for action in step.actions]
     planned = {plan.key for plan in snapshot.plan}
     # Stages that a newer operator keys differently leave pods that no stage asks for.
@@ -160,9 +161,14 @@ def _stopped(record: StageStatus) -> StageStatus:
     return record.model_copy(update={"state": StageState.SUSPENDED, "workers": [], "retry_time": None, "below_min_since": None})
 
 
-def _clean_up(snapshot: Snapshot) -> Decision:
-    """Complete and Failed are for ever; only pods that still live are asked to go."""
-    return Decision(status=snapshot.status, actions=_let_go(snapshot, snapshot.pods))
+def _clean_up(snapshot: Snapshot, now: datetime) -> Decision:
+    """Complete and Failed are for ever; only pods that still live are asked to go, those of a complete stage once they had time to end."""
+    complete = {stage.key: stage.completion_time for stage in snapshot.status.stages if stage.state is StageState.COMPLETE}
+    going = [pod for pod in snapshot.pods if stages.overstays(pod, snapshot.pods, complete.get(pod.name.stage), now)]
+    waiting = any(pod.alive for pod in snapshot.pods if pod not in going)
+    return Decision(
+        status=snapshot.status, actions=_let_go(snapshot, going), look_again=stages.LAST_WORDS.total_seconds() if waiting else None
+    )
 
 
 def _let_go(snapshot: Snapshot, pods: Iterable[Pod]) -> tuple[DeletePod, ...]:

@@ -6,7 +6,7 @@ settles the matter: the stage is complete, it fails, or its attempt begins again
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -21,6 +21,8 @@ from transfer_operator.decide.verdict import Replace, Verdict, verdict
 FIRST_BACKOFF = timedelta(seconds=10)
 LONGEST_BACKOFF = timedelta(minutes=5)
 ECHO = timedelta(minutes=1)
+LAST_WORDS = timedelta(seconds=30)
+"""Time in which the pods of a complete stage end by themselves, so that their logs are whole and stay readable."""
 PATIENCE = timedelta(seconds=30)
 """How long volumes and images may take before a pod counts as one that waits for them."""
 
@@ -179,6 +181,22 @@ def complete(step: Step, pod: Pod) -> None:
         message="",
     )
     step.events.append(Event(reason="StageComplete", message=f"{step.plan.name}: {artifact.path}"))
+
+
+def let_end(step: Step) -> None:
+    """Lets the pods of a complete stage end by themselves, and the store after them; those that ended stay for their logs."""
+    for pod in step.pods:
+        if overstays(pod, step.pods, step.status.completion_time, step.around.now):
+            step.delete(pod)
+        elif pod.alive:
+            step.wake.append((step.status.completion_time or step.around.now) + LAST_WORDS)
+
+
+def overstays(pod: Pod, pods: Iterable[Pod], completed: datetime | None, now: datetime) -> bool:
+    """Whether a pod lives that should not: its stage is not complete (`completed` is None) or long so, or it is a store alone."""
+    others = any(other.alive and other.name.role is Role.WORKER for other in pods if other.name.stage == pod.name.stage)
+    alone = pod.name.role is Role.RENDEZVOUS and not others
+    return pod.alive and (completed is None or alone or now - completed >= LAST_WORDS)
 
 
 def note_progress(step: Step) -> None:

@@ -40,7 +40,7 @@ def summarize(snapshot: Snapshot, stages: list[StageStatus], phase: Phase, failu
     current = _current(stages)
     pods = tuple(pod for pod in snapshot.pods if current is not None and pod.name.stage == current.key)
     workers = _workers(snapshot, current, pods)
-    progress = _progress(snapshot, current, pods, now)
+    progress = _progress(snapshot, stages, current, pods, now)
     told = latest_progress(pods) if progress is not old.progress else None
     generation = snapshot.experiment.metadata.generation
     begun = any(stage.attempt or stage.artifact for stage in stages)
@@ -84,9 +84,13 @@ def _workers(snapshot: Snapshot, current: StageStatus | None, pods: tuple[Pod, .
     )
 
 
-def _progress(snapshot: Snapshot, current: StageStatus | None, pods: tuple[Pod, ...], now: datetime) -> ProgressStatus | None:
+def _progress(
+    snapshot: Snapshot, stages: list[StageStatus], current: StageStatus | None, pods: tuple[Pod, ...], now: datetime
+) -> ProgressStatus | None:
     old = snapshot.status.progress
     told = latest_progress(pods)
+    if old is not None and any(stage.name == old.stage and stage.state is StageState.COMPLETE for stage in stages):
+        old = old.model_copy(update={"step": old.total_steps, "percentage": 100, "remaining_seconds": None})
     if current is None or told is None:
         return old
     due = old is None or old.last_updated is None or (now - old.last_updated).total_seconds() >= snapshot.settings.status_seconds
