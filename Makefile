@@ -67,6 +67,22 @@ generate: setup ## write crds/ and docs/reference.md from the models, and the ch
 bench: inputs ## measure what benchmarks/bars.yaml sets bars for
 	@missed=0; for each in one_machine trainer_vs_hf elastic_losses; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
 
+.PHONY: cluster
+cluster: ## start a Kubernetes on this machine, by kind where Docker runs, else without it (root); docs/cluster.md
+	@hack/cluster/cluster up
+
+.PHONY: images
+images: ## build the three images and bring them into the cluster (TORCH=gpu|cpu, REGISTRY=, TAG=, BASE=)
+	@hack/images/build
+
+.PHONY: install
+install: ## install the operator in the cluster, with the newest images, by Helm
+	@hack/cluster/install
+
+.PHONY: cluster-down
+cluster-down: ## stop the cluster; images and storage stay, all else in it is lost
+	@hack/cluster/cluster down
+
 .PHONY: lock
 lock: ## pin the newest dependencies that pyproject.toml allows
 	hack/lock --upgrade
