@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ import yaml
 from tests.support.documents import EVALUATION, document
 from tests.support.folders import write_experiment
 from transfer_api.errors import ExitCode, StorageError
+from transfer_api.load import load_experiment
 from transfer_api.status import ExperimentStatus
 from transfer_cli import run
 from transfer_cli.main import main
@@ -82,7 +85,7 @@ def test_the_port_that_was_chosen_is_told(tmp_path: Path, capsys: pytest.Capture
 
     from transfer_cli.display import Display, open_console
 
-    session = type("Running", (), {"progress": None})()
+    session: Any = SimpleNamespace(progress=None, experiment=load_experiment(write_experiment(tmp_path)))
     with run._metrics(0, session, Display(open_console(), "id", None)):
         address = capsys.readouterr().out.split("Metrics: ")[1].strip()
         with urllib.request.urlopen(address.replace("/metrics", "/healthz"), timeout=10) as answer:

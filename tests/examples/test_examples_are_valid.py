@@ -16,6 +16,8 @@ from transfer_api.spec import API_GROUP, TransferExperiment
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 FENCE = re.compile(r"^```yaml\n(.*?)^```", re.M | re.S)
+FOREIGN = re.compile(r"^```yaml \w+\n(.*?)^```", re.M | re.S)
+"""YAML of other programs, named behind `yaml`: values of the chart, Prometheus' configuration."""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "examples")))
@@ -54,6 +56,12 @@ def test_yaml_in_the_documentation_is_accepted(text: str) -> None:
             experiment_from(document(**written))
         elif str(written["apiVersion"]).startswith(API_GROUP):
             experiment_from(written)
+
+
+def test_yaml_of_other_programs_is_yaml() -> None:
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        for match in FOREIGN.finditer(page.read_text()):
+            assert list(yaml.safe_load_all(match[1])), page
 
 
 def test_no_yaml_in_the_documentation_is_overlooked() -> None:
