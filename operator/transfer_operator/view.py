@@ -124,13 +124,11 @@ class View:
         self.experiments[key] = known
         for shared in _shared(key, known):
             self._sharers[shared].add(key)
-        told = {key}
-        for was in (old,) if old is not None and old.makes != known.makes else ():
-            told |= {other for stage in was.plan for other in self._others(key, was, stage.key)}
         moved = {stage.key for stage in known.status.stages if old is None or old.stages.get(stage.key) != stage}
+        told = {other for stage in moved for other in self._others(key, known, stage)}
         if old is None or old.makes != known.makes:
-            moved |= {stage.key for stage in known.plan}
-        return told | {other for stage in moved for other in self._others(key, known, stage)}
+            told |= self._all_others(key, known) | (self._all_others(key, old) if old is not None else set())
+        return {key} | told
 
     def drop_experiment(self, body: Body) -> set[Key]:
         """An experiment is gone."""
@@ -139,10 +137,9 @@ class View:
         old = self.experiments.get(key)
         if old is None or old.uid != body["metadata"]["uid"]:
             return set()
-        waiting = {other for stage in old.plan for other in self._others(key, old, stage.key)}
         self._unshare(key)
         del self.experiments[key]
-        return {key} | waiting
+        return {key} | self._all_others(key, old)
 
     def sharers(self, key: Key, stage: str) -> list[Known]:
         """Other experiments of the same storage that need the same stage."""
@@ -150,6 +147,9 @@ class View:
 
     def _others(self, key: Key, known: Known, stage: str) -> set[Key]:
         return self._sharers.get((key[0], _storage(known), stage), set()) - {key}
+
+    def _all_others(self, key: Key, known: Known) -> set[Key]:
+        return {other for stage in known.plan for other in self._others(key, known, stage.key)}
 
     def _unshare(self, key: Key) -> None:
         if (old := self.experiments.get(key)) is not None:

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to whatever is due next: minutes of back-off and leases pass in milliseconds, in the same order always."""
+"""An event loop whose clock jumps to whatever is due next: minutes pass in milliseconds, and in the same order always."""
 
 from __future__ import annotations
 
