@@ -21,7 +21,8 @@ from pathlib import Path
 from transfer_api.errors import ExitCode
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import TransferExperiment
-from transfer_api.stage import StageKind, StagePlan, needs_hub
+from transfer_api.stage import StagePlan, needs_hub
+from transfer_api.task import program
 from transfer_cli.gpus import VARIABLE, usable_gpus, worker_share
 from transfer_cli.memory import OutOfMemory
 from transfer_operator.decide import CreatePod, DeletePod, Pod, PodPhase, Role
@@ -137,7 +138,7 @@ class LocalBackend:
         context = self._context(action, processes=max(1, len(gpus)) if action.stage.kind.elastic else 1)
         environment = os.environ | context.environment() | self._surroundings(action, gpus)
         context.termination_log.unlink(missing_ok=True)
-        command = [sys.executable, "-m", *_module(action)]
+        command = [sys.executable, "-m", program(action.stage.kind, rendezvous=action.name.role is Role.RENDEZVOUS)]
         with (self.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *command],
@@ -225,12 +226,6 @@ class LocalBackend:
         if not needs_hub(self.experiment.spec) and self._tasks_are_here():
             variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         return variables
-
-
-def _module(action: CreatePod) -> list[str]:
-    if action.name.role is Role.RENDEZVOUS:
-        return ["transfer_trainer.rendezvous"]
-    return ["transfer_evaluator" if action.stage.kind is StageKind.EVALUATION else "transfer_trainer"]
 
 
 def free_port() -> int:
