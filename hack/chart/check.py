@@ -6,6 +6,7 @@ network). Then promtool on the alerts: their syntax, and their unit tests in `te
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ class CheckError(Exception):
     """Something is wrong with the chart, or a tool is not to be had; says which."""
 
 
+@functools.cache
 def tool(name: str) -> str:
     """Path of a program; built or fetched on first use.
 

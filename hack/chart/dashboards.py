@@ -117,10 +117,17 @@ EXPERIMENT = [
     Panel(
         "Checkpoints",
         {"step reached": f"max(transfer_stage_step{{{ONE}}})", "step saved": f"max(transfer_stage_checkpoint_step{{{ONE}}})"},
-        about="The gap is what a loss of all workers would cost.", width=12,
+        about="The gap is what a loss of all workers would cost.",
     ),
     Panel(
-        "Work done again", {"lost steps": f"max by (stage) (transfer_stage_lost_steps_total{{{ONE}}})"}, step=True, width=12,
+        "Time of a checkpoint", {"{{stage}}": _stage("checkpoint_duration_seconds")}, "s", about="In which nothing is trained.",
+    ),
+    Panel(
+        "Waiting for data", {"{{stage}}": f"max by (stage) (rate(transfer_stage_data_wait_seconds_total{{{ONE}}}[$__rate_interval]))"},
+        "percentunit", about="Share of the time in which the worst pod read rows instead of training.",
+    ),
+    Panel(
+        "Work done again", {"lost steps": f"max by (stage) (transfer_stage_lost_steps_total{{{ONE}}})"}, step=True,
     ),
     Panel(
         "Bits per byte along training", {"{{name}}": f'max by (name) (transfer_stage_metric{{{ONE}, name=~"bits_per_byte/.*"}})'}, width=12,
