@@ -44,6 +44,8 @@ class Lease:
         self._renewed: float | None = None
         """When the last renewal that succeeded was begun."""
         self._body: Body | None = None
+        self._given_back = False
+        self._turn = asyncio.Lock()
 
     def holds(self) -> bool:
         """Whether this replica leads and no other can have taken over yet."""
@@ -65,6 +67,11 @@ class Lease:
 
     async def release(self) -> None:
         """Gives the Lease back, so that a standby need not wait; as good as it goes."""
+        self._given_back = True  # before a renewal that is due could take it again
+        async with self._turn:
+            await self._release()
+
+    async def _release(self) -> None:
         if not self.holds() or self._body is None:
             return
         self._renewed = None
@@ -76,6 +83,10 @@ class Lease:
 
     async def _try(self) -> bool:
         """One look: takes or renews the Lease where that is right. False where it is not, or the API server does not answer."""
+        async with self._turn:
+            return not self._given_back and await self._look()
+
+    async def _look(self) -> bool:
         begun = self._clock()
         try:
             if self._body is not None and self.holds():

@@ -83,9 +83,12 @@ class Operator:
                     return 0
                 acquired.result()
                 tasks.append(_task(stack, self.lease.keep(), "lease"))
-            await self._first_list()
-            self.health.leads = True
-            tasks += [_task(stack, work, name) for name, work in self._work()]
+            first = _task(stack, self._first_list(), "first list")
+            await asyncio.wait([*tasks, first], return_when=asyncio.FIRST_COMPLETED)
+            if first.done():
+                first.result()
+                self.health.leads = True
+                tasks += [_task(stack, work, name) for name, work in self._work()]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             self.health.leads = False
             if self.stop.is_set():

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from transfer_api.progress import ArtifactReference, Outcome, Progress, ResultMessage
 from transfer_api.spec import API_VERSION
 from transfer_api.stage import StageKind, StagePlan
-from transfer_api.status import Condition, ConditionType, ExperimentStatus, Reason, StageState, StageStatus, second
+from transfer_api.status import Condition, ConditionType, ExperimentStatus, Reason, StageState, StageStatus, WorkerRecord, second
 from transfer_operator import manifest, metrics
 from transfer_operator.cluster import EVENTS, EXPERIMENTS, PODS, SERVICES, Body, Cluster, ClusterError, NotLeaderError
 from transfer_operator.decide import CreatePod, Decision, DeletePod, Event, Pod, PodPhase, Role, Settings, Snapshot, decide
@@ -32,6 +32,7 @@ REFUSED = (400, 403, 404, 422)
 """Answers to the creation of a pod that are about this pod: a quota, a policy, a namespace that ends. Others are the server's trouble."""
 REFUSED_AGAIN_S = 10.0
 CONFLICT_AGAIN_S = 0.05
+NAMESAKE_AGAIN_S = 1.0
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Memory:
     refused: dict[str, RefusedPod] = field(default_factory=dict)
     served: set[str] = field(default_factory=set)
     """UIDs of rendezvous pods that have their Service."""
+    seen: set[str] = field(default_factory=set)
+    """Names of pods that were seen: one that vanishes before a status says so is lost all the same, and its name is used up."""
     resized: float | None = None
     """When another number of workers was last wanted and not yet reached."""
 
@@ -102,7 +105,7 @@ class Reconciler:
         except ClusterError as error:
             if error.status == 409:
                 await self._refresh(key)
-                self.queue.failed(key, CONFLICT_AGAIN_S)
+                self.queue.failed(key, first=CONFLICT_AGAIN_S)
                 return "conflict"
             delay = self.queue.failed(key, error.retry_after)
             logger.warning("%s/%s: %s; again in %.1f s", *key, error, delay)
@@ -135,11 +138,14 @@ class Reconciler:
         if known.experiment is None:
             await self._write(key, known, memory, _refused(known, self.now()))
             return "invalid"
-        await self._confirm_losses(key, known)
+        await self._confirm_losses(key, known, memory)
         decision = decide(self._snapshot(key, known, memory), self.now())
-        if await self._write(key, known, memory, decision.status):
-            await self._tell(known, decision.events)
-        await self._act(key, known, memory, decision)
+        written = await self._write(key, known, memory, decision.status)
+        try:
+            await self._act(key, known, memory, decision)
+        finally:
+            if written:
+                await self._tell(known, decision.events)
         if decision.look_again is not None:
             self.queue.add(key, decision.look_again)
         return "done"
@@ -149,6 +155,7 @@ class Reconciler:
     def _snapshot(self, key: Key, known: Known, memory: Memory) -> Snapshot:
         assert known.experiment is not None
         pods = {str(pod.name): pod for body in self.view.pods_of(key) if (pod := self._observe(body)) is not None}
+        memory.seen = (memory.seen & {str(name) for stage in known.status.stages for name in _wanted(stage)}) | pods.keys()
         for name in list(memory.refused):
             if name in pods:
                 del memory.refused[name]
@@ -159,7 +166,7 @@ class Reconciler:
         return Snapshot(
             experiment=known.experiment,
             plan=known.plan,
-            status=known.status,
+            status=_with_seen(known.status, memory.seen),
             pods=(*pods.values(), *refused),
             artifacts=self._artifacts(key, known),
             makers=self._makers(key, known),
@@ -201,9 +208,9 @@ class Reconciler:
             return None
         return str(elder.body["metadata"]["name"])
 
-    async def _confirm_losses(self, key: Key, known: Known) -> None:
+    async def _confirm_losses(self, key: Key, known: Known, memory: Memory) -> None:
         """Asks the API server for pods that were seen and are no longer in the view: only it knows whether they are lost."""
-        for stage in known.status.stages:
+        for stage in _with_seen(known.status, memory.seen).stages:
             for name in _seen(stage) if stage.state is StageState.RUNNING else ():
                 pod = (key[0], manifest.object_name(key[1], name))
                 if pod not in self.view.pods and (body := await self.cluster.get(PODS, *pod)) is not None:
@@ -298,11 +305,16 @@ class Reconciler:
     async def _serve(self, known: Known, memory: Memory, pod: Body) -> None:
         """Gives a rendezvous pod its Service, which belongs to it. Asked once for each pod, and again after a restart of the operator."""
         uid, name = pod["metadata"]["uid"], manifest.parse_name(pod)
-        going = "deletionTimestamp" in pod["metadata"]
-        if name is None or name.role is not Role.RENDEZVOUS or uid in memory.served or going or known.experiment is None:
+        over = "deletionTimestamp" in pod["metadata"] or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+        if name is None or name.role is not Role.RENDEZVOUS or uid in memory.served or over or known.experiment is None:
             return
+        namespace = pod["metadata"]["namespace"]
         body = manifest.rendezvous_service(known.experiment, name, uid, self.settings)
-        await self.cluster.create(SERVICES, pod["metadata"]["namespace"], body)
+        if await self.cluster.create(SERVICES, namespace, body) is None:
+            there = await self.cluster.get(SERVICES, namespace, body["metadata"]["name"])
+            if there is None or not _owned(there, uid):  # an earlier pod's, which goes with it
+                self.queue.add((namespace, known.body["metadata"]["name"]), NAMESAKE_AGAIN_S)
+                return
         memory.served.add(uid)
 
     def _note_refusal(self, key: Key, memory: Memory, name: PodName, error: ClusterError) -> None:
@@ -318,10 +330,10 @@ class Reconciler:
     async def _namesake(self, key: Key, known: Known, name: PodName) -> Body | None:
         """The pod that has the name already: ours, or that of an earlier experiment of our name, which has to go first."""
         body = await self.cluster.get(PODS, key[0], manifest.object_name(key[1], name))
-        owners = body["metadata"].get("ownerReferences") or [] if body is not None else []
-        if body is not None and any(owner.get("uid") == known.uid for owner in owners):
+        if body is not None and _owned(body, known.uid):
+            self.queue.add(key)  # whatever became of it meanwhile, no event may tell it again
             return body
-        self.queue.add(key, 1.0)
+        self.queue.add(key, NAMESAKE_AGAIN_S)
         return None
 
     async def _delete(self, key: Key, memory: Memory, action: DeletePod) -> None:
@@ -333,7 +345,7 @@ class Reconciler:
         metadata = pod["metadata"]
         answer = await self.cluster.delete(PODS, key[0], metadata["name"], metadata["uid"], action.grace_seconds)
         if answer is None:
-            self.view.drop_pod(pod)
+            self._look_at(self.view.drop_pod(pod), besides=("", ""))  # its event may have come long ago, or never come
         elif answer.get("kind") == "Pod":
             self.view.put_pod(answer)
 
@@ -365,15 +377,43 @@ class Reconciler:
         }  # fmt: skip
 
 
+def _worker(stage: StageStatus, record: WorkerRecord) -> PodName:
+    kind, key, attempt = stage.kind.value, stage.key, stage.attempt
+    return PodName(stage=key, kind=kind, attempt=attempt, index=record.index, generation=record.generation)
+
+
+def _rendezvous(stage: StageStatus) -> PodName:
+    return PodName(stage=stage.key, kind=stage.kind.value, attempt=stage.attempt, role=Role.RENDEZVOUS)
+
+
+def _wanted(stage: StageStatus) -> Iterator[PodName]:
+    """Pods that the current attempt of a stage may want."""
+    yield from (_worker(stage, record) for record in stage.workers)
+    yield _rendezvous(stage)
+
+
 def _seen(stage: StageStatus) -> Iterator[PodName]:
     """Pods that a running stage has seen, and wants."""
-
-    def name(role: Role, index: int = 0, generation: int = 1) -> PodName:
-        return PodName(stage=stage.key, kind=stage.kind.value, attempt=stage.attempt, role=role, index=index, generation=generation)
-
-    yield from (name(Role.WORKER, record.index, record.generation) for record in stage.workers if record.seen and not record.retired)
+    yield from (_worker(stage, record) for record in stage.workers if record.seen and not record.retired)
     if stage.rendezvous_seen:
-        yield name(Role.RENDEZVOUS)
+        yield _rendezvous(stage)
+
+
+def _with_seen(status: ExperimentStatus, seen: set[str]) -> ExperimentStatus:
+    """The status, knowing also which pods this process has seen."""
+
+    def stage_with(stage: StageStatus) -> StageStatus:
+        if stage.state is not StageState.RUNNING or not stage.workers:  # no pod is wanted
+            return stage
+        workers = [record.model_copy(update={"seen": record.seen or str(_worker(stage, record)) in seen}) for record in stage.workers]
+        rendezvous = stage.rendezvous_seen or str(_rendezvous(stage)) in seen
+        return stage.model_copy(update={"workers": workers, "rendezvous_seen": rendezvous})
+
+    return status.model_copy(update={"stages": [stage_with(stage) for stage in status.stages]})
+
+
+def _owned(body: Body, uid: str) -> bool:
+    return any(owner.get("uid") == uid for owner in body["metadata"].get("ownerReferences") or ())
 
 
 def urgent(old: ExperimentStatus, new: ExperimentStatus) -> bool:

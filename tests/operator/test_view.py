@@ -174,6 +174,11 @@ def test_pods_that_came_before_their_experiment_are_found() -> None:
     assert len(view.pods_of(LAB["tiny"])) == 1
 
 
+def completed(view: View) -> set[tuple[str, str]]:
+    """The first of two sharers completes a stage."""
+    return view.put_experiment(txp("a", version=9, status=status_with(view, "a", StageState.COMPLETE)))
+
+
 def shared() -> View:
     """A view in which two experiments need the same stages."""
     view = View()
@@ -185,7 +190,7 @@ def shared() -> View:
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda view: view.put_experiment(txp("a", version=9, status=status_with(view, "a", StageState.COMPLETE))), id="completes"),
+        pytest.param(completed, id="completes"),
         pytest.param(lambda view: view.put_experiment(txp("a", version=9, status={"phase": "Failed"})), id="fails"),
         pytest.param(lambda view: view.put_experiment(txp("a", version=9, deleting=True)), id="is being deleted"),
         pytest.param(lambda view: view.drop_experiment(txp("a", version=9)), id="is gone"),
