@@ -94,7 +94,7 @@ matchExpressions:
   verbs: [create, delete, get, list, watch]
 - apiGroups: [""]
   resources: [services]
-  verbs: [create]
+  verbs: [create, get]
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
