@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,32 @@ def test_what_a_dying_round_left_half_written_is_cleared(saved: Path) -> None:
     assert run.load() == 4
     run.save(5)
     assert folders(saved) == ["step-00000004", "step-00000005"]
+
+
+class Attribute:
+    """Pickles as a call of getattr."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return getattr, self.arguments
+
+
+def test_a_member_of_an_enumeration_is_read_as_older_pythons_wrote_it():
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    from transfer_trainer.checkpoint import _Unpickler
+
+    text = pickle.dumps(Attribute(_MEM_FORMAT_ENCODING, "TORCH_CHANNELS_LAST"))
+    assert _Unpickler(io.BytesIO(text)).load() is _MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
+
+
+@pytest.mark.parametrize("name", ["__class__", "mro", "__subclasses__"])
+def test_getattr_reaches_nothing_but_members(name: str):
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    from transfer_trainer.checkpoint import _Unpickler
+
+    with pytest.raises(pickle.UnpicklingError, match="no place"):
+        _Unpickler(io.BytesIO(pickle.dumps(Attribute(_MEM_FORMAT_ENCODING, name)))).load()

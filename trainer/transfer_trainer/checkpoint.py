@@ -10,6 +10,7 @@ folder. Loading checks every file against the manifest and goes back to the one 
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import json
 import logging
@@ -176,7 +177,9 @@ def _unwrapped(folder: Path) -> Iterator[None]:
                 raise failure from error
         if shutil.disk_usage(folder).free < 2**20:  # torch's zip writer says only that it failed
             raise OSError(errno.ENOSPC, "no space left") from error
-        raise
+        # torch's own message begins with a traceback of every rank, and whoever shortens it cuts the reason away.
+        reasons = {f"{type(failure).__name__}: {failure}" for failure, _ in error.failures.values()}
+        raise RuntimeError(f"checkpoint in {folder.name}: {'; '.join(sorted(reasons))}") from error
 
 
 _SAFE = {
@@ -194,7 +197,16 @@ class _Unpickler(pickle.Unpickler):
         is_metadata = module == "torch.distributed.checkpoint.metadata" and "." not in name
         if (module, name) in _SAFE or is_metadata or is_dtype:
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
+
+
+def _member(kind: type[enum.Enum], name: str) -> enum.Enum:
+    """A member of an enumeration, which Python 3.11.0 to 3.11.3 (Debian 12) pickles as `getattr`; nothing else of that is let through."""
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError(f"builtins.getattr of {kind!r} has no place in a checkpoint")
+    return kind[name]
 
 
 class _Reader(FileSystemReader):
