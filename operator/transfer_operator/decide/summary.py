@@ -91,8 +91,10 @@ def _progress(
     told = latest_progress(pods)
     if old is not None and any(stage.name == old.stage and stage.state is StageState.COMPLETE for stage in stages):
         old = old.model_copy(update={"step": old.total_steps, "percentage": 100, "remaining_seconds": None})
-    if current is None or told is None:
+    if current is None:
         return old
+    if told is None:
+        return old if old is not None and old.stage == current.name else ProgressStatus(stage=current.name)
     due = old is None or old.last_updated is None or (now - old.last_updated).total_seconds() >= snapshot.settings.status_seconds
     if not due and old is not None and old.stage == current.name:
         return old
