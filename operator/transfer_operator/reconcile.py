@@ -300,6 +300,7 @@ class Reconciler:
             body = await self._namesake(key, known, action.name)
         if body is not None:
             memory.refused.pop(name, None)
+            memory.seen.add(name)
             self.view.put_pod(body)
 
     async def _serve(self, known: Known, memory: Memory, pod: Body) -> None:

@@ -1,0 +1,443 @@
+"""Whole experiments on a cluster in memory: what is written, how often, and what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.operator.api_server import Refused
+from tests.operator.rig import NAMESPACE, Rig, counted, outcome
+from tests.operator.virtual_time import clock, run
+from transfer_api.status import ConditionType, Phase, Reason, StageState
+from transfer_operator.cluster import Body
+
+Case = Callable[[Rig], Awaitable[None]]
+
+
+def on(case: Case, rig: Rig | None = None) -> None:
+    """Runs a case on a cluster with an operator."""
+
+    async def whole() -> None:
+        async with (rig or Rig()).going() as made:
+            await case(made)
+
+    run(whole())
+
+
+def condition(rig: Rig, kind: ConditionType, name: str = "tiny") -> Any:
+    return next(one for one in rig.status(name).conditions if one.type is kind)
+
+
+def stage(rig: Rig, kind: str = "pretraining", name: str = "tiny") -> Any:
+    return next(one for one in rig.status(name).stages if one.name == kind)
+
+
+async def trains(rig: Rig, workers: int = 2, name: str = "tiny") -> None:
+    """Waits until so many workers train."""
+    await rig.until(
+        lambda: sum(1 for index in range(4) for g in range(1, 5) if _runs(rig.worker(index, g, name))) == workers, what="trains"
+    )
+
+
+def _runs(pod: Body | None) -> bool:
+    return pod is not None and pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+
+
+def test_the_happy_path_with_its_writes() -> None:
+    """Two workers, their rendezvous and its Service, a data set, a baseline and an evaluation: eighteen writes."""
+
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        await rig.ends()
+        assert rig.status().phase is Phase.COMPLETE
+        assert rig.status().results is not None
+        await rig.is_quiet()
+        writes = counted(rig.server.writes)
+        assert writes["POST pods"] == 6
+        assert writes["POST services"] == 1
+        assert writes["DELETE pods"] <= 1
+        assert writes["PATCH transferexperiments"] <= 6
+        assert writes.total() <= 25
+
+    on(case)
+
+
+def test_a_stage_of_one_pod_costs_four_requests() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply(pretraining=None, evaluation={**_EVALUATION, "baseline": False})
+        await rig.ends()
+        await rig.is_quiet()
+        kubernetes = counted(rig.server.writes)
+        del kubernetes["POST events"]
+        assert kubernetes.total() <= 4, kubernetes
+        assert len(rig.server.writes) <= 6
+
+    on(case)
+
+
+_EVALUATION = {"suites": ["perplexity"], "texts": [{"name": "id", "path": "held-out.txt"}]}
+
+
+def test_pods_are_made_at_once() -> None:
+    async def case(rig: Rig) -> None:
+        await asyncio.sleep(1)
+        begun = clock()
+        rig.apply()
+        await rig.until(lambda: len(rig.pods()) == 2)
+        assert clock() - begun < 0.3
+
+    on(case)
+
+
+def test_progress_is_written_at_most_once_in_ten_seconds() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.steps = _Slow()
+        rig.apply(evaluation=None)
+        await trains(rig)
+        await asyncio.sleep(2)
+        before = counted(rig.server.writes)["PATCH transferexperiments"]
+        await asyncio.sleep(60)
+        assert rig.status().phase is Phase.RUNNING
+        assert 4 <= counted(rig.server.writes)["PATCH transferexperiments"] - before <= 7
+
+    on(case)
+
+
+def test_an_idle_operator_writes_nothing() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply(suspend=True)
+        await rig.until(lambda: rig.status().phase is Phase.SUSPENDED)
+        await rig.is_quiet(300)
+
+    on(case)
+
+
+def test_a_pod_that_is_refused_is_told_of_and_made_once_there_is_room() -> None:
+    full = True
+
+    def admit(plural: str, body: Body) -> None:
+        if plural == "pods" and full:
+            raise Refused(403, "exceeded quota: pods=0")
+
+    async def case(rig: Rig) -> None:
+        nonlocal full
+        rig.server.admit = admit
+        rig.apply()
+        await asyncio.sleep(25)
+        assert "exceeded quota" in condition(rig, ConditionType.WORKERS_READY).message
+        tries = counted(rig.server.writes)["POST pods"]
+        assert tries <= 8, "not more often than every ten seconds"
+        full = False
+        await rig.ends()
+        assert rig.status().phase is Phase.COMPLETE
+        assert rig.status().restarts.total == 0
+
+    on(case)
+
+
+def test_a_conflict_is_read_again_and_decided_anew() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        rig.server.delivery = lambda number, plural, kind, body: 20.0 if plural == "transferexperiments" else 0.0
+        await rig.until(lambda: rig.worker(0, kind="pretraining-dataset") or len(rig.pods()) == 2)
+        rig.server.edit(NAMESPACE, "tiny", workers={"replicas": 3})  # the operator hears of it late
+        await rig.ends()
+        assert rig.status().phase is Phase.COMPLETE
+        assert rig.worker(2) is not None
+
+    on(case)
+
+
+def test_two_experiments_that_need_the_same_stages_run_them_once() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply("first")
+        await asyncio.sleep(1.5)
+        rig.apply("second", workers={"min": 1, "replicas": 1})
+        await rig.ends("first", "second")
+        assert rig.status("first").phase is rig.status("second").phase is Phase.COMPLETE
+        made = [pod["metadata"]["labels"]["transfer-operator.dev/stage"] for pod in rig.pods("second")]
+        assert "pretraining" not in made
+        assert rig.status("second").results is not None
+
+    on(case)
+
+
+@pytest.mark.parametrize("moment", [0.5, 4.0, 12.0], ids=["before it trains", "at the start", "while it trains"])
+def test_when_the_maker_is_deleted_the_other_takes_over(moment: float) -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply("first")
+        await asyncio.sleep(1.1)
+        rig.apply("second")
+        await asyncio.sleep(moment)
+        rig.server.remove("transferexperiments", NAMESPACE, "first")
+        await asyncio.sleep(3)
+        assert rig.pods("second")
+        await rig.ends("second")
+        assert rig.status("second").phase is Phase.COMPLETE
+        assert not rig.pods("first", live=True)
+
+    on(case)
+
+
+def test_when_the_maker_is_suspended_the_other_takes_over_at_once() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.starts = lambda pod: False
+        rig.apply("first")
+        await asyncio.sleep(1.1)
+        rig.apply("second")
+        await asyncio.sleep(2)
+        assert not rig.pods("second")
+        rig.server.edit(NAMESPACE, "first", suspend=True)
+        await rig.until(lambda: rig.pods("second"), seconds=5)
+
+    on(case)
+
+
+def test_pods_of_an_earlier_experiment_of_the_same_name_are_waited_out() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        await trains(rig)
+        rig.server.remove("transferexperiments", NAMESPACE, "tiny")
+        rig.apply()  # while the pods of the first still save
+        await rig.ends()
+        assert rig.status().phase is Phase.COMPLETE
+        assert rig.status().restarts.total == 0
+        owner = rig.experiment()
+        assert owner is not None
+        assert {pod["metadata"]["ownerReferences"][0]["uid"] for pod in rig.pods()} == {owner["metadata"]["uid"]}
+
+    on(case)
+
+
+def test_a_spec_that_cannot_work_is_told_and_begun_once_it_is_mended() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply(workers={"min": 3, "replicas": 2})
+        await rig.until(lambda: rig.status().conditions, seconds=2)
+        accepted = condition(rig, ConditionType.ACCEPTED)
+        assert (accepted.status, accepted.reason) == ("False", Reason.INVALID_SPEC)
+        assert "spec.workers" in accepted.message
+        await rig.is_quiet()
+        assert not rig.pods()
+        rig.server.edit(NAMESPACE, "tiny", workers={"min": 1})
+        await rig.ends()
+        assert rig.status().phase is Phase.COMPLETE
+        assert condition(rig, ConditionType.ACCEPTED).status == "True"
+
+    on(case)
+
+
+def test_suspend_releases_the_pods_and_resume_goes_on() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        await trains(rig)
+        rig.server.edit(NAMESPACE, "tiny", suspend=True)
+        await rig.until(lambda: rig.status().phase is Phase.SUSPENDED and not rig.pods(live=True), seconds=10)
+        done = dict(rig.kubelet.steps)
+        await rig.is_quiet()
+        rig.server.edit(NAMESPACE, "tiny", suspend=False)
+        await rig.ends()
+        assert rig.status().phase is Phase.COMPLETE
+        assert rig.status().restarts.total == 0
+        assert done
+        assert stage(rig).attempt == 2
+
+    on(case)
+
+
+def test_a_resize_adds_and_takes_workers_at_once() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        await trains(rig)
+        rig.server.edit(NAMESPACE, "tiny", workers={"replicas": 3})
+        begun = clock()
+        await rig.until(lambda: rig.worker(2), seconds=2)
+        assert clock() - begun < 1
+        await trains(rig, 3)
+        rig.server.edit(NAMESPACE, "tiny", workers={"replicas": 1})
+        await trains(rig, 1)
+        await rig.ends()
+        assert rig.status().phase is Phase.COMPLETE
+        assert rig.status().restarts.total == 0
+        assert stage(rig).attempt == 1
+
+    on(case)
+
+
+def test_five_lost_workers_in_a_row_are_each_replaced_at_once() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        rig.kubelet.steps = _Slow()
+        for generation in range(1, 6):
+            await rig.until(lambda generation=generation: _runs(rig.worker(0, generation)), what="runs")
+            pod = rig.worker(0, generation)
+            assert pod is not None
+            await asyncio.sleep(1)
+            rig.kubelet.lose(pod)
+            begun = clock()
+            await rig.until(lambda generation=generation: rig.worker(0, generation + 1), seconds=5)
+            assert clock() - begun < 1
+        await rig.ends()
+        assert rig.status().restarts.infrastructure == 5
+        assert rig.status().phase is Phase.COMPLETE
+
+    on(case)
+
+
+class _Slow(dict[str, float]):
+    """A training of which a step takes five times as long."""
+
+    def __setitem__(self, key: str, value: float) -> None:
+        super().__setitem__(key, max(self.get(key, 0.0), value - 0.8))
+
+
+def test_a_pod_that_vanishes_before_a_status_tells_of_it_is_counted_all_the_same() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        await rig.until(lambda: rig.worker(0))
+        pod = rig.worker(0)
+        assert pod is not None
+        await asyncio.sleep(0.02)
+        rig.kubelet.lose(pod)
+        await rig.ends()
+        assert rig.status().restarts.infrastructure == 1
+
+    on(case)
+
+
+def test_deleting_an_experiment_leaves_nothing_of_it() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        await trains(rig)
+        rig.server.remove("transferexperiments", NAMESPACE, "tiny")
+        await asyncio.sleep(6)
+        assert not rig.pods()
+        assert not rig.server.every("services")
+        await rig.is_quiet()
+        assert rig.operator is not None
+        assert not rig.operator.reconciler._memories
+        assert not rig.operator.view.experiments
+
+    on(case)
+
+
+def test_a_status_that_cannot_be_read_is_left_alone() -> None:
+    async def case(rig: Rig) -> None:
+        rig.server.objects["transferexperiments", NAMESPACE, "tiny"] = {**rig.apply(), "status": {"phase": "Elsewhere"}}
+        await rig.is_quiet(120)
+        assert not rig.pods()
+
+    on(case)
+
+
+def test_one_broken_experiment_does_not_hold_up_the_others() -> None:
+    async def case(rig: Rig) -> None:
+        for number in range(10):
+            name = f"broken-{number}"
+            rig.server.objects["transferexperiments", NAMESPACE, name] = {**rig.apply(name), "status": {"stages": "none"}}
+        rig.apply(evaluation=None)
+        await rig.ends()
+        assert clock() < 60
+
+    on(case)
+
+
+@pytest.mark.parametrize("seconds", [15, 90, 600])
+def test_an_api_server_that_is_down_for_a_while_costs_only_the_while(seconds: int) -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        await trains(rig)
+        rig.server.down = True
+        await asyncio.sleep(seconds)
+        rig.server.down = False
+        begun = clock()
+        await rig.ends()
+        assert clock() - begun < 60
+        assert rig.status().phase is Phase.COMPLETE
+        assert rig.status().restarts.total == 0
+
+    on(case)
+
+
+def test_a_long_list_comes_in_pages() -> None:
+    async def case(rig: Rig) -> None:
+        rig.server.page = 3
+        for number in range(10):
+            rig.apply(f"e{number}", language="id", suspend=True)
+        await asyncio.sleep(40)
+        assert rig.operator is not None
+        await rig.operator._list()
+        assert len(rig.operator.view.experiments) == 10
+        assert rig.operator.health.deaf == 0
+
+    on(case)
+
+
+def test_a_hundred_experiments_at_once_are_all_begun_soon() -> None:
+    async def case(rig: Rig) -> None:
+        await asyncio.sleep(1)
+        rig.kubelet.starts = lambda pod: False
+        for number in range(100):
+            rig.apply(f"e{number}", model={"path": f"model-{number}"}, pretraining=None)
+        await rig.until(lambda: len(rig.server.every("pods")) >= 100, seconds=5)
+
+    on(case)
+
+
+def test_stages_that_are_stuck_end_at_their_deadline() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.starts = lambda pod: False
+        rig.apply(deadlines={"startupSeconds": 120})
+        await rig.ends()
+        assert rig.status().failure is not None
+        assert rig.status().failure.reason is Reason.STARTUP_DEADLINE_EXCEEDED
+        assert 115 < clock() < 200
+        await rig.is_quiet()
+
+    on(case)
+
+
+def test_a_pod_that_cannot_work_ends_the_experiment_and_its_other_pods() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.code = lambda pod: 10 if pod["metadata"]["labels"]["transfer-operator.dev/stage"] == "dataset" else None
+        rig.apply()
+        await rig.ends()
+        assert rig.status().phase is Phase.FAILED
+        assert any(one.state is StageState.FAILED for one in rig.status().stages)
+        await asyncio.sleep(5)
+        end = outcome(rig)
+        await rig.is_quiet()
+        assert outcome(rig) == end
+
+    on(case)
+
+
+def test_the_operator_ends_within_a_second_of_being_asked_and_leaves_the_pods() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        await trains(rig)
+        operator, task = rig.operator, rig.running
+        assert operator is not None
+        assert task is not None
+        rig.running = None
+        operator.stop.set()
+        assert await asyncio.wait_for(task, 1) == 0
+        assert len(rig.pods(live=True)) == 3
+
+    on(case)
+
+
+def test_the_operator_ends_when_asked_though_the_first_list_does_not_come() -> None:
+    async def case(rig: Rig) -> None:
+        await rig.stop()
+        rig.server.down = True
+        operator, task = rig.start("two"), rig.running
+        assert task is not None
+        rig.running = None
+        await asyncio.sleep(10)
+        operator.stop.set()
+        assert await asyncio.wait_for(task, 1) == 0
+
+    on(case)
