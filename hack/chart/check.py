@@ -36,9 +36,8 @@ def tool(name: str) -> str:
     """
     done = subprocess.run([ROOT / "hack" / "cluster" / "tool", name], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise CheckError(
-            f"there is no {name} and it could not be built (see above): put it into $(hack/cluster/tool --path), or install Go 1.26"
-        )
+        way = "Prometheus" if name == "promtool" else "Go 1.21 or newer, which fetches the version it needs,"
+        raise CheckError(f"there is no {name}, and it could not be made (see above): install {way} and try again")
     return done.stdout.strip()
 
 
