@@ -1,0 +1,114 @@
+"""The operator, its leader, the API server and etcd fail while an experiment runs: nothing is lost and nothing runs twice."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from tests.support.experiment import wait_for
+from tests.support.kube import Body
+from tests.support.trial import EVALUATION, PRETRAINING, Trial, none_twice
+
+
+@pytest.mark.timeout(600)
+def test_operators_killed_at_five_points_of_a_life_change_nothing(trial: Trial) -> None:
+    pretraining = PRETRAINING | {"steps": 3000, "checkpointSteps": 200}
+    document = trial.document(pretraining=pretraining, evaluation=EVALUATION, workers={"min": 1, "replicas": 2, "max": 2})
+    with trial.witness() as witness:
+        trial.apply(document)
+        trial.bed.kill_operators()  # 1: before it has done anything, or while it makes the first pods
+        wait_for(lambda: trial.pods(stage="dataset"), 90, "the first pod")
+        trial.bed.kill_operators()  # 2: while a pod runs whose end nobody sees
+        wait_for(lambda: list(trial.pods(stage="pretraining", role="worker")), 120, "training pods")
+        trial.bed.kill_operators()  # 3: while the workers of an attempt are being made
+        trial.steps(document, 2, seconds=180)
+        victim = trial.worker(0)
+        trial.bed.signal(victim, signal.SIGKILL)
+        trial.bed.kill_operators()  # 4: while a worker is lost
+        trial.replaced(victim)
+        trial.steps(document, 2, since=time.time(), seconds=180)
+        wait_for(lambda: len(trial.ledger(document)) > 2500 or trial.artifact_of(document, "pretraining").exists(), 180, "nearly the end")
+        trial.bed.kill_operators()  # 5: while a stage ends and the next begins
+        status = trial.ends("Complete", seconds=300)
+    none_twice(witness)
+    assert {stage["attempt"] for stage in status["stages"]} == {1}
+    assert status["restarts"]["infrastructure"] == 1, "the one worker that was killed"
+    assert status["restarts"]["total"] == 1
+    assert [line["step"] for line in trial.ledger(document)] == list(range(1, 3001))
+    assert status["results"]["scores"]
+    trial.bed.operators_ready()
+
+
+def test_a_frozen_leader_that_wakes_up_makes_no_second_pod(trial: Trial) -> None:
+    document = trial.train()
+    trial.bed.operators_ready()
+    name = trial.bed.leader()
+    frozen = next(pod for pod in trial.bed.operators() if pod["metadata"]["name"] == name)
+    with trial.witness() as witness:
+        trial.bed.signal(frozen, signal.SIGSTOP)
+        try:
+            victim = trial.worker(1)
+            trial.bed.signal(victim, signal.SIGKILL)  # the frozen one has not seen it, or has it half done
+            successor = trial.bed.leader(besides=name)
+            trial.replaced(victim)
+            trial.steps(document, 2, since=time.time())
+            trial.evict(trial.worker(0))
+        finally:
+            trial.bed.signal(frozen, signal.SIGCONT)
+        trial.steps(document, 2, since=time.time() + 2)
+        wait_for(lambda: trial.status()["restarts"]["preemption"] == 1, 30, "the eviction is counted")
+        trial.bed.operators_ready()
+        assert trial.bed.leader() == successor, "the one that was frozen did not take the Lease back"
+    none_twice(witness)
+    restarts = trial.status()["restarts"]
+    assert (restarts["infrastructure"], restarts["preemption"], restarts["total"]) == (1, 1, 2), "each incident counts once"
+    assert trial.stage()["attempt"] == 1
+
+
+@pytest.mark.parametrize("component", ["kube-apiserver", "etcd"])
+def test_training_does_not_notice_a_restart_of_the_control_plane(trial: Trial, component: str) -> None:
+    document = trial.train()
+    uids = {pod["metadata"]["uid"] for pod in trial.pods()}
+    with trial.witness() as witness:
+        steps = len(trial.ledger(document))
+        trial.bed.cluster("restart", component)
+        wait_for(lambda: len(trial.ledger(document)) > steps + 20, 60, "more steps")
+        assert {pod["metadata"]["uid"] for pod in trial.pods()} == uids, "no pod was touched"
+        # The operator still hears: what happens afterwards is seen and healed.
+        struck = time.time()
+        victim = trial.worker(1)
+        trial.bed.signal(victim, signal.SIGKILL)
+        trial.replaced(victim)
+        trial.steps(document, 2, since=struck + 1)
+    none_twice(witness)
+    restarts = trial.status()["restarts"]
+    assert (restarts["infrastructure"], restarts["total"]) == (1, 1)
+    assert trial.stage()["attempt"] == 1
+    trial.bed.operators_ready()
+
+
+def test_a_quiet_experiment_is_not_written_to(trial: Trial) -> None:
+    def writes() -> float:
+        series: Body = {}
+        for pod in trial.bed.operators():
+            for name, value in trial.bed.metrics(pod["metadata"]["name"]).items():
+                if name.startswith("transfer_operator_api_requests_total") and 'verb="GET"' not in name and "leases" not in name:
+                    series[name] = series.get(name, 0.0) + value
+        return sum(series.values())
+
+    trial.apply(trial.document(pretraining=None, evaluation=EVALUATION))
+    trial.ends("Complete")
+    trial.bed.operators_ready()
+    wait_for(lambda: _still(trial), 60, "the status comes to rest")
+    before, version = writes(), trial.experiment()["metadata"]["resourceVersion"]
+    time.sleep(35)  # longer than a resync, which looks at everything
+    assert writes() == before
+    assert trial.experiment()["metadata"]["resourceVersion"] == version
+
+
+def _still(trial: Trial) -> bool:
+    version = trial.experiment()["metadata"]["resourceVersion"]
+    time.sleep(3)
+    return bool(version == trial.experiment()["metadata"]["resourceVersion"])

@@ -1,0 +1,115 @@
+"""A real Prometheus finds operator and training pods through the Kubernetes API and has the series that docs/metrics.md promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.experiment import wait_for
+from tests.support.testbed import NAMESPACE, ROOT
+from tests.support.trial import Trial
+from transfer_cli.local import free_port
+
+POD_LABEL = "__meta_kubernetes_pod_label_transfer_operator_dev_"
+
+
+def configuration(spaces: list[str]) -> dict:
+    """What the chart's ServiceMonitor and PodMonitor come to, written out."""
+
+    def job(name: str, namespaces: list[str], port: str, relabelings: list[dict], honor: bool) -> dict:
+        found = {"role": "pod", "kubeconfig_file": os.environ["KUBECONFIG"], "namespaces": {"names": namespaces}}
+        keep = {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": port, "action": "keep"}
+        return {
+            "job_name": name, "scrape_interval": "1s", "honor_labels": honor, "kubernetes_sd_configs": [found],
+            "relabel_configs": [keep, *relabelings],
+        }  # fmt: skip
+
+    names = {"namespace": "__meta_kubernetes_namespace", "pod": "__meta_kubernetes_pod_name"}
+    place = [{"source_labels": [source], "target_label": target} for target, source in names.items()]
+    who = [{"source_labels": [POD_LABEL + source], "target_label": target} for target, source in (("experiment",) * 2, ("worker", "index"))]
+    return {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [job("operator", [NAMESPACE], "http", place, True), job("experiments", spaces, "metrics", place + who, False)],
+    }
+
+
+class Prometheus:
+    """One that runs on this machine; pods are reached by their addresses."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(self, expression: str) -> list[dict]:
+        """Series of an instant query; empty while it does not answer."""
+        url = f"http://127.0.0.1:{self.port}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return json.load(answer)["data"]["result"]
+        except OSError:
+            return []
+
+    def value(self, expression: str) -> float | None:
+        """The value of a query that gives one series."""
+        found = self.ask(expression)
+        return float(found[0]["value"][1]) if len(found) == 1 else None
+
+
+@pytest.fixture
+def prometheus(trial: Trial, tmp_path: Path) -> Iterator[Prometheus]:
+    program = subprocess.run([str(ROOT / "hack/cluster/tool"), "prometheus"], capture_output=True, text=True, check=True).stdout.strip()
+    settings = tmp_path / "prometheus.yml"
+    settings.write_text(yaml.safe_dump(configuration([trial.name])))
+    port = free_port()
+    process = subprocess.Popen(
+        [program, f"--config.file={settings}", f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address=127.0.0.1:{port}"],
+        stdout=subprocess.DEVNULL, stderr=(tmp_path / "prometheus.log").open("w"),
+    )  # fmt: skip
+    yield Prometheus(port)
+    process.terminate()
+    process.wait(20)
+
+
+def test_prometheus_has_the_series_of_operator_and_training_pods(trial: Trial, prometheus: Prometheus) -> None:
+    document = trial.train()
+    mine = f'namespace="{trial.name}",experiment="tiny"'
+    one = f"{{{mine}}}"
+    wait_for(lambda: prometheus.value("sum(transfer_operator_leader)") == 1, 30, "one leader among two replicas")
+    assert prometheus.value("count(transfer_operator_leader)") == 2
+    wait_for(lambda: prometheus.value(f'transfer_operator_experiment_workers{{{mine},state="ready"}}') == 2, 30, "two workers are ready")
+    assert prometheus.value(f'transfer_operator_experiment_info{{{mine},stage="pretraining"}}') == 1
+    assert (prometheus.value("sum(transfer_operator_reconcile_total)") or 0) > 0
+    assert prometheus.ask("transfer_operator_api_requests_total")
+    steps = wait_for(lambda: prometheus.value(f"max(transfer_stage_step{one})"), 30, "the step of the training pods")
+    wait_for(lambda: (prometheus.value(f"max(transfer_stage_step{one})") or 0) > steps, 30, "a later step")
+    assert prometheus.value(f"max(transfer_stage_world_size{one})") == 2
+    for series in ("loss", "tokens_per_second", "learning_rate", "gradient_norm", "checkpoint_step", "remaining_seconds"):
+        assert prometheus.ask(f"transfer_stage_{series}{one}"), series
+    told = {found["metric"].get("worker") for found in prometheus.ask(f"transfer_stage_step{one}")}
+    assert told <= {"0", "1"}, "who a pod is, its labels say"
+
+    trial.evict(trial.worker(1))
+    trial.steps(document, 2, since=time.time())
+    wait_for(
+        lambda: prometheus.value(f'transfer_operator_experiment_restarts{{{mine},cause="preemption"}}') == 1, 30, "the eviction is counted"
+    )
+    undocumented = {
+        series["metric"]["__name__"] for series in prometheus.ask('{__name__=~"transfer_.+"}')
+    } - documented()  # fmt: skip
+    assert not undocumented
+
+
+def documented() -> set[str]:
+    """Names in docs/metrics.md, with those that a histogram has."""
+    import re
+
+    names = set(re.findall(r"`(transfer_[a-z_]+)", (ROOT / "docs/metrics.md").read_text()))
+    return names | {f"{name}_{part}" for name in names for part in ("bucket", "sum", "count", "total", "created")}
