@@ -108,7 +108,7 @@ class Launcher:
         return environment
 
     def _rounds(self) -> ResultMessage:
-        self._tell(Activity.RENDEZVOUS)
+        self._tell(Activity.LOADING)  # not yet a node that the others could wait for
         members = membership(self.context)
         try:
             while True:

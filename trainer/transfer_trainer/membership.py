@@ -111,6 +111,7 @@ class Rendezvous:
     """A node of torch's dynamic rendezvous over the attempt's store."""
 
     def __init__(self, context: PodContext) -> None:
+        wait_for_store(context.rendezvous)
         # With a shared store torch hands out the address of a node that is gone, and the next round hangs (research: torch 2.13).
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -124,7 +125,6 @@ class Rendezvous:
             max_nodes=context.max_nodes, local_addr=context.address, is_host="false", last_call_timeout=LAST_CALL_SECONDS,
             join_timeout=JOIN_SECONDS, keep_alive_interval=KEEP_ALIVE_SECONDS, keep_alive_max_attempt=KEEP_ALIVE_ATTEMPTS,
         )  # fmt: skip
-        wait_for_store(context.rendezvous)
         backend, store = create_backend(parameters)
         self._handler = create_handler(store, backend, parameters)
         self._incarnation = store.compare_set("transfer/incarnation", "", secrets.token_hex(8)).decode()
