@@ -38,24 +38,26 @@ RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['
 
 
 FROM ${BASE} AS runtime
-# A name for the user, since some libraries ask for it. No installer stays.
+# A name for the user, since some libraries ask for it. No installer stays, and nothing that gives rights.
 RUN echo 'transfer:x:65532:65532:transfer:/tmp:/usr/sbin/nologin' >>/etc/passwd \
  && echo 'transfer:x:65532:' >>/etc/group \
  && rm -rf /usr/local/bin/pip* /usr/local/bin/idle* /usr/local/lib/python3*/ensurepip /usr/local/lib/python3*/idlelib \
       /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/site-packages/setuptools* \
-      /usr/local/lib/python3*/site-packages/wheel* /var/lib/apt/lists/* /var/cache/apt/*
+      /usr/local/lib/python3*/site-packages/wheel* /var/lib/apt/lists/* /var/cache/apt/* \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin PYTHONPATH=/opt/transfer PYTHONUNBUFFERED=1 \
     HOME=/tmp TMPDIR=/tmp USER=transfer
 WORKDIR /tmp
 
 
 FROM runtime AS operator
+COPY requirements/operator.txt /opt/requirements/
 ARG UV_CACHE_DIR=/var/cache/uv
-RUN --mount=type=bind,from=tools,source=/tools,target=/tools --mount=type=bind,source=requirements,target=/requirements \
+RUN --mount=type=bind,from=tools,source=/tools,target=/tools \
     --mount=type=cache,target=/var/cache/uv \
     export UV_CACHE_DIR=$UV_CACHE_DIR UV_LINK_MODE=copy UV_SYSTEM_CERTS=1 VIRTUAL_ENV=/opt/venv \
  && /tools/uv venv --quiet --python "$(PATH=/usr/local/bin:/usr/bin command -v python3)" /opt/venv \
- && /tools/uv pip install --quiet --no-deps --require-hashes --compile-bytecode -r /requirements/operator.txt
+ && /tools/uv pip install --quiet --no-deps --require-hashes --compile-bytecode -r /opt/requirements/operator.txt
 COPY --from=code /code/transfer_operator-0.dist-info /opt/transfer/transfer_operator-0.dist-info
 COPY --from=code /code/transfer_api /opt/transfer/transfer_api
 COPY --from=code /code/transfer_operator /opt/transfer/transfer_operator
@@ -69,14 +71,18 @@ ENTRYPOINT ["python", "-m", "transfer_operator"]
 
 
 FROM runtime AS torch
+# Copied, not mounted: builders notice a change of what they copy, and some do not notice one of what they mount.
+COPY requirements/trainer.txt /opt/requirements/
+COPY hack/images/without_cuda.py /opt/
 ARG TORCH=gpu
 ARG UV_CACHE_DIR=/var/cache/uv
-RUN --mount=type=bind,from=tools,source=/,target=/toolchain --mount=type=bind,source=requirements,target=/requirements \
-    --mount=type=bind,source=hack/images,target=/images --mount=type=cache,target=/var/cache/uv \
+RUN --mount=type=bind,from=tools,source=/,target=/toolchain \
+    --mount=type=cache,target=/var/cache/uv \
     export UV_CACHE_DIR=$UV_CACHE_DIR UV_LINK_MODE=copy UV_SYSTEM_CERTS=1 VIRTUAL_ENV=/opt/venv \
  && /toolchain/tools/tools/bin/uv venv --quiet --python "$(PATH=/usr/local/bin:/usr/bin command -v python3)" /opt/venv \
- && /toolchain/tools/tools/bin/uv pip install --quiet --no-deps --require-hashes --compile-bytecode -r /requirements/trainer.txt \
- && if [ "$TORCH" = cpu ]; then python /images/without_cuda.py /opt/venv/lib/python3*/site-packages --toolchain /toolchain; fi
+ && /toolchain/tools/tools/bin/uv pip install --quiet --no-deps --require-hashes --compile-bytecode -r /opt/requirements/trainer.txt \
+ && if [ "$TORCH" = cpu ]; then python /opt/without_cuda.py /opt/venv/lib/python3*/site-packages --toolchain /toolchain; fi \
+ && rm /opt/without_cuda.py
 
 
 FROM torch AS trainer
@@ -94,11 +100,12 @@ ENTRYPOINT ["python", "-m", "transfer_trainer"]
 
 
 FROM torch AS evaluator
+COPY requirements/evaluator.txt /opt/requirements/
 ARG UV_CACHE_DIR=/var/cache/uv
-RUN --mount=type=bind,from=tools,source=/tools,target=/tools --mount=type=bind,source=requirements,target=/requirements \
+RUN --mount=type=bind,from=tools,source=/tools,target=/tools \
     --mount=type=cache,target=/var/cache/uv \
     export UV_CACHE_DIR=$UV_CACHE_DIR UV_LINK_MODE=copy UV_SYSTEM_CERTS=1 VIRTUAL_ENV=/opt/venv \
- && /tools/uv pip install --quiet --no-deps --require-hashes --compile-bytecode -r /requirements/evaluator.txt
+ && /tools/uv pip install --quiet --no-deps --require-hashes --compile-bytecode -r /opt/requirements/evaluator.txt
 COPY --from=code /code/transfer_operator-0.dist-info /opt/transfer/transfer_operator-0.dist-info
 COPY --from=code /code/transfer_api /opt/transfer/transfer_api
 COPY --from=code /code/transfer_pod /opt/transfer/transfer_pod
