@@ -37,15 +37,19 @@ def parse_amount(value: Any) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError("is not an amount")
-    match = re.fullmatch(r"([0-9]{1,15})(\.[0-9]{1,3})?(K|M|B|T|Ki|Mi)?", str(value), re.ASCII)
-    if match is None or re.fullmatch(AMOUNT_PATTERN, str(value)) is None:
-        raise ValueError("is not an amount")
-    amount = int(Decimal(match[1] + (match[2] or "")) * _FACTORS[match[3] or ""])
+    amount = value if isinstance(value, int) else _parse_text(value)
     if amount < 1:
         raise ValueError("must be at least 1")
     if amount > LARGEST_AMOUNT:
         raise ValueError(f"is larger than {format_amount(LARGEST_AMOUNT)}")
     return amount
+
+
+def _parse_text(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,15})(\.[0-9]{1,3})?(K|M|B|T|Ki|Mi)?", text, re.ASCII)
+    if match is None or re.fullmatch(AMOUNT_PATTERN, text) is None:
+        raise ValueError("is not an amount")
+    return int(Decimal(match[1] + (match[2] or "")) * _FACTORS[match[3] or ""])
 
 
 def format_amount(amount: int) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -81,11 +82,14 @@ class FleetCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Only the leader has any."""
         phases = GaugeMetricFamily(metrics.PREFIX + "experiments", "Experiments by phase.", labels=["phase"])
-        info, workers, stalled, restarts = _per_experiment()
+        info, workers, stalled, restarts, scores = _per_experiment()
         count = dict.fromkeys(Phase, 0)
         for (namespace, name), known in self._view.experiments.items():
             status = known.status
             count[status.phase] += 1
+            if status.results is not None and _just(status.completion_time):
+                for score in status.results.scores:
+                    scores.add_metric([namespace, name, score.suite, score.task, score.language, score.metric], float(score.value))
             if status.phase.terminal:
                 continue  # finished ones would only pile up
             info.add_metric([namespace, name, status.phase, status.stage], 1)
@@ -96,7 +100,7 @@ class FleetCollector(Collector):
                 restarts.add_metric([namespace, name, cause], getattr(status.restarts, cause))
         for phase, number in count.items():
             phases.add_metric([phase], number)
-        yield from (phases, info, workers, stalled, restarts)
+        yield from (phases, info, workers, stalled, restarts, scores)
 
 
 def _per_experiment() -> tuple[GaugeMetricFamily, ...]:
@@ -108,7 +112,13 @@ def _per_experiment() -> tuple[GaugeMetricFamily, ...]:
         family("workers", "Pods of its running stage, desired and ready.", "state"),
         family("stalled", "1 while no step is done though pods run."),
         family("restarts", "Its restarts by cause.", "cause"),
+        family("score", "Scores of an experiment, from its end on for an hour.", "suite", "task", "language", "metric"),
     )
+
+
+def _just(moment: datetime | None) -> bool:
+    """Whether it was within the last hour: long enough for every scrape, and finished experiments do not pile up."""
+    return moment is not None and datetime.now(UTC) - moment < timedelta(hours=1)
 
 
 async def serve(health: Health, port: int) -> web.AppRunner:

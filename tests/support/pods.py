@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import psutil
@@ -31,15 +31,9 @@ from transfer_pod.context import PodContext
 from transfer_trainer.ledger import LEDGER, Summary, read_ledger
 from transfer_trainer.rows import RowOrder
 
-T = TypeVar("T")
 LENGTH, ROWS_PER_STEP, SEED = 32, 7, 3  # seven rows divide among neither two nor three workers
 SOURCES = {"id": (3, 40), "en": (1, 17)}  # name to weight and rows
 ORDER = RowOrder(SEED, tuple(weight for weight, _ in SOURCES.values()), tuple(rows for _, rows in SOURCES.values()))
-
-
-def wait_until(condition: Callable[[], T | None], what: str, seconds: float = 240) -> T:
-    """`wait_for`, named as the elastic tests read."""
-    return wait_for(condition, seconds, what)
 
 
 def make_dataset(storage: Path, length: int = LENGTH, labels: float = 0.8) -> str:
@@ -210,7 +204,7 @@ def join(group: Cluster, index: int, held: Pod) -> Pod:
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     pod = group.start(index)
-    wait_until(lambda: pod.progress.activity is Activity.RENDEZVOUS, "the pod comes to the rendezvous")
+    wait_for(lambda: pod.progress.activity is Activity.RENDEZVOUS, what="the pod comes to the rendezvous")
     for pid in workers:
         os.kill(pid, signal.SIGCONT)
     return pod
@@ -222,16 +216,16 @@ def resize(group: Cluster) -> tuple[Pod, Pod]:
     A worker joins, then two are killed at once (one of them holds rank 0), then a replacement joins.
     """
     first, second = group.start(0), group.start(1)
-    wait_until(steps_at(group, 2), "two workers train")
+    wait_for(steps_at(group, 2), what="two workers train")
     third = join(group, 2, first)
-    wait_until(steps_at(group, 3), "three workers train")
+    wait_for(steps_at(group, 3), what="three workers train")
     assert group.ledger.lost_steps == 0, "a joining worker loses no step"
     first.kill()
     second.kill()
-    wait_until(steps_at(group, 1), "the survivor goes on alone")
+    wait_for(steps_at(group, 1), what="the survivor goes on alone")
     fourth = join(group, 0, third)
     alone = max(line.step for line in group.ledger.lines if line.world_size == 1)
-    wait_until(steps_at(group, 2, after=alone), "two workers train again")
+    wait_for(steps_at(group, 2, after=alone), what="two workers train again")
     assert (third.wait(), fourth.wait()) == (0, 0)
     return third, fourth
 

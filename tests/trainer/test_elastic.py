@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.experiment import wait_for
 from tests.support.pods import (
     ORDER,
     ROWS_PER_STEP,
@@ -20,7 +21,6 @@ from tests.support.pods import (
     steady_losses,
     steps_at,
     training_stage,
-    wait_until,
 )
 from transfer_api.progress import Outcome
 from transfer_trainer.ledger import Summary, verify_ledger
@@ -57,13 +57,13 @@ def test_a_pod_asked_to_leave_saves_and_the_other_goes_on_from_that_very_step(st
     folder, dataset = storage
     with cluster(folder, training_stage(KEY, dataset, steps=STEPS, checkpoint_steps=1000), max_nodes=2) as group:
         first, second = group.start(0), group.start(1)
-        wait_until(steps_at(group, 2), "two workers train")
+        wait_for(steps_at(group, 2), what="two workers train")
         first.ask()
         assert first.wait() == 75
         assert first.message is not None
         assert first.message.outcome is Outcome.SAVED
         left_at = first.message.step
-        wait_until(steps_at(group, 1, after=left_at), "the other goes on alone")
+        wait_for(steps_at(group, 1, after=left_at), what="the other goes on alone")
         second.ask()
         assert second.wait() == 75
         again = group.start(1)
@@ -81,7 +81,7 @@ def test_killing_everything_costs_only_the_steps_after_the_last_checkpoint(stora
     folder, dataset = storage
     with cluster(folder, training_stage(KEY, dataset, steps=STEPS, checkpoint_steps=10), max_nodes=1) as group:
         pod = group.start(0)
-        wait_until(lambda: group.ledger.steps > 12, "a checkpoint is passed")
+        wait_for(lambda: group.ledger.steps > 12, what="a checkpoint is passed")
         pod.kill()
         done = group.ledger.steps
         assert group.start(0).wait() == 0
@@ -94,7 +94,7 @@ def test_the_processes_of_one_pod_train_together_and_one_that_is_killed_costs_a_
     folder, dataset = storage
     with cluster(folder, training_stage(KEY, dataset, steps=STEPS), max_nodes=1) as group:
         pod = group.start(0, processes=2)
-        wait_until(steps_at(group, 2, after=5), "both processes train")
+        wait_for(steps_at(group, 2, after=5), what="both processes train")
         os.kill(pod.workers()[-1], signal.SIGKILL)
         assert pod.wait() == 0
         summary = assert_as_steady(group, folder)
@@ -106,10 +106,10 @@ def test_a_crashing_worker_is_started_again_and_twice_without_a_step_ends_the_po
     folder, dataset = storage
     with cluster(folder, training_stage(KEY, dataset, steps=2000, checkpoint_steps=5), max_nodes=1) as group:
         pod = group.start(0)
-        wait_until(lambda: group.ledger.steps >= 5, "a checkpoint is there")
+        wait_for(lambda: group.ledger.steps >= 5, what="a checkpoint is there")
         before = pod.workers()
         os.kill(before[0], signal.SIGKILL)
-        after = wait_until(lambda: [pid for pid in pod.workers() if pid not in before], "the worker is started again")
+        after = wait_for(lambda: [pid for pid in pod.workers() if pid not in before], what="the worker is started again")
         os.kill(after[0], signal.SIGKILL)
         assert pod.wait() == 1
         assert pod.message is not None

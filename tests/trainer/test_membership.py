@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pods import cluster, make_storage, training_stage, wait_until
+from tests.support.experiment import wait_for
+from tests.support.pods import cluster, make_storage, training_stage
 from transfer_api.progress import Activity
 from transfer_cli.local import free_port
 from transfer_trainer import membership
@@ -41,7 +42,7 @@ def test_a_worker_that_comes_before_the_store_trains_once_it_is_there(tmp_path: 
     # A rendezvous that the cluster does not start: it comes when the worker already waits.
     with cluster(tmp_path, training_stage("a" * 32, dataset, steps=3), max_nodes=2, port=port) as group:
         pod = group.start(0, store=False)
-        wait_until(lambda: pod.progress.activity is Activity.LOADING, "the worker waits for the store")
+        wait_for(lambda: pod.progress.activity is Activity.LOADING, what="the worker waits for the store")
         store = subprocess.Popen(
             [sys.executable, "-m", "transfer_trainer.rendezvous"], env=os.environ | {"TRANSFER_RENDEZVOUS": f"localhost:{port}"}
         )
@@ -56,6 +57,6 @@ def test_a_worker_that_waits_for_the_store_leaves_at_once_when_asked(tmp_path: P
     dataset = make_storage(tmp_path)
     with cluster(tmp_path, training_stage("a" * 32, dataset, steps=3), max_nodes=2) as group:
         pod = group.start(0, store=False)
-        wait_until(lambda: pod.progress.activity is Activity.LOADING, "the worker waits for the store")
+        wait_for(lambda: pod.progress.activity is Activity.LOADING, what="the worker waits for the store")
         pod.ask()
         assert pod.wait(20) == 75

@@ -202,7 +202,7 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
 
 
-def _member(kind: type[enum.Enum], name: str) -> enum.Enum:
+def _member(kind: Any, name: str) -> enum.Enum:
     """A member of an enumeration, which Python 3.11.0 to 3.11.3 (Debian 12) pickles as `getattr`; nothing else of that is let through."""
     if not (isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__):
         raise pickle.UnpicklingError(f"builtins.getattr of {kind!r} has no place in a checkpoint")
