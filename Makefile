@@ -36,7 +36,7 @@ demo-short: ## the same in a few steps, to see that everything works (its scores
 .PHONY: test
 test: setup ## run all tests (none needs root)
 	@hack/cluster/tool helm >/dev/null  # built before a test's time runs
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(bin)/pytest -q -n $(JOBS) --dist loadscope \
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(bin)/pytest -q -n $(JOBS) --dist loadscope --ignore tests/cluster \
 	  --cov=transfer_api --cov=transfer_operator.decide --cov-branch --cov-report=term:skip-covered --cov-fail-under=95 $(PYTEST)
 
 .PHONY: check
@@ -79,6 +79,20 @@ images: ## build the three images and bring them into the cluster (TORCH=gpu|cpu
 .PHONY: install
 install: ## install the operator in the cluster, with the newest images, by Helm
 	@hack/cluster/install
+
+.PHONY: cluster-demo
+cluster-demo: setup cluster images ## the demo on the cluster: apply it, follow it to its end, print its scores; about 15 minutes
+	@STORAGE= $(bin)/python -m hack.inputs.prepare >&2
+	@hack/cluster/install
+	@hack/cluster/demo examples/indonesian.yaml
+
+.PHONY: test-cluster
+test-cluster: setup cluster images ## run the tests that need a cluster, one after the other (root); PYTEST="-k node" for some
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(bin)/pytest -q tests/cluster -m "not slow" --durations 10 $(PYTEST)
+
+.PHONY: bench-operator
+bench-operator: setup cluster images ## measure the operator on the cluster against benchmarks/bars.yaml, with nothing else running
+	@$(bin)/python -m benchmarks.operator
 
 .PHONY: cluster-down
 cluster-down: ## stop the cluster; images and storage stay, all else in it is lost
