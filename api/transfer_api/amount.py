@@ -37,7 +37,7 @@ def parse_amount(value: Any) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError("is not an amount")
-    amount = value if isinstance(value, int) else _parse_text(value)
+    amount = value if isinstance(value, int) and value >= 0 else _parse_text(str(value))
     if amount < 1:
         raise ValueError("must be at least 1")
     if amount > LARGEST_AMOUNT:

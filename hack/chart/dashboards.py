@@ -134,7 +134,15 @@ EXPERIMENT = [
         about="Of held-out texts; lower is better. Comparable between tokenizers.",
     ),
     Panel(
-        "Scores and other measurements, latest", {"{{stage}} {{name}}": f"max by (stage, name) (transfer_stage_metric{{{ONE}}})"},
+        "Scores",
+        {
+            "{{task}} {{language}} {{metric}}": "max by (task, language, metric) "
+            f"(last_over_time(transfer_operator_experiment_score{{{ONE}}}[30d]))"
+        },
+        kind="bargauge", width=24, about="Of the last evaluation.",
+    ),
+    Panel(
+        "Measurements along the way, latest", {"{{stage}} {{name}}": f"max by (stage, name) (transfer_stage_metric{{{ONE}}})"},
         kind="bargauge", width=12,
     ),
 ]  # fmt: skip

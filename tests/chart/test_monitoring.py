@@ -69,7 +69,7 @@ def test_dashboards_are_up_to_date_and_do_not_overlap(path: Path) -> None:
 def test_the_operators_dashboard_shows_all_of_its_own_series() -> None:
     board = (dashboards.FOLDER / "operator.json").read_text()
     own = {name for name in shown() if name.startswith("transfer_operator_") and not name.endswith(("_count", "_sum"))}
-    of_one_experiment = {"transfer_operator_experiment_workers", "transfer_operator_experiment_restarts"}
+    of_one_experiment = {f"transfer_operator_experiment_{name}" for name in ("workers", "restarts", "score")}
     assert own - of_one_experiment <= set(NAME.findall(board))
 
 
@@ -128,3 +128,10 @@ def test_nothing_of_prometheus_or_grafana_is_made_unless_asked_for() -> None:
     assert not [kind for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap") if of_kind(kind)]
     (deployment,) = of_kind("Deployment")
     assert not [name for name in deployment["spec"]["template"]["metadata"]["annotations"] if name.startswith("prometheus.io/")]
+
+
+def test_every_series_is_documented() -> None:
+    text = Path(__file__).parents[2].joinpath("docs", "metrics.md").read_text()
+    plain = {name for name in shown() if not name.endswith(("_bucket", "_count", "_sum"))}
+    assert {name for name in plain if f"`{name}`" not in text} == set()
+    assert set(NAME.findall(text)) <= shown() | {name.removesuffix("_bucket") for name in shown()}, "a series that nobody shows"
