@@ -160,8 +160,12 @@ class Cluster:
         try:
             return await self._request("DELETE", resource, resource.path(namespace, name), None, options)
         except ClusterError as error:
-            if error.status in (404, 409):
+            if error.status == 404:
                 return None
+            if error.status == 409:
+                there = await self.get(resource, namespace, name)
+                if there is None or there["metadata"]["uid"] != uid:
+                    return None
             raise
 
     async def _request(

@@ -103,7 +103,7 @@ class Reconciler:
             self.queue.failed(key)
             return "not-leader"
         except ClusterError as error:
-            if error.status == 409:
+            if error.status in (404, 409):
                 await self._refresh(key)
                 self.queue.failed(key, first=CONFLICT_AGAIN_S)
                 return "conflict"
@@ -141,11 +141,15 @@ class Reconciler:
         await self._confirm_losses(key, known, memory)
         decision = decide(self._snapshot(key, known, memory), self.now())
         written = await self._write(key, known, memory, decision.status)
+        failure: ClusterError | None = None
         try:
             await self._act(key, known, memory, decision)
-        finally:
-            if written:
-                await self._tell(known, decision.events)
+        except ClusterError as error:
+            failure = error
+        if written:  # what is not told now is never told
+            await self._tell(known, decision.events)
+        if failure is not None:
+            raise failure
         if decision.look_again is not None:
             self.queue.add(key, decision.look_again)
         return "done"
@@ -222,8 +226,11 @@ class Reconciler:
             body = await self.cluster.get(EXPERIMENTS, *key)
         except ClusterError:
             return
+        known = self.view.experiments.get(key)
         if body is not None:
             self._look_at(self.view.put_experiment(body), besides=key)
+        elif known is not None:
+            self._look_at(self.view.drop_experiment(known.body), besides=key)
 
     # -- write
 
