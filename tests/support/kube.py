@@ -19,6 +19,7 @@ import urllib3
 from kubernetes import client, config
 
 Body = dict[str, Any]
+AWAY_S = 40.0
 EXPERIMENTS = "/apis/transfer-operator.dev/v1alpha1"
 
 
@@ -45,11 +46,21 @@ class Kube:
         )
 
     def ask(self, verb: str, path: str, body: Body | None = None, kind: str = "application/json", **query: str) -> Body:
-        """One request.
+        """One request. What only reads is asked again for a while where the server is away: tests restart it.
 
         Raises:
             RefusedError: the answer was no, or there was none (status 0).
         """
+        deadline = time.monotonic() + AWAY_S
+        while True:
+            try:
+                return self._once(verb, path, body, kind, query)
+            except RefusedError as error:
+                if verb != "GET" or (error.status and error.status < 500) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
+
+    def _once(self, verb: str, path: str, body: Body | None, kind: str, query: dict[str, str]) -> Body:
         url = f"{self.host}{path}" + (f"?{urlencode(query)}" if query else "")
         data = json.dumps(body).encode() if body is not None else None
         try:

@@ -261,8 +261,13 @@ class Trial:
 
     def describe(self) -> str:
         """Everything that explains a failure."""
-        told = list(self._told())
-        return "\n".join(f"--- {title}\n{text}" for title, text in told)
+        told = []
+        try:
+            for title, text in self._told():
+                told.append(f"--- {title}\n{text}")  # noqa: PERF401 - what was told before it stopped counts
+        except Exception as error:
+            told.append(f"--- and then the cluster did not answer\n{error}")
+        return "\n".join(told)
 
     def _told(self) -> Iterator[tuple[str, str]]:
         for body in self.kube.list(self.path()):
