@@ -264,7 +264,7 @@ class Trial:
         told = []
         try:
             for title, text in self._told():
-                told.append(f"--- {title}\n{text}")  # noqa: PERF401 - what was told before it stopped counts
+                told.append(f"--- {title}\n{text}")
         except Exception as error:
             told.append(f"--- and then the cluster did not answer\n{error}")
         return "\n".join(told)
