@@ -1,9 +1,8 @@
-"""A real Prometheus finds operator and training pods through the Kubernetes API and has the series that docs/metrics.md promises."""
+"""A real Prometheus scrapes operator and training pods and has the series that docs/metrics.md promises."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 import urllib.parse
@@ -15,31 +14,47 @@ import pytest
 import yaml
 
 from tests.support.experiment import wait_for
-from tests.support.testbed import NAMESPACE, ROOT
+from tests.support.testbed import ROOT
 from tests.support.trial import Trial
 from transfer_cli.local import free_port
 
-POD_LABEL = "__meta_kubernetes_pod_label_transfer_operator_dev_"
+
+def configuration(targets: Path) -> dict:
+    """Scrapes what stands in a file, as the chart's ServiceMonitor and PodMonitor would.
+
+    Debian's Prometheus is built without the discovery by the Kubernetes API, so the test writes down what that would find.
+    """
+    jobs = [("operator", True), ("experiments", False)]
+    found = [
+        {
+            "job_name": name, "scrape_interval": "1s", "honor_labels": honor,
+            "file_sd_configs": [{"files": [str(targets / f"{name}.json")], "refresh_interval": "1s"}],
+        }
+        for name, honor in jobs
+    ]  # fmt: skip
+    return {"global": {"scrape_interval": "1s"}, "scrape_configs": found}
 
 
-def configuration(spaces: list[str]) -> dict:
-    """What the chart's ServiceMonitor and PodMonitor come to, written out."""
+def write_targets(trial: Trial, targets: Path) -> None:
+    """Puts down every pod that has the port which the monitors select, with the labels that they give."""
+    for name, port, pods in (("operator", "http", trial.bed.operators()), ("experiments", "metrics", trial.pods())):
+        groups = [
+            {"targets": [f"{pod['status']['podIP']}:{number}"], "labels": labels_of(pod)}
+            for pod in pods
+            if pod["status"].get("podIP") and pod["status"]["phase"] == "Running"
+            for number in [one["containerPort"] for one in pod["spec"]["containers"][0].get("ports", []) if one["name"] == port]
+        ]
+        written = targets / f"{name}.new"
+        written.write_text(json.dumps(groups))
+        written.replace(targets / f"{name}.json")
 
-    def job(name: str, namespaces: list[str], port: str, relabelings: list[dict], honor: bool) -> dict:
-        found = {"role": "pod", "kubeconfig_file": os.environ["KUBECONFIG"], "namespaces": {"names": namespaces}}
-        keep = {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": port, "action": "keep"}
-        return {
-            "job_name": name, "scrape_interval": "1s", "honor_labels": honor, "kubernetes_sd_configs": [found],
-            "relabel_configs": [keep, *relabelings],
-        }  # fmt: skip
 
-    names = {"namespace": "__meta_kubernetes_namespace", "pod": "__meta_kubernetes_pod_name"}
-    place = [{"source_labels": [source], "target_label": target} for target, source in names.items()]
-    who = [{"source_labels": [POD_LABEL + source], "target_label": target} for target, source in (("experiment",) * 2, ("worker", "index"))]
-    return {
-        "global": {"scrape_interval": "1s"},
-        "scrape_configs": [job("operator", [NAMESPACE], "http", place, True), job("experiments", spaces, "metrics", place + who, False)],
-    }
+def labels_of(pod: dict) -> dict[str, str]:
+    """What the relabelling of the monitors makes of a pod."""
+    known = {"namespace": pod["metadata"]["namespace"], "pod": pod["metadata"]["name"]}
+    own = pod["metadata"]["labels"]
+    named = {"experiment": own.get("transfer-operator.dev/experiment"), "worker": own.get("transfer-operator.dev/index")}
+    return known | {label: value for label, value in named.items() if value is not None}
 
 
 class Prometheus:
@@ -67,7 +82,8 @@ class Prometheus:
 def prometheus(trial: Trial, tmp_path: Path) -> Iterator[Prometheus]:
     program = subprocess.run([str(ROOT / "hack/cluster/tool"), "prometheus"], capture_output=True, text=True, check=True).stdout.strip()
     settings = tmp_path / "prometheus.yml"
-    settings.write_text(yaml.safe_dump(configuration([trial.name])))
+    settings.write_text(yaml.safe_dump(configuration(tmp_path)))
+    write_targets(trial, tmp_path)
     port = free_port()
     process = subprocess.Popen(
         [program, f"--config.file={settings}", f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address=127.0.0.1:{port}"],
@@ -78,8 +94,9 @@ def prometheus(trial: Trial, tmp_path: Path) -> Iterator[Prometheus]:
     process.wait(20)
 
 
-def test_prometheus_has_the_series_of_operator_and_training_pods(trial: Trial, prometheus: Prometheus) -> None:
+def test_prometheus_has_the_series_of_operator_and_training_pods(trial: Trial, prometheus: Prometheus, tmp_path: Path) -> None:
     document = trial.train()
+    write_targets(trial, tmp_path)
     mine = f'namespace="{trial.name}",experiment="tiny"'
     one = f"{{{mine}}}"
     wait_for(lambda: prometheus.value("sum(transfer_operator_leader)") == 1, 30, "one leader among two replicas")
@@ -92,12 +109,13 @@ def test_prometheus_has_the_series_of_operator_and_training_pods(trial: Trial, p
     wait_for(lambda: (prometheus.value(f"max(transfer_stage_step{one})") or 0) > steps, 30, "a later step")
     assert prometheus.value(f"max(transfer_stage_world_size{one})") == 2
     for series in ("loss", "tokens_per_second", "learning_rate", "gradient_norm", "checkpoint_step", "remaining_seconds"):
-        assert prometheus.ask(f"transfer_stage_{series}{one}"), series
+        wait_for(lambda series=series: prometheus.ask(f"transfer_stage_{series}{one}"), 60, series)
     told = {found["metric"].get("worker") for found in prometheus.ask(f"transfer_stage_step{one}")}
     assert told <= {"0", "1"}, "who a pod is, its labels say"
 
     trial.evict(trial.worker(1))
     trial.steps(document, 2, since=time.time())
+    write_targets(trial, tmp_path)
     wait_for(
         lambda: prometheus.value(f'transfer_operator_experiment_restarts{{{mine},cause="preemption"}}') == 1, 30, "the eviction is counted"
     )

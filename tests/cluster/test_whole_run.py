@@ -82,7 +82,7 @@ def test_two_experiments_that_need_the_same_baseline_score_it_once(trial: Trial)
     labels = [pod.body["metadata"]["labels"] for pod in witness.created()]
     keys = [label["transfer-operator.dev/stage-key"] for label in labels if label["transfer-operator.dev/role"] == "worker"]
     assert sorted(keys.count(key) for key in set(keys)) == [1] * len(set(keys)), "each stage has one worker"
-    baselines = [{s["metric"]: s["baseline"] for s in status["results"]["scores"]} for status in (one, two)]
+    baselines = [{(s["task"], s["metric"]): s.get("baseline") for s in status["results"]["scores"]} for status in (one, two)]
     assert baselines[0] == baselines[1]
     assert one["results"]["scores"] != two["results"]["scores"]
 
