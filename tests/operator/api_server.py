@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.operator.virtual_time import clock, now
+from tests.operator.virtual_time import now
 from transfer_operator.cluster import Body, Cluster
 
 LATENCY_S = 0.002
@@ -266,8 +266,3 @@ def split(path: str) -> tuple[str, str, str, str]:
 
 def _time() -> str:
     return now().isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def age() -> float:
-    """Virtual seconds since the test began."""
-    return clock()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from tests.operator.api_server import ApiServer
@@ -127,7 +128,5 @@ def _now() -> str:
     return now().isoformat().replace("+00:00", "Z")
 
 
-def _time(text: str) -> Any:
-    from datetime import datetime
-
+def _time(text: str) -> datetime:
     return datetime.fromisoformat(text)

@@ -186,12 +186,12 @@ class Rig:
         return None
 
     async def until(self, condition: Callable[[], object], seconds: float = 600, what: str = "") -> None:
-        """Waits for a condition, looking ten times a second."""
+        """Waits for a condition, looking four times a second."""
         deadline = clock() + seconds
         while not condition():
             told = self.status() if self.experiment() is not None else "no experiment"
             assert clock() < deadline, f"{what or condition}: not within {seconds} s; {told}; {sorted(self.server.objects)}"
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
 
     async def ends(self, *names: str) -> None:
         """Waits until experiments are Complete or Failed, and their pods have ended."""
@@ -226,9 +226,9 @@ class Rig:
             other = parse_name(pod)
             assert other is not None
             lives = pod["status"]["phase"] in ("Pending", "Running") and "deletionTimestamp" not in pod["metadata"]
-            same = (other.stage, other.role, other.index) == (name.stage, name.role, name.index)
+            alike = (other.stage, other.role, other.index) == (name.stage, name.role, name.index)
             theirs = pod["metadata"]["ownerReferences"][0]["uid"] == owner
-            twice = pod["metadata"]["uid"] != new["metadata"]["uid"] and lives and same and theirs
+            twice = pod["metadata"]["uid"] != new["metadata"]["uid"] and lives and alike and theirs
             assert not twice, f"{new['metadata']['name']} is made while {pod['metadata']['name']} lives"
 
 

@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+TURN_S = 1e-6
+"""What a turn of the loop takes: a clock that stood still would let rounding make a wait of nothing last for ever."""
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time passes only while nothing can be done."""
+    """Time passes while nothing can be done, and hardly at all otherwise."""
 
     def __init__(self) -> None:
         self.passed = 0.0
@@ -33,8 +35,10 @@ class _JumpingSelector(selectors.DefaultSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if ready or timeout == 0:
+        self._loop.passed += TURN_S
+        if timeout == 0:
+            return []
+        if ready := super().select(0):
             return ready
         assert timeout is not None, "everybody waits, and nothing will ever happen"
         self._loop.passed += max(0.0, timeout)
