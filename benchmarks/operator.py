@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.bars import report
 from tests.support.experiment import wait_for
-from tests.support.kube import Body, Witness, kubectl
+from tests.support.kube import EXPERIMENTS, Body, Witness, kubectl
 from tests.support.testbed import Testbed
 from tests.support.trial import EVALUATION, PRETRAINING, Trial, lives
 
@@ -222,6 +222,7 @@ def failover(bed: Testbed, figures: Figures) -> None:
         pod = next(pod for pod in bed.operators() if pod["metadata"]["name"] == leader)
         struck = time.time()
         bed.signal(pod, signal.SIGKILL)
+        bed.remove(pod)  # or the kubelet would start its container again at once, and it would still be the holder of the Lease
         names = [f"orphan-{number}" for number in range(5)]
         for name in names:
             limit = EVALUATION | {"limit": names.index(name) + 1}
@@ -235,6 +236,7 @@ def failover(bed: Testbed, figures: Figures) -> None:
 def requests(bed: Testbed, figures: Figures) -> None:
     """What the operator asks of the API server, by its own count."""
     with place(bed) as trial:
+        alone(bed)
         trial.apply(trial.document("warm", pretraining=None, evaluation=EVALUATION))
         trial.ends("Complete", "warm")
         time.sleep(15)
@@ -243,6 +245,7 @@ def requests(bed: Testbed, figures: Figures) -> None:
         quiet = difference(counts(bed), before)
         figures.add("writes_in_a_quiet_minute", sum(quiet.get(verb, 0) for verb in WRITES))
 
+        alone(bed)
         before, begun = counts(bed), time.time()
         names = [f"one-pod-{number}" for number in range(3)]
         for number, name in enumerate(names):
@@ -261,6 +264,18 @@ def requests(bed: Testbed, figures: Figures) -> None:
         spent = difference(counts(bed), before)
         stages = ", ".join(stage["name"] for stage in status["stages"])
         figures.add("writes_per_life", sum(spent.get(verb, 0) for verb in WRITES), f"2 workers; {stages}; {verbs(spent, 1)}")
+
+
+def alone(bed: Testbed) -> None:
+    """Refuses to count what is also asked for others.
+
+    Raises:
+        SystemExit: somebody else's experiment is not finished.
+    """
+    others = [body for body in bed.kube.list(f"{EXPERIMENTS}/transferexperiments") if not (body.get("status") or {}).get("completionTime")]
+    if others:
+        names = ", ".join(f"{body['metadata']['namespace']}/{body['metadata']['name']}" for body in others)
+        raise SystemExit(f"experiments that are not finished would be counted too: {names}; wait for them or delete them")
 
 
 def counts(bed: Testbed) -> dict[str, float]:
@@ -294,6 +309,8 @@ def memory(bed: Testbed, figures: Figures) -> None:
         finished = trial.ends("Complete", "model")
         names = [f"finished-{number}" for number in range(FINISHED)]
         with concurrent.futures.ThreadPoolExecutor(16) as several:
+            list(several.map(lambda name: suspended(trial, name), names))
+            wait_for(lambda: all(body.get("status") for body in trial.kube.list(trial.path())), 240, "each has a status")
             list(several.map(lambda name: finish(trial, name, finished), names))
         time.sleep(35)  # a resync looks at them all
         figures.add("memory_with_finished", leader_memory(bed), f"{FINISHED} finished experiments")
@@ -304,12 +321,14 @@ def memory(bed: Testbed, figures: Figures) -> None:
     figures.add("import_time", statistics.median(took), f"median of {len(took)}")
 
 
-def finish(trial: Trial, name: str, status: Body) -> None:
-    """An experiment that is finished as far as anybody can see: it was suspended from its beginning, and then says Complete."""
+def suspended(trial: Trial, name: str) -> None:
+    """An experiment that does nothing from its beginning."""
     trial.kube.ask("POST", trial.path(), trial.document(name, pretraining=None, evaluation=EVALUATION, suspend=True))
-    wait_for(lambda: trial.status(name), 60, f"{name} has a status")
-    kind = "application/merge-patch+json"
-    trial.kube.ask("PATCH", trial.path(name, "status"), {"status": status}, kind)
+
+
+def finish(trial: Trial, name: str, status: Body) -> None:
+    """Gives an experiment the status of one that is complete."""
+    trial.kube.ask("PATCH", trial.path(name, "status"), {"status": status}, "application/merge-patch+json")
 
 
 def leader_memory(bed: Testbed) -> float:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,28 +24,19 @@ pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture
-def demo(bed: Testbed):
+def trial(bed: Testbed) -> Iterator[Trial]:
     """A namespace with the inputs of the examples."""
-    trial = DemoTrial(bed)
-    trial.open()
+    trial = DemoTrial(bed).open()
     yield trial
     trial.close()
 
 
 class DemoTrial(Trial):
-    """A trial whose storage holds the inputs of the examples instead of a tiny model."""
+    """A trial whose storage holds the inputs of the examples instead of a tiny model, as hack/cluster/storage puts them there."""
 
-    def fill(self) -> None:
-        """Links to the inputs, which pods only read: they are not to be given to the pods' user."""
-        self.storage.mkdir(parents=True)
-        source = inputs()
-        for part in ("models", "texts", "instructions", "tasks"):
-            subprocess.run(["cp", "-rL", "--link", str(source / part), str(self.storage)], check=True)
-
-    def own(self) -> None:
-        """Folders only."""
-        for folder in (self.storage, *(path for path in self.storage.rglob("*") if path.is_dir())):
-            os.chown(folder, 65532, 65532)
+    def open(self) -> DemoTrial:
+        subprocess.run([str(ROOT / "hack/cluster/storage"), self.name, "--inputs"], check=True, capture_output=True)
+        return self
 
 
 def inputs() -> Path:
@@ -55,16 +47,16 @@ def inputs() -> Path:
 
 
 @pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["short", "whole"])
-def test_the_demo_scores_on_the_cluster_as_on_one_machine(demo: DemoTrial, tmp_path: Path, short: bool) -> None:
+def test_the_demo_scores_on_the_cluster_as_on_one_machine(trial: Trial, tmp_path: Path, short: bool) -> None:
     document = yaml.safe_load((ROOT / "examples/indonesian.yaml").read_text())
     document = shorten(document) if short else document
     for training in ("pretraining", "instructionTuning"):
         document["spec"][training]["precision"] = "Float32"
-    document["metadata"]["namespace"] = demo.name
+    document["metadata"]["namespace"] = trial.name
     name = document["metadata"]["name"]
 
-    demo.apply(document)
-    status = demo.ends("Complete", name, seconds=3000)
+    trial.apply(document)
+    status = trial.ends("Complete", name, seconds=3000)
 
     file, output, storage = tmp_path / "demo.yaml", tmp_path / "output", tmp_path / "storage"
     storage.mkdir()
@@ -76,7 +68,7 @@ def test_the_demo_scores_on_the_cluster_as_on_one_machine(demo: DemoTrial, tmp_p
     assert run.returncode == 0, run.stdout + run.stderr
 
     local = json.loads((output / "results.json").read_text())["scores"]
-    cluster = json.loads((demo.storage / status["results"]["artifact"]["path"] / "results.json").read_text())["scores"]
+    cluster = json.loads((trial.storage / status["results"]["artifact"]["path"] / "results.json").read_text())["scores"]
     assert [(score["task"], score["metric"]) for score in cluster] == [(score["task"], score["metric"]) for score in local]
     for here, there in zip(local, cluster, strict=True):
         for number in ("value", "baseline"):
