@@ -62,7 +62,14 @@ OPERATOR = [
     ),
     Panel("Waiting to be reconciled", {"experiments": "max(transfer_operator_workqueue_depth)"}),
     Panel("Event loop lag", {"{{pod}}": "max by (pod) (transfer_operator_event_loop_lag_seconds)"}, "s"),
-    Panel("Since the last full list", {"age": "max(transfer_operator_resync_age_seconds)"}, "s"),
+    Panel(
+        "Since the last full list and the last watch event",
+        {
+            "list": "max(transfer_operator_resync_age_seconds)",
+            "event: {{resource}}": "time() - max by (resource) (transfer_operator_watch_last_event_timestamp_seconds)",
+        },
+        "s", about="A watch is silent where nothing happens; see what only lists found.",
+    ),
     Panel("API requests", {"{{verb}} {{resource}}": _rate("transfer_operator_api_requests_total", "verb, resource")}, "reqps"),
     Panel(
         "API requests refused",

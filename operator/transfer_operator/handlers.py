@@ -13,6 +13,7 @@ from typing import Any
 import kopf
 
 from transfer_api.spec import API_GROUP
+from transfer_operator import metrics
 from transfer_operator.queue import WorkQueue
 from transfer_operator.settings import OperatorSettings
 from transfer_operator.view import SELECTOR, Key, View
@@ -28,16 +29,20 @@ def register(registry: kopf.OperatorRegistry, view: View, queue: WorkQueue[Key],
         heard: events so far by resource.
     """
 
+    def note(resource: str) -> None:
+        heard[resource] += 1
+        metrics.WATCH_LAST_EVENT.labels(resource).set_to_current_time()
+
     @kopf.on.event(API_GROUP, "v1alpha1", "transferexperiments", registry=registry)
     async def experiment_changed(event: kopf.RawEvent, **_: Any) -> None:
-        heard["transferexperiments"] += 1
+        note("transferexperiments")
         body = dict(event["object"])
         for key in view.drop_experiment(body) if event["type"] == "DELETED" else view.put_experiment(body):
             queue.add(key)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod_changed(event: kopf.RawEvent, **_: Any) -> None:
-        heard["pods"] += 1
+        note("pods")
         body = dict(event["object"])
         for key in view.drop_pod(body) if event["type"] == "DELETED" else view.put_pod(body):
             queue.add(key)

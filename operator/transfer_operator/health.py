@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,15 +39,15 @@ class Health:
     ready: bool = False
     """The Lease was looked at once."""
     resynced: float | None = None
-    deaf: int = 0
-    """Resyncs in a row that found changes while no watch told of any."""
+    deaf: Counter[str] = field(default_factory=Counter)
+    """By resource: lists in a row that found changes while its watch told of none."""
     lag: float = 0.0
     problems: list[str] = field(default_factory=list)
 
-    def resync_done(self, drift: int, heard: int) -> None:
-        """Notes a full list: objects it knew better than the view, and watch events since the one before."""
+    def resync_done(self, drift: Counter[str], heard: Counter[str]) -> None:
+        """Notes a full list: by resource, objects it knew better than the view, and watch events since the one before."""
         self.resynced = self.clock()
-        self.deaf = self.deaf + 1 if drift and not heard else 0
+        self.deaf = Counter({resource: self.deaf[resource] + 1 for resource, found in drift.items() if found and not heard[resource]})
 
     def check(self) -> list[str]:
         """What is wrong; empty when nothing is."""
@@ -57,8 +58,9 @@ class Health:
             age = self.clock() - self.resynced
             if age > MISSED_RESYNCS * self.settings.resync_seconds + self.settings.request_seconds:
                 found.append(f"nothing was listed for {age:.0f} s")
-        if self.leads and self.deaf >= DEAF_RESYNCS:
-            found.append(f"{self.deaf} lists in a row found changes that no watch told of")
+        for resource, times in self.deaf.items() if self.leads else ():
+            if times >= DEAF_RESYNCS:
+                found.append(f"{times} lists in a row found changes of {resource} that no watch told of")
         return found
 
     async def measure_lag(self) -> None:

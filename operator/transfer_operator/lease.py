@@ -44,6 +44,8 @@ class Lease:
         self._renewed: float | None = None
         """When the last renewal that succeeded was begun."""
         self._body: Body | None = None
+        self.looked = asyncio.Event()
+        """The API server has answered: what the Lease says is known."""
         self._given_back = False
         self._turn = asyncio.Lock()
 
@@ -93,6 +95,7 @@ class Lease:
                 self._body = await self._write(self._body)  # one request; a conflict says that somebody else wrote
             else:
                 body = await self._cluster.get(LEASES, self._namespace, self._name)
+                self.looked.set()
                 if body is not None and not self._free(body):
                     return False
                 self._body = await self._write(body)

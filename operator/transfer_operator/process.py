@@ -75,8 +75,8 @@ class Operator:
             stopped = _task(stack, self.stop.wait(), "stop")
             _task(stack, self.health.measure_lag(), "lag")
             tasks = [stopped]
-            self.health.ready = True
             if self.settings.leader_election:
+                _task(stack, self._note_first_look(), "first look")
                 acquired = _task(stack, self.lease.acquire(), "acquire")
                 await asyncio.wait([stopped, acquired], return_when=asyncio.FIRST_COMPLETED)
                 if self.stop.is_set():
@@ -87,7 +87,7 @@ class Operator:
             await asyncio.wait([*tasks, first], return_when=asyncio.FIRST_COMPLETED)
             if first.done():
                 first.result()
-                self.health.leads = True
+                self.health.leads = self.health.ready = True
                 tasks += [_task(stack, work, name) for name, work in self._work()]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             self.health.leads = False
@@ -97,6 +97,10 @@ class Operator:
             for task in done:
                 logger.error("%s has ended", task.get_name(), exc_info=task.exception())
             return LOST
+
+    async def _note_first_look(self) -> None:
+        await self.lease.looked.wait()
+        self.health.ready = True
 
     def _work(self) -> Iterator[tuple[str, Awaitable[object]]]:
         """What a leader does, side by side."""
@@ -130,7 +134,7 @@ class Operator:
 
     async def _resync(self) -> None:
         """Lists everything from time to time: finds what the watches missed, and looks at every experiment that is not finished."""
-        heard = 0
+        heard = self.heard.copy()
         while True:
             await asyncio.sleep(self.settings.resync_seconds)
             try:
@@ -138,20 +142,20 @@ class Operator:
             except ClusterError as error:
                 logger.warning("resync failed: %s", error)
                 continue
-            self.health.resync_done(drift, self.heard.total() - heard)
-            heard = self.heard.total()
+            self.health.resync_done(drift, self.heard - heard)
+            heard = self.heard.copy()
             for key, known in self.view.experiments.items():
                 if known.active:
                     self.queue.add(key)
 
-    async def _list(self) -> int:
+    async def _list(self) -> Counter[str]:
         """Takes full lists into the view; returns how many objects they knew better. Pods come last: never older than a status."""
-        drift = 0
+        drift = Counter[str]()
         for namespace in self.settings.watch_namespaces or (None,):
-            drift += self._take(EXPERIMENTS, *await self.cluster.list(EXPERIMENTS, namespace), namespace)
-            drift += self._take(PODS, *await self.cluster.list(PODS, namespace, SELECTOR), namespace)
+            drift[EXPERIMENTS.plural] += self._take(EXPERIMENTS, *await self.cluster.list(EXPERIMENTS, namespace), namespace)
+            drift[PODS.plural] += self._take(PODS, *await self.cluster.list(PODS, namespace, SELECTOR), namespace)
         if self.health.resynced is None:
-            self.health.resync_done(0, 1)
+            self.health.resync_done(Counter(), Counter())
         return drift
 
     def _take(self, resource: Resource, bodies: list[Body], version: str, namespace: str | None) -> int:

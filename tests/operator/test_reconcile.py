@@ -370,7 +370,7 @@ def test_a_long_list_comes_in_pages() -> None:
         assert rig.operator is not None
         await rig.operator._list()
         assert len(rig.operator.view.experiments) == 10
-        assert rig.operator.health.deaf == 0
+        assert not rig.operator.health.deaf
 
     on(case)
 
