@@ -69,7 +69,9 @@ def test_bad_models_and_data_fail_by_what_the_pod_found(trial: Trial) -> None:
         condition = trial.condition("Failed", name)
         assert (condition["status"], condition["message"]) == ("True", failure["message"])
     assert not wrong, json.dumps(wrong, indent=1)
-    assert not [pod["metadata"]["name"] for pod in trial.pods() if lives(pod)], "a failed experiment holds nothing"
+    wait_for(
+        lambda: not [pod for pod in trial.pods() if lives(pod)], 150, "a failed experiment holds nothing, once its pods had their grace"
+    )
 
 
 def test_a_storage_that_cannot_be_written_is_named(trial: Trial) -> None:
