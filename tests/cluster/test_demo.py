@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from hack.shorten import shorten
-from tests.support.testbed import ROOT, Testbed
+from tests.support.testbed import ROOT, TRIAL, Testbed
 from tests.support.trial import Trial
 
 pytestmark = pytest.mark.timeout(3600)
@@ -36,6 +36,7 @@ class DemoTrial(Trial):
 
     def open(self) -> DemoTrial:
         subprocess.run([str(ROOT / "hack/cluster/storage"), self.name, "--inputs"], check=True, capture_output=True)
+        self.kube.ask("PATCH", f"/api/v1/namespaces/{self.name}", {"metadata": {"labels": {TRIAL: "true"}}}, "application/merge-patch+json")
         return self
 
 

@@ -7,6 +7,7 @@ by `hack/cluster/cluster node-kill`; components freeze by SIGSTOP.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tests.support.experiment import wait_for
 from tests.support.kube import Body, Kube, kubectl
@@ -24,6 +25,8 @@ from tests.support.kube import Body, Kube, kubectl
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "hack" / "cluster" / "cluster"
 INSTALL = ROOT / "hack" / "cluster" / "install"
+TRIAL = "transfer-operator.dev/trial"
+"""Label of the namespaces that tests make."""
 NAMESPACE = RELEASE = "transfer-operator"
 OPERATORS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{RELEASE}"
@@ -69,6 +72,26 @@ class Testbed:
         self.kube = Kube()
         self.state = Path(found["CLUSTER_STATE"])
         self.storage = self.state / "storage"
+        self._alone = self._lock()
+        self._sweep()
+
+    def _lock(self) -> TextIO:
+        """Nodes die and API servers restart here: one run at a time has the cluster, until its process ends."""
+        file = (self.state / "tests.lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise AssertionError(f"another run has the cluster, process {file.read().strip()}: wait for its end, or stop it") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        return file
+
+    def _sweep(self) -> None:
+        """Removes what a run that was killed has left behind."""
+        for space in self.kube.list("/api/v1/namespaces", labelSelector=TRIAL):
+            self.kube.delete(f"/api/v1/namespaces/{space['metadata']['name']}")
 
     # -- the operator
 

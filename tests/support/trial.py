@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tests.support.experiment import wait_for, write_instructions, write_texts
 from tests.support.kube import EXPERIMENTS, Body, Kube, Witness, kubectl
-from tests.support.testbed import Testbed, as_json
+from tests.support.testbed import TRIAL, Testbed, as_json
 from tests.support.tiny import save_tiny_model
 from transfer_api.load import experiment_from
 from transfer_api.stage import StageKind, StagePlan, plan_stages
@@ -68,7 +68,7 @@ class Trial:
         self.fill()
         self.own()
         restricted = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
-        space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": restricted}}
+        space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": restricted | {TRIAL: "true"}}}
         self.kube.ask("POST", "/api/v1/namespaces", space)
         self.claim(CLAIM)
         return self
