@@ -65,6 +65,15 @@ async def deletion(rig: Rig) -> None:
     await rig.until(lambda: not rig.server.every("pods") and not rig.server.every("services"), what="nothing is left")
 
 
+async def namesake(rig: Rig) -> None:
+    """The experiment is deleted while it trains, and made again under its name while its pods still save."""
+    rig.apply(evaluation=None)
+    await _runs_for(rig, 1, 2)
+    rig.server.remove("transferexperiments", NAMESPACE, "tiny")
+    rig.apply(evaluation=None)
+    await rig.ends()
+
+
 async def crash(rig: Rig) -> None:
     """A worker process fails once, which counts against a budget."""
     rig.kubelet.code = lambda pod: 1 if _first(pod) else None
@@ -82,6 +91,7 @@ WORKLOADS: dict[str, tuple[Work, float]] = {
     "a worker crashes": (crash, 0.08),
     "resize": (resize, 0.1),
     "deletion": (deletion, 0.1),
+    "namesake": (namesake, 0.1),
 }
 """Each with its pace of training, 0 for the usual: what is lost unheard is found by a list, at most thirty seconds later."""
 
