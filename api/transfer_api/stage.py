@@ -60,9 +60,9 @@ class StageKind(enum.StrEnum):
 # Raise a number when the same parameters would give another artifact: everything of that kind is then computed again.
 CONTRACT_VERSION: Mapping[StageKind, int] = {
     StageKind.VOCABULARY: 1,
-    StageKind.DATASET: 1,
+    StageKind.DATASET: 2,
     StageKind.PRETRAINING: 1,
-    StageKind.INSTRUCTION_TUNING: 1,
+    StageKind.INSTRUCTION_TUNING: 2,
     StageKind.EVALUATION: 1,
 }
 

@@ -41,6 +41,7 @@ class Display:
         self.live = live
         self.started = time.monotonic()
         self._states: dict[str, StageState] = {}
+        self._began: dict[str, float] = {}
         self._measured: dict[str, float] = {}
         self._last_line = 0.0
         self._failure_told = False
@@ -106,10 +107,12 @@ class Display:
             return
         reused = stage.artifact is not None and stage.artifact.reused
         words = "already there" if reused else stage.state.value.lower()
-        took = ""
-        if stage.state is StageState.COMPLETE and not reused and stage.start_time and stage.completion_time:
-            took = f" in {(stage.completion_time - stage.start_time).total_seconds():.0f} s"
-        elapsed = int(time.monotonic() - self.started)
+        took, now = "", time.monotonic()
+        if stage.state is StageState.RUNNING:
+            self._began[stage.name] = now
+        elif stage.state is StageState.COMPLETE and stage.name in self._began:
+            took = f" in {now - self._began[stage.name]:.0f} s"  # of this run: who stopped it does not want the night counted
+        elapsed = int(now - self.started)
         self.line(f"[{elapsed // 60:02d}:{elapsed % 60:02d}] {MARKS[stage.state]} {stage.name}: {words}{took}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hack.inputs import packages
 from transfer_api.errors import DataError
+from transfer_pod.artifact import allow_reading
 
 BEGINNING = "<|endoftext|>"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -47,3 +48,4 @@ def convert(source: Path, file: str, folder: Path) -> None:
     fresh.tie_weights()
     fresh.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    allow_reading(folder)

@@ -113,6 +113,7 @@ class ArtifactStore:
             }
             manifest = {"key": stage.key, "stage": stage.model_dump(mode="json", by_alias=True), "files": files, **facts}
             write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+            allow_reading(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 folder.rename(target)
@@ -148,6 +149,15 @@ def storage_errors(path: Path) -> Iterator[None]:
                 next_step="Change its permissions or choose another folder",
             ) from error  # fmt: skip
         raise
+
+
+def allow_reading(folder: Path) -> None:
+    """Gives the files of a folder the rights that this user gives new files; safetensors writes weights for their owner alone."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | (0o666 & ~umask))
 
 
 def write_atomically(path: Path, content: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.evaluator.reports import scores
-from transfer_api.status import ExperimentStatus, Failure, Phase, Reason
+from transfer_api.stage import StageKind
+from transfer_api.status import ExperimentStatus, Failure, Phase, Reason, StageState, StageStatus
 from transfer_cli.display import Display, open_console, score_table
 from transfer_operator.decide import Event
 
@@ -30,6 +32,16 @@ def test_a_failure_is_told_once_and_whole(capsys: pytest.CaptureFixture[str], tm
 def test_other_events_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     Display(open_console(), "id", None).update(ExperimentStatus(), None, [Event(reason=Reason.RESUMED, message="going on", warning=False)])
     assert "going on" in capsys.readouterr().out
+
+
+def test_a_stage_that_was_stopped_over_night_took_as_long_as_it_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(open_console(), "id", None)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    stage = StageStatus(name="pretraining", kind=StageKind.PRETRAINING, key="0" * 32, state=StageState.RUNNING, start_time=yesterday)
+    display.update(ExperimentStatus(stages=[stage]), None, [])
+    done = stage.model_copy(update={"state": StageState.COMPLETE, "completion_time": datetime.now(UTC)})
+    display.update(ExperimentStatus(stages=[done]), None, [])
+    assert "pretraining: complete in 0 s" in capsys.readouterr().out
 
 
 def test_scores_beside_nothing_have_no_columns_for_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,16 @@ def test_a_committed_folder_is_found_with_the_digest_of_its_manifest(store: Arti
     assert (store.open(STAGE.kind, STAGE.key) / "model" / "weights.txt").read_text() == "weights"
 
 
+def test_who_may_read_the_storage_may_read_what_was_written_for_its_owner_alone(store: ArtifactStore) -> None:
+    folder = fill(store)
+    (folder / "model" / "weights.txt").chmod(0o600)
+    store.commit(STAGE, folder)
+    before = os.umask(0o022)
+    os.umask(before)
+    mode = (store.path(STAGE.kind, STAGE.key) / "model" / "weights.txt").stat().st_mode
+    assert mode & 0o777 == 0o666 & ~before
+
+
 def test_the_first_commit_of_a_key_stays(store: ArtifactStore) -> None:
     first = store.commit(STAGE, fill(store))
     second = store.commit(STAGE, fill(store))

@@ -156,6 +156,31 @@ def test_a_template_that_cannot_be_used_is_refused_with_a_way_out(template: str,
     assert "ChatML" in str(caught.value)
 
 
+def test_a_tokenizer_that_does_not_know_the_end_of_chatml_ends_turns_with_its_end_of_text() -> None:
+    """Letters that spell the end stop no generation."""
+    tokenizer = tokenizer_with(None)
+    vocabulary = {token: number for token, number in tokenizer.get_vocab().items() if token != "<|im_end|>"}
+    tokenizer.get_vocab = lambda: vocabulary
+    template = ChatTemplate(tokenizer)
+    example = template.encode(TWO_TURNS)
+    assert answers(tokenizer, example.tokens, example.targets) == ["Semua orang.<|endoftext|>", "assistant\n\n sama <|endoftext|>"]
+    assert template.stop == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "expected"),
+    [
+        pytest.param(CHAT_TEMPLATE, "Model", "<|im_end|>", id="end of turn"),
+        pytest.param(TRIMMING, "Model", "<|endoftext|>", id="end of text"),
+        pytest.param(ENDLESS, "Model", "<|endoftext|>", id="none of its own"),
+        pytest.param(None, "Alpaca", "<|endoftext|>", id="Alpaca"),
+    ],
+)
+def test_generation_stops_where_answers_end(template: str | None, name: str, expected: str) -> None:
+    tokenizer = tokenizer_with(template)
+    assert ChatTemplate(tokenizer, name).stop == tokenizer.convert_tokens_to_ids(expected)
+
+
 def test_a_tokenizer_without_end_of_text_is_refused() -> None:
     tokenizer = tokenizer_with(None)
     tokenizer.eos_token = None

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from tests.support.pods import LENGTH, ORDER, ROWS_PER_STEP, losses, make_storage, training_stage
 from tests.support.tiny import SENTENCES, save_tiny_model
@@ -200,6 +200,8 @@ def test_the_tuned_models_tokenizer_has_the_template_it_was_tuned_with(storage: 
     tokenizer = AutoTokenizer.from_pretrained(ArtifactStore(folder).path(stage.kind, stage.key) / "model")
     said = tokenizer.apply_chat_template([{"role": "user", "content": "Siapa?"}], tokenize=False, add_generation_prompt=True)
     assert said == "<|im_start|>user\nSiapa?<|im_end|>\n<|im_start|>assistant\n"
+    generation = GenerationConfig.from_pretrained(ArtifactStore(folder).path(stage.kind, stage.key) / "model")
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in generation.eos_token_id, "it stops where its answers end"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ ALPACA = (
     "{% else %}### Response:\n{{ message['content'] }}{{ eos_token }}{% if not loop.last %}\n\n{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
-_CHATML_END = "<|im_end|>"  # plain text to a tokenizer that does not know it, but the end of a turn all the same
+_CHATML_END = "<|im_end|>"  # plain text to a tokenizer that does not know it, but in a template of its own the end of a turn all the same
 _SPACE = re.compile(r"\s*")
 _FIELD = "spec.instructionTuning.template"
 
@@ -89,6 +89,14 @@ class ChatTemplate:
             tokens, targets = [*tokens, self._tokenizer.eos_token_id], [*targets, 1]
         return Example([*self._prefix, *tokens], [*[0] * len(self._prefix), *targets])
 
+    @property
+    def stop(self) -> int:
+        """The token after which a tuned model has said all: what ends an answer that is the last turn."""
+        example = self.encode([Message("user", "A"), Message("assistant", "B")])
+        last = max(place for place, target in enumerate(example.targets) if target)
+        token = example.tokens[last]
+        return token if token in self._tokenizer.added_tokens_decoder else int(self._tokenizer.eos_token_id)
+
     def _render(self, messages: list[dict[str, str]]) -> str:
         import jinja2
 
@@ -136,7 +144,8 @@ def _template(tokenizer: Any, name: str) -> str:
     template = tokenizer.chat_template if name == "Model" else None
     if isinstance(template, dict):
         template = template.get("default")
-    return template or CHATML
+    # Spelled out in letters an end of turn stops no generation, so a tokenizer without that token ends turns with its end of text.
+    return template or (CHATML if _CHATML_END in tokenizer.get_vocab() else CHATML.replace(_CHATML_END, "{{ eos_token }}"))
 
 
 def prefix(tokenizer: Any) -> list[int]:

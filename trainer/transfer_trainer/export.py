@@ -59,8 +59,12 @@ def export(
     with storage_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        _plain_model(stage, base, weights).save_pretrained(folder / "model")
-        _tokenizer(store, stage, base).save_pretrained(folder / "model")
+        model = _plain_model(stage, base, weights)
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+        if stage.kind is StageKind.INSTRUCTION_TUNING:
+            _make_a_chat_model(model, tokenizer, _template(store, stage))
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
         shutil.copyfile(work / LEDGER, folder / LEDGER)
         summary = read_ledger(folder / LEDGER)
         write_atomically(folder / "training.json", json.dumps(curve(summary), indent=1))
@@ -86,13 +90,20 @@ def _plain_model(stage: StagePlan, base: Path, weights: dict[str, Any]) -> PreTr
     return model.to(stored)
 
 
-def _tokenizer(store: ArtifactStore, stage: StagePlan, base: Path) -> Any:
-    """The base model's tokenizer; after instruction tuning with the chat template that the model was tuned with."""
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    if stage.kind is StageKind.INSTRUCTION_TUNING:
-        made_by = store.manifest(StageKind.DATASET, stage.inputs["dataset"])["stage"]["parameters"]
-        tokenizer.chat_template = ChatTemplate(tokenizer, made_by.get("template", "Model")).saved
-    return tokenizer
+def _template(store: ArtifactStore, stage: StagePlan) -> str:
+    """Name of the chat template that the data set was made with."""
+    parameters = store.manifest(StageKind.DATASET, stage.inputs["dataset"])["stage"]["parameters"]
+    return str(parameters.get("template", "Model"))
+
+
+def _make_a_chat_model(model: PreTrainedModel, tokenizer: Any, template: str) -> None:
+    """Gives the tokenizer the template that the model was tuned with, and has generation stop where its answers end."""
+    chat = ChatTemplate(tokenizer, template)
+    tokenizer.chat_template = chat.saved
+    config = model.generation_config
+    assert config is not None, "a causal language model can generate"
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    config.eos_token_id = list(dict.fromkeys([chat.stop, *(stop for stop in stops if stop is not None)]))
 
 
 def curve(summary: Summary) -> dict[str, Any]:

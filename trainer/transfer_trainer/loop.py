@@ -122,6 +122,8 @@ class Training:
         self._tell(activity=Activity.RUNNING)
         if self.step == 0:
             self._validate()
+        self._speed.append(time.monotonic())
+        self._speed.popleft()  # what came before the first step is no step
         while self.step < self.steps:
             if not self._train_step():
                 self._save()

@@ -57,10 +57,11 @@ def verdict(pod: Pod) -> Verdict:
 
 
 def _refuse(pod: Pod, reason: Reason) -> Refusal:
-    return Refusal(reason=reason, message=_words(pod, f"ended with code {pod.exit_code}"), pod=str(pod.name), exit_code=pod.exit_code)
+    message = _words(pod, f"ended with code {pod.exit_code}", longest=4096)
+    return Refusal(reason=reason, message=message, pod=str(pod.name), exit_code=pod.exit_code)
 
 
-def _words(pod: Pod, otherwise: str) -> str:
-    """The pod's own last words, which say more than its code."""
+def _words(pod: Pod, otherwise: str, longest: int = 500) -> str:
+    """The pod's own last words, which say more than its code; whole where they end the experiment, short where there may be many."""
     said = pod.result.message if pod.result is not None else ""
-    return (said or otherwise)[:500]
+    return (said or otherwise)[:longest]
