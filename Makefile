@@ -88,6 +88,7 @@ cluster-demo: setup cluster images ## the demo on the cluster: apply it, follow 
 
 .PHONY: test-cluster
 test-cluster: setup cluster images ## run the tests that need a cluster, one after the other (root); PYTEST="-k node" for some
+	@STORAGE= $(bin)/python -m hack.inputs.prepare >&2
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(bin)/pytest -q tests/cluster -m "not slow" --durations 10 $(PYTEST)
 
 .PHONY: bench-operator

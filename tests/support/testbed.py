@@ -138,7 +138,8 @@ class Testbed:
         """kill -9 of every replica at once. New pods take their places, since the kubelet would wait longer with each restart."""
         pods = self.operators()
         for pod in pods:
-            self.signal(pod, signal.SIGKILL)
+            if containers(pod):  # one that took the place of another a moment ago may have none yet
+                self.signal(pod, signal.SIGKILL)
         for pod in pods:
             self.remove(pod)
 
@@ -155,8 +156,7 @@ class Testbed:
 
     def processes(self, pod: Body) -> list[int]:
         """Process ids, on this machine, of a pod's containers."""
-        statuses = pod.get("status", {}).get("containerStatuses") or []
-        ids = [status["containerID"].split("://")[1] for status in statuses if status.get("containerID")]
+        ids = containers(pod)
         assert ids, f"{pod['metadata']['name']} has no container yet"
         found = []
         for path in Path("/proc").glob("[0-9]*/cgroup"):
@@ -210,6 +210,12 @@ class Testbed:
         body = self.kube.ask("GET", f"/api/v1/nodes/{node}")
         ready = any(one["type"] == "Ready" and one["status"] == "True" for one in body["status"]["conditions"])
         return ready and not body["spec"].get("taints")
+
+
+def containers(pod: Body) -> list[str]:
+    """Ids of the containers that a pod has, or had."""
+    statuses = pod.get("status", {}).get("containerStatuses") or []
+    return [status["containerID"].split("://")[1] for status in statuses if status.get("containerID")]
 
 
 def is_ready(pod: Body) -> bool:
