@@ -87,13 +87,14 @@ class FleetCollector(Collector):
         info, workers, stalled, restarts, scores = _per_experiment()
         count = dict.fromkeys(Phase, 0)
         for (namespace, name), known in self._view.experiments.items():
-            status = known.status
-            count[status.phase] += 1
-            if status.results is not None and _just(status.completion_time):
-                for score in status.results.scores:
-                    scores.add_metric([namespace, name, score.suite, score.task, score.language, score.metric], float(score.value))
-            if status.phase.terminal:
+            count[known.phase] += 1
+            if known.phase.terminal and not _just(known.completed):
                 continue  # finished ones would only pile up
+            status = known.status
+            if known.phase.terminal:
+                for score in status.results.scores if status.results is not None else ():
+                    scores.add_metric([namespace, name, score.suite, score.task, score.language, score.metric], float(score.value))
+                continue
             info.add_metric([namespace, name, status.phase, status.stage], 1)
             workers.add_metric([namespace, name, "desired"], status.workers.desired)
             workers.add_metric([namespace, name, "ready"], status.workers.ready)

@@ -188,11 +188,11 @@ class Reconciler:
         last = known.plan[-1].key if known.plan[-1].kind is StageKind.EVALUATION else None
         found = {}
         for stage in known.plan:
-            for other in self.view.sharers(key, stage.key) if stage.key != last else ():
-                record = other.stages.get(stage.key)
-                if record is not None and record.state is StageState.COMPLETE and record.artifact is not None:
-                    reference = ArtifactReference(key=stage.key, path=record.artifact.path, digest=record.artifact.digest)
-                    found[stage.key] = ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, reused=True)
+            maker = self.view.maker(key, stage.key) if stage.key != last else None
+            artifact = maker.stages[stage.key].artifact if maker is not None else None
+            if artifact is not None:
+                reference = ArtifactReference(key=stage.key, path=artifact.path, digest=artifact.digest)
+                found[stage.key] = ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, reused=True)
         return found
 
     def _makers(self, key: Key, known: Known) -> dict[str, str]:

@@ -11,6 +11,7 @@ import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -18,7 +19,7 @@ from transfer_api.errors import SpecError, TransferError
 from transfer_api.load import experiment_from
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan, plan_stages
-from transfer_api.status import ExperimentStatus, StageStatus
+from transfer_api.status import ExperimentStatus, Phase, StageState, StageStatus
 from transfer_operator.cluster import Body
 from transfer_operator.observe import strip
 
@@ -41,10 +42,24 @@ class Known:
     """None where the spec cannot work; `problem` says why."""
     plan: tuple[StagePlan, ...] = ()
     problem: str = ""
-    status: ExperimentStatus = field(default_factory=ExperimentStatus)
+    recorded: ExperimentStatus | bytes = field(default_factory=ExperimentStatus)
+    """The status; that of a finished experiment as JSON, a tenth of the size, since it is seldom looked at and many are kept."""
+    phase: Phase = Phase.PENDING
+    completed: datetime | None = None
     unreadable: str = ""
     """Why the recorded status cannot be read. Only the operator writes it, and to begin anew would forget every counter: so
     nothing is done until somebody has looked."""
+
+    @property
+    def status(self) -> ExperimentStatus:
+        """The status as it was last written."""
+        return ExperimentStatus.model_validate_json(self.recorded) if isinstance(self.recorded, bytes) else self.recorded
+
+    def record(self, status: ExperimentStatus) -> None:
+        """Takes the status."""
+        self.phase, self.completed = status.phase, status.completion_time
+        packed = status.phase.terminal
+        self.recorded = status.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True).encode() if packed else status
 
     @property
     def uid(self) -> str:
@@ -69,7 +84,12 @@ class Known:
     @property
     def active(self) -> bool:
         """Whether anything is still to be done for it."""
-        return self.experiment is not None and not self.deleting and not self.unreadable and not self.status.phase.terminal
+        return self.experiment is not None and not self.deleting and not self.unreadable and not self.phase.terminal
+
+    @property
+    def wants(self) -> bool:
+        """Whether it waits for anything that others may make."""
+        return self.active and self.experiment is not None and not self.experiment.spec.suspend
 
     @property
     def makes(self) -> tuple[object, ...]:
@@ -110,6 +130,8 @@ class View:
         self._pods_of: dict[Key, set[Key]] = defaultdict(set)
         self._sharers: dict[tuple[str, str, str], set[Key]] = defaultdict(set)
         """Experiments that need a stage: by namespace, storage and stage key."""
+        self._makers: dict[tuple[str, str, str], set[Key]] = defaultdict(set)
+        """Those of them that have completed it."""
 
     # -- experiments
 
@@ -122,13 +144,16 @@ class View:
         known = _known(body, old)
         self._unshare(key)
         self.experiments[key] = known
+        before, now = old.stages if old is not None else {}, known.stages
         for shared in _shared(key, known):
             self._sharers[shared].add(key)
-        moved = {stage.key for stage in known.status.stages if old is None or old.stages.get(stage.key) != stage}
+            if (record := now.get(shared[-1])) is not None and record.state is StageState.COMPLETE and record.artifact is not None:
+                self._makers[shared].add(key)
+        moved = {stage for stage, record in now.items() if before.get(stage) != record}
         told = {other for stage in moved for other in self._others(key, known, stage)}
         if old is None or old.makes != known.makes:
             told |= self._all_others(key, known) | (self._all_others(key, old) if old is not None else set())
-        return {key} | told
+        return {key} | self._who_wait(told)
 
     def drop_experiment(self, body: Body) -> set[Key]:
         """An experiment is gone."""
@@ -139,11 +164,16 @@ class View:
             return set()
         self._unshare(key)
         del self.experiments[key]
-        return {key} | self._all_others(key, old)
+        return {key} | self._who_wait(self._all_others(key, old))
 
     def sharers(self, key: Key, stage: str) -> list[Known]:
         """Other experiments of the same storage that need the same stage."""
         return [self.experiments[other] for other in self._others(key, self.experiments[key], stage)]
+
+    def maker(self, key: Key, stage: str) -> Known | None:
+        """An experiment of the same storage, other than this one, that has completed a stage."""
+        done = self._makers.get((key[0], _storage(self.experiments[key]), stage), set())
+        return next((self.experiments[other] for other in done if other != key), None)
 
     def _others(self, key: Key, known: Known, stage: str) -> set[Key]:
         return self._sharers.get((key[0], _storage(known), stage), set()) - {key}
@@ -151,12 +181,17 @@ class View:
     def _all_others(self, key: Key, known: Known) -> set[Key]:
         return {other for stage in known.plan for other in self._others(key, known, stage.key)}
 
+    def _who_wait(self, keys: set[Key]) -> set[Key]:
+        """Without those that are finished or suspended; else, where a thousand share a stage, each would wake all others."""
+        return {key for key in keys if self.experiments[key].wants}
+
     def _unshare(self, key: Key) -> None:
         if (old := self.experiments.get(key)) is not None:
             for shared in _shared(key, old):
-                self._sharers[shared].discard(key)
-                if not self._sharers[shared]:
-                    del self._sharers[shared]
+                for index in (self._sharers, self._makers):
+                    index[shared].discard(key)
+                    if not index[shared]:
+                        del index[shared]
 
     # -- pods
 
@@ -219,7 +254,7 @@ def _known(body: Body, old: Known | None) -> Known:
     """Parses what changed: a status write does not plan the stages again."""
     known = Known(_slim(body), None)
     try:
-        known.status = ExperimentStatus.model_validate(body.get("status") or {})
+        known.record(ExperimentStatus.model_validate(body.get("status") or {}))
     except ValidationError as error:
         known.unreadable = str(error)
     if old is not None and old.uid == known.uid and old.generation == known.generation:

@@ -123,6 +123,8 @@ def _answer(snapshot: Snapshot, steps: list[Step], now: datetime) -> Decision:
     summary = summarize(snapshot, [step.status for step in steps], phase, None, now)
     events = [event for step in steps for event in step.events]
     if finished:
+        # One event tells that the last stage is complete and all is; it would be every third request of a one-pod experiment.
+        events = [event for event in events if event not in steps[-1].events or event.reason != "StageComplete"]
         events.append(Event(reason="Complete", message=summary.results.score if summary.results else "every stage is complete"))
     wake = [moment for step in steps for moment in step.wake]
     look_again = max(0.0, (min(wake) - now).total_seconds()) if wake else None
