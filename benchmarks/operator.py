@@ -167,13 +167,12 @@ def heal(trial: Trial, document: Body, witness: Witness, blow: Callable[[Body], 
     """
     victim = trial.worker(index)
     name = victim["metadata"]["name"]
-    struck = time.time()
+    before, struck = trial.round(document), time.time()
     blow(victim)
     trial.replaced(victim)
     replacement = wait_for(lambda: witness.first("ADDED", name.rsplit("-g", 1)[0] + f"-g{generation(victim) + 1}"), 30, "the replacement")
     told = next((one.time for one in witness.seen if one.name == name and one.time >= struck and not lives(one.body)), struck)
-    others = trial.steps(document, 2, since=struck)
-    everyone = trial.steps(document, 3, since=others)
+    others, everyone = trial.heals(document, 3, after=before)
     return max(0.0, replacement - told), others - struck, everyone - struck
 
 

@@ -18,10 +18,9 @@ def test_a_killed_worker_is_replaced_while_the_others_go_on(trial: Trial, which:
     document = trial.train()
     victim = trial.worker(0 if which == "worker 0" else random.choice([0, 1]))
     with trial.witness() as witness:
-        struck = time.time()
+        before = trial.round(document)
         trial.bed.signal(victim, signal.SIGKILL)
-        alone = trial.steps(document, 1, since=struck)
-        trial.steps(document, 2, since=alone)
+        trial.heals(document, 2, after=before)
         record = trial.replaced(victim)
     none_twice(witness)
     assert record["cause"] == "infrastructure"
@@ -36,13 +35,12 @@ def test_five_evictions_in_a_row_are_each_healed_as_fast_as_the_first(trial: Tri
     with trial.witness() as witness:
         for count in range(1, 6):
             victim = trial.worker(1)
-            struck = time.time()
+            before, struck = trial.round(document), time.time()
             trial.evict(victim)
             trial.replaced(victim)
             name = trial.worker(1)["metadata"]["name"]
             created.append((witness.first("ADDED", name) or struck + 60) - struck)
-            alone = trial.steps(document, 1, since=struck)
-            healed.append(trial.steps(document, 2, since=alone) - struck)
+            healed.append(trial.heals(document, 2, after=before)[1] - struck)
             assert exit_code(witness.last(victim["metadata"]["name"])) == 75, "it saved first"
             trial.waits(lambda status, count=count: status["restarts"]["preemption"] == count, f"{count} preemptions are counted")
     none_twice(witness)

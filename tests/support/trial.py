@@ -253,6 +253,25 @@ class Trial:
 
         return wait_for(look, seconds, f"{count} steps of {size} processes")
 
+    def round(self, document: Body) -> int:
+        """The round of the last step."""
+        return int(self.ledger(document)[-1]["round"])
+
+    def heals(self, document: Body, size: int, after: int, seconds: float = 120) -> tuple[float, float]:
+        """Waits until it trains with so many processes in a round later than `after`.
+
+        Returns:
+            When the first step of a later round was done, and when the first of three by so many. Both are the same where a replacement
+            comes before the others have done any without it.
+        """
+
+        def look() -> tuple[float, float] | None:
+            lines = [line for line in self.ledger(document, kinds=("step", "lost")) if line["round"] > after]
+            full = sorted(line["time"] for line in lines if line["world_size"] == size)
+            return (min(line["time"] for line in lines), full[0]) if len(full) >= 3 else None
+
+        return wait_for(look, seconds, f"3 steps of {size} processes after round {after}")
+
     def artifact(self, kind: StageKind, key: str) -> Path:
         """Folder of a finished artifact."""
         return self.storage / "artifacts" / kind.value / key
