@@ -4,8 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 STORAGE ?= runs/.storage
-# Test processes: one more than cores, since whole runs wait a lot. Each test keeps to one thread, or they would fight for the cores.
-JOBS ?= $(shell expr $$(nproc) + 1)
+# Test processes. Each test keeps to one thread, or they would fight for the cores.
+JOBS ?= 2
 bin := .venv/bin
 export PYTHON
 

@@ -228,9 +228,11 @@ def _result(seen: _Seen) -> ResultMessage | None:
 
 def _decoded(message: str) -> ResultMessage | None:
     try:
-        return ResultMessage.decode(message)
+        result = ResultMessage.decode(message)
     except UnicodeError:  # half a surrogate pair
         return None
+    # An exception's text may quote an address with a password, and what stands here goes into status and events.
+    return result.model_copy(update={"message": _text(result.message), "reason": _text(result.reason)}) if result is not None else None
 
 
 def last_words(log: str) -> str:

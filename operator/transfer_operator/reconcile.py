@@ -90,6 +90,7 @@ class Reconciler:
         """Reconciles one key after the other, for ever."""
         while True:
             key = await self.queue.get()
+            await asyncio.sleep(0)  # probes are answered also where many keys are due that need no request
             begun = self.clock()
             outcome = await self._guarded(key)
             metrics.RECONCILES.labels(outcome).inc()
@@ -140,7 +141,10 @@ class Reconciler:
             return "invalid"
         await self._confirm_losses(key, known, memory)
         decision = decide(self._snapshot(key, known, memory), self.now())
-        written = await self._write(key, known, memory, decision.status)
+        runs = {stage.key for stage in known.status.stages if stage.state is StageState.RUNNING}
+        begins = [stage.key for stage in decision.status.stages if stage.state is StageState.RUNNING and stage.key not in runs]
+        with self.view.beginning(key, known, begins):
+            written = await self._write(key, known, memory, decision.status)
         failure: ClusterError | None = None
         try:
             await self._act(key, known, memory, decision)
@@ -172,8 +176,9 @@ class Reconciler:
             plan=known.plan,
             status=_with_seen(known.status, memory.seen),
             pods=(*pods.values(), *refused),
-            artifacts=self._artifacts(key, known),
-            makers=self._makers(key, known),
+            # A finished experiment needs nobody's; where a thousand share a stage, asking for each would hold up the event loop.
+            artifacts={} if known.phase.terminal else self._artifacts(key, known),
+            makers={} if known.phase.terminal else self._makers(key, known),
             settings=self._settings,
         )
 
@@ -203,6 +208,8 @@ class Reconciler:
         mine = known.stages.get(stage.key)
         if mine is not None and mine.state is StageState.RUNNING:
             return None
+        if (beginner := self.view.beginner(key, stage.key)) is not None:
+            return beginner[1]
         others = [other for other in self.view.sharers(key, stage.key) if other.active]
         for other in others:
             if (record := other.stages.get(stage.key)) is not None and record.state is StageState.RUNNING:

@@ -7,9 +7,10 @@ vanished in it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -132,6 +133,8 @@ class View:
         """Experiments that need a stage: by namespace, storage and stage key."""
         self._makers: dict[tuple[str, str, str], set[Key]] = defaultdict(set)
         """Those of them that have completed it."""
+        self._begun: dict[tuple[str, str, str], Key] = {}
+        """Who is about to write that it makes a stage: known here at once, and in a status only after the API server's answer."""
 
     # -- experiments
 
@@ -174,6 +177,21 @@ class View:
         """An experiment of the same storage, other than this one, that has completed a stage."""
         done = self._makers.get((key[0], _storage(self.experiments[key]), stage), set())
         return next((self.experiments[other] for other in done if other != key), None)
+
+    @contextlib.contextmanager
+    def beginning(self, key: Key, known: Known, stages: Iterable[str]) -> Iterator[None]:
+        """While an experiment writes that it makes these stages, no other begins them."""
+        mine = [(key[0], _storage(known), stage) for stage in stages]
+        self._begun |= dict.fromkeys(mine, key)
+        try:
+            yield
+        finally:
+            for shared in mine:
+                del self._begun[shared]
+
+    def beginner(self, key: Key, stage: str) -> Key | None:
+        """Who writes at this moment that it makes a stage."""
+        return self._begun.get((key[0], _storage(self.experiments[key]), stage))
 
     def _others(self, key: Key, known: Known, stage: str) -> set[Key]:
         return self._sharers.get((key[0], _storage(known), stage), set()) - {key}

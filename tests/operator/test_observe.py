@@ -332,6 +332,13 @@ def test_long_words_are_cut():
 # Last words.
 
 
+def test_a_message_in_our_form_is_told_without_credentials_too():
+    said = ResultMessage(outcome=Outcome.FAILED, reason="HubError", message="GET https://me:secret@hub.example with Bearer abc.def").encode()
+    told = seen(body("Failed", ended(10, "Error", said))).result
+    assert told.message == "GET https://…hub.example with Bearer …"
+    assert told.reason == "HubError"
+
+
 def test_a_message_in_our_form_is_kept_whole():
     assert seen(body("Succeeded", ended(0, "Completed", COMPLETE.encode()))).result == COMPLETE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -441,3 +442,22 @@ def test_the_operator_ends_when_asked_though_the_first_list_does_not_come() -> N
         assert await asyncio.wait_for(task, 1) == 0
 
     on(case)
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.002, 0.004, 0.008, 0.015])
+def test_experiments_that_are_applied_within_a_moment_make_a_shared_stage_once(gap: float) -> None:
+    """The younger names come first: seniority alone, which counts whole seconds, would let each of them begin."""
+
+    async def moment() -> Counter[str]:
+        rig = Rig()
+        async with rig.going():
+            await rig.is_quiet()
+            for name in ("d", "c", "b", "a"):
+                rig.apply(name)
+                await asyncio.sleep(gap)
+            await asyncio.sleep(0.5)
+            return Counter(stage.key for name in "abcd" for stage in rig.status(name).stages if stage.state is StageState.RUNNING)
+
+    found = run(moment())
+    assert found, "something runs"
+    assert set(found.values()) == {1}

@@ -168,9 +168,9 @@ def _clean_up(snapshot: Snapshot, now: datetime) -> Decision:
     complete = {stage.key: stage.completion_time for stage in snapshot.status.stages if stage.state is StageState.COMPLETE}
     going = [pod for pod in snapshot.pods if stages.overstays(pod, snapshot.pods, complete.get(pod.name.stage), now)]
     waiting = any(pod.alive for pod in snapshot.pods if pod not in going)
-    return Decision(
-        status=snapshot.status, actions=_let_go(snapshot, going), look_again=stages.LAST_WORDS.total_seconds() if waiting else None
-    )
+    # Nothing comes of an edit any more, but it was seen: tools wait for that.
+    status = snapshot.status.model_copy(update={"observed_generation": snapshot.experiment.metadata.generation})
+    return Decision(status=status, actions=_let_go(snapshot, going), look_again=stages.LAST_WORDS.total_seconds() if waiting else None)
 
 
 def _let_go(snapshot: Snapshot, pods: Iterable[Pod]) -> tuple[DeletePod, ...]:
