@@ -61,7 +61,7 @@ class StageKind(enum.StrEnum):
 CONTRACT_VERSION: Mapping[StageKind, int] = {
     StageKind.VOCABULARY: 1,
     StageKind.DATASET: 2,
-    StageKind.PRETRAINING: 1,
+    StageKind.PRETRAINING: 2,
     StageKind.INSTRUCTION_TUNING: 2,
     StageKind.EVALUATION: 1,
 }

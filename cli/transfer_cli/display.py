@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -66,8 +67,13 @@ class Display:
             self.line(f"  {status.stage}: {describe(progress)}")
 
     def line(self, text: str, style: str | None = None) -> None:
-        """A line that stays."""
-        self.console.print(Text(text, style=style or ""), soft_wrap=True)
+        """A line that stays; nowhere once nobody reads them any more, for a closed terminal or pipe is no reason to stop."""
+        try:
+            self.console.print(Text(text, style=style or ""), soft_wrap=True)
+            self.console.file.flush()
+        except OSError:
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
     def finish(self, status: ExperimentStatus, scores: list[Score], output: Path) -> None:
         """The table, and where everything lies."""

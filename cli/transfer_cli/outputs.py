@@ -49,7 +49,7 @@ def write_outputs(
     stamp = json.dumps([[stage.key, stage.artifact.digest if stage.artifact else ""] for stage in status.stages])
     current = output / STAMP
     with storage_errors(output):
-        if not current.exists() or current.read_text() != stamp:
+        if not current.exists() or current.read_text() != stamp or not _there(plan, output):
             current.unlink(missing_ok=True)
             _copy_model(store, plan, output)
             _report(experiment, plan, status, storage, output)
@@ -65,6 +65,15 @@ def scores_of_result(store: ArtifactStore, plan: tuple[StagePlan, ...]) -> list[
     return [Score.model_validate(score) for score in store.manifest(last.kind, last.key).get("scores", [])]
 
 
+def _there(plan: tuple[StagePlan, ...], output: Path) -> bool:
+    return (output / "report.html").is_file() and ((output / "model").is_dir() or not _models(plan))
+
+
+def _models(plan: tuple[StagePlan, ...]) -> list[StagePlan]:
+    """The stages that make a model."""
+    return [stage for stage in plan if stage.kind in (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING)]
+
+
 def _report(experiment: TransferExperiment, plan: tuple[StagePlan, ...], status: ExperimentStatus, storage: Path, output: Path) -> None:
     from transfer_evaluator.report import collect, write_report  # plots: 1 s
 
@@ -75,7 +84,6 @@ def _report(experiment: TransferExperiment, plan: tuple[StagePlan, ...], status:
 
 def _copy_model(store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path) -> None:
     """Puts the last model that was made at `model/`: a copy, since people change what they are given."""
-    made = [s for s in plan if s.kind in (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING)]
-    if made:
+    if made := _models(plan):
         shutil.rmtree(output / "model", ignore_errors=True)
         shutil.copytree(store.open(made[-1].kind, made[-1].key, verify=False) / "model", output / "model")

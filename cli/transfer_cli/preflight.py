@@ -20,6 +20,7 @@ from transfer_api.spec import ExperimentSpec, TransferExperiment
 from transfer_api.stage import StageKind, StagePlan, plan_stages
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import fingerprints, model_size, sources
+from transfer_cli.outputs import STATUS
 from transfer_pod.artifact import ArtifactStore, storage_errors
 from transfer_pod.context import NOT_THERE, find_input
 from transfer_pod.documents import check_source
@@ -59,6 +60,7 @@ def check(
         [
             lambda: _writable(storage, "storage", "--storage"),
             lambda: _writable(output, "output", "--output"),
+            lambda: _no_other_model(output),
             lambda: _port(metrics_port),
             lambda: _gpus(spec),
         ]
@@ -166,6 +168,16 @@ def _sequence_lengths(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Tra
         for name, training in (("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning))
         if training is not None and training.sequence_length > positions
     ]  # fmt: skip
+
+
+def _no_other_model(output: Path) -> None:
+    """A run puts its model at model/ in place of an earlier run's; what nobody ran here is somebody's own."""
+    model = output / "model"
+    if model.exists() and not (output / STATUS).exists():
+        raise SpecError(
+            "has a folder model/ that no run has made, and a run would replace it", field="output", value=str(output),
+            next_step="Choose another one with --output, or move that folder away",
+        )  # fmt: skip
 
 
 def _writable(folder: Path, field: str, option: str) -> None:

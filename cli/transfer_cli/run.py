@@ -91,7 +91,9 @@ class Session:
 
     def run(self, display: Display) -> int:
         """Loops until the experiment is complete, failed or suspended."""
-        signals = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # What is ignored stays so: nohup wants the run to outlive its terminal.
+        signals = {one: signal.signal(one, self._interrupt) for one in wanted if signal.getsignal(one) is not signal.SIG_IGN}
         try:
             status = self._recorded()
             if status.phase is not Phase.COMPLETE:
@@ -175,7 +177,8 @@ class Session:
             display.finish(status, scores, self.output)
             return ExitCode.COMPLETE
         if status.phase is Phase.SUSPENDED:
-            display.line("Saved. The same command goes on from here.")
+            asked = self.experiment.spec.suspend
+            display.line("Suspended: set spec.suspend to false to go on." if asked else "Saved. The same command goes on from here.")
             return ExitCode.SAVED
         failure = status.failure
         display.failed(status, self.output)

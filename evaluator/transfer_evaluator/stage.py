@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +51,7 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     numbers = {"items": float(sum(len(result.items) for result in results)), "tokens": float(meter.tokens), "seconds": round(seconds, 3)}
     meter.show(Activity.SAVING)
     store = ArtifactStore(context.storage)
-    artifact = store.work(StageKind.EVALUATION, context.stage.key) / "artifact"
+    artifact = store.draft(context.stage, context.pod)
     with storage_errors(artifact):
         _write(artifact, context, results, scores, _settings(context, model, numbers))
     reference = store.commit(
@@ -158,7 +157,6 @@ def _settings(context: PodContext, model: LoadedModel, numbers: dict[str, float]
 
 
 def _write(folder: Path, context: PodContext, results: list[TaskResult], scores: list[Score], settings: dict[str, Any]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier try
     folder.mkdir(parents=True)
     for result in results:
         write_items(folder, result)

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,10 +100,17 @@ class ArtifactStore:
                 )
         return folder
 
+    def draft(self, stage: StagePlan, pod: str) -> Path:
+        """Where a pod fills the artifact of a stage: its own folder, for one that was given up may still be writing."""
+        folder = self.work(stage.kind, stage.key) / f"artifact.{pod}"
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
     def commit(self, stage: StagePlan, folder: Path, **facts: Any) -> ArtifactReference:
         """Seals a filled folder: writes the manifest and moves it into place. `facts` go into the manifest.
 
-        Where another pod was first, its artifact stays and this folder is dropped: the same key means the same content.
+        Where another pod was first, its artifact stays and this folder is dropped: the same key means the same content. What else
+        lies in the stage's work folder is of no more use and goes too.
         """
         target = self.path(stage.kind, stage.key)
         with storage_errors(target):
@@ -120,7 +128,7 @@ class ArtifactStore:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self.work(stage.kind, stage.key), ignore_errors=True)
         reference = self.find(stage.kind, stage.key)
         assert reference is not None
         return reference
@@ -135,20 +143,27 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        number = _number(error)
+        if number in _NO_SPACE:
             free = "Free space there, or choose another folder; what is finished is kept and the run goes on from its last checkpoint"
             raise StorageError("no space left", field="storage", value=str(path), next_step=free) from error
-        if error.errno == errno.EXDEV:
+        if number == errno.EXDEV:
             raise StorageError(
                 "lies on several file systems", field="storage", value=str(path),
                 next_step="Its folders work/ and artifacts/ must be on one, since what is finished is moved at once",
             ) from error  # fmt: skip
-        if error.errno in _NO_WRITE:
+        if number in _NO_WRITE:
             raise StorageError(
                 "cannot be written", field="storage", value=str(path), allowed="a folder in which this user may write",
                 next_step="Change its permissions or choose another folder",
             ) from error  # fmt: skip
         raise
+
+
+def _number(error: OSError) -> int | None:
+    """The error's number; shutil packs those of several files into one error that has none, and only their texts tell."""
+    told = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, shutil.Error) else None
+    return int(told[1]) if told else error.errno
 
 
 def allow_reading(folder: Path) -> None:

@@ -62,6 +62,16 @@ def expand(path: Path) -> list[Path]:
 
     Only what does not exist as it is written is a pattern: folders may have brackets in their names.
     """
+    try:
+        return _expand(path)
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"cannot be looked up: {error}", field="path", value=str(path),
+            next_step="Let ** stand alone between slashes, and shorten names",
+        ) from error  # fmt: skip
+
+
+def _expand(path: Path) -> list[Path]:
     base = Path(path.anchor or ".")
     parts = list(path.relative_to(base).parts if path.anchor else path.parts)
     while parts and (base / parts[0]).exists():

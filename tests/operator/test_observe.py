@@ -333,7 +333,9 @@ def test_long_words_are_cut():
 
 
 def test_a_message_in_our_form_is_told_without_credentials_too():
-    said = ResultMessage(outcome=Outcome.FAILED, reason="HubError", message="GET https://me:secret@hub.example with Bearer abc.def").encode()
+    said = ResultMessage(
+        outcome=Outcome.FAILED, reason="HubError", message="GET https://me:secret@hub.example with Bearer abc.def"
+    ).encode()
     told = seen(body("Failed", ended(10, "Error", said))).result
     assert told.message == "GET https://…hub.example with Bearer …"
     assert told.reason == "HubError"

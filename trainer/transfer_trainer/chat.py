@@ -11,6 +11,7 @@ any character of an answer or of the end-of-turn token behind it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class ChatTemplate:
         self._prefix: list[int] = [] if own else prefix(tokenizer)
         self.saved = tokenizer.chat_template if own else ("{{ bos_token }}" if self._prefix else "") + self.jinja
         """What is saved with the tuned model: `apply_chat_template` adds no begin-of-text token, so the template must."""
+        self._stops = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
         ends = {str(token.content) for token in tokenizer.added_tokens_decoder.values()} | {_CHATML_END, tokenizer.eos_token}
         self._ends = re.compile(r"\s*(?:" + "|".join(sorted(map(re.escape, ends), key=len, reverse=True)) + ")")
 
@@ -82,20 +84,22 @@ class ChatTemplate:
         messages = [{"role": message.role, "content": message.content} for message in conversation]
         text = self._render(messages)
         spans = [self._answer(messages, number, text) for number, message in enumerate(messages) if message["role"] == "assistant"]
-        unended = bool(spans) and spans[-1].end == len(text) and not self._is_end(text, spans[-1])
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         tokens, targets = list(encoded["input_ids"]), _mask(encoded["offset_mapping"], spans)
-        if unended:  # without an end-of-turn token the tuned model would never stop
+        last = max((place for place, target in enumerate(targets) if target), default=None)
+        if last is not None and tokens[last] not in self._stops:  # without an end-of-turn token the tuned model would never stop
             tokens, targets = [*tokens, self._tokenizer.eos_token_id], [*targets, 1]
         return Example([*self._prefix, *tokens], [*[0] * len(self._prefix), *targets])
 
     @property
     def stop(self) -> int:
         """The token after which a tuned model has said all: what ends an answer that is the last turn."""
-        example = self.encode([Message("user", "A"), Message("assistant", "B")])
-        last = max(place for place, target in enumerate(example.targets) if target)
-        token = example.tokens[last]
-        return token if token in self._tokenizer.added_tokens_decoder else int(self._tokenizer.eos_token_id)
+        turns = [Message("user", "A"), Message("assistant", "B")]
+        for conversation in (turns, [Message("system", "S"), *turns]):
+            with contextlib.suppress(DataError):  # some templates want the one, some the other
+                example = self.encode(conversation)
+                return example.tokens[max(place for place, target in enumerate(example.targets) if target)]
+        return int(self._tokenizer.eos_token_id)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         import jinja2
@@ -126,9 +130,6 @@ class ChatTemplate:
         # Without an end-of-turn token the space behind the answer is what ends the turn.
         followed = self._ends.match(text, end) or _SPACE.match(text, end)
         return _Span(start, followed.end() if followed else end)
-
-    def _is_end(self, text: str, span: _Span) -> bool:
-        return any(match.end() == span.end for match in self._ends.finditer(text, span.start))
 
 
 def _common(first: str, second: str) -> int:

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import heapq
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -48,8 +47,7 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     check_length(parameters, read_config(folder))
     tokenizer = load_tokenizer(folder)
     store = ArtifactStore(context.storage)
-    target = store.work(context.stage.kind, context.stage.key) / "artifact"
-    shutil.rmtree(target, ignore_errors=True)
+    target = store.draft(context.stage, context.pod)
     writer = RowWriter(
         target / "rows", sequence_length=parameters.sequence_length, seed=parameters.seed, tokenizer=tokenizer_digest(folder)
     )

@@ -70,9 +70,7 @@ def export(
         write_atomically(folder / "training.json", json.dumps(curve(summary), indent=1))
         fence.check()
         numbers |= {"lost_steps": summary.lost_steps, "productive_seconds": summary.productive_seconds}
-        reference = store.commit(stage, folder, numbers=numbers)
-        shutil.rmtree(work, ignore_errors=True)
-    return reference
+        return store.commit(stage, folder, numbers=numbers)
 
 
 def _plain_model(stage: StagePlan, base: Path, weights: dict[str, Any]) -> PreTrainedModel:

@@ -68,11 +68,14 @@ def read_ledger(path: Path) -> Summary:
     seconds: dict[int, float] = {}
     lost = 0
     for entry in _entries(path):
-        kind = entry.pop("kind")
-        if kind == "validation":
+        try:
+            kind = entry.pop("kind")
+            line = StepLine(**entry) if kind != "validation" else None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path} has a line that is none of a ledger: {str(entry)[:200]}") from error
+        if line is None:
             validation.append(entry)
             continue
-        line = StepLine(**entry)
         seconds.setdefault(line.step, line.seconds)
         if kind == "step":
             lines.append(line)

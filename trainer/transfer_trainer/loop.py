@@ -39,7 +39,7 @@ from transfer_trainer.lora import add_adapters
 from transfer_trainer.model import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, arithmetic, check_length, load_model, summed_loss
 from transfer_trainer.optimizer import clip_gradients, learning_rate_factor, make_optimizer, set_learning_rate
 from transfer_trainer.parallel import Team, shard
-from transfer_trainer.rows import RowIds, row_order, total_steps
+from transfer_trainer.rows import RowIds, format_checksum, row_order, total_steps
 from transfer_trainer.store import RowStore
 from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
 
@@ -56,6 +56,8 @@ class Batch:
     tokens_BT: torch.Tensor
     positions_BT: torch.Tensor
     targets_BT: torch.Tensor
+    checksum: int
+    """Of the rows that were read."""
 
     @classmethod
     def read(cls, store: RowStore, ids: RowIds) -> Batch:
@@ -66,7 +68,7 @@ class Batch:
             at = ids.sources == source
             rows = store.row(int(source), ids.rows[at])
             tokens[at], positions[at], targets[at] = rows.tokens_BT, rows.positions_BT, rows.targets_BT != 0
-        return cls(torch.from_numpy(tokens), torch.from_numpy(positions), torch.from_numpy(targets))
+        return cls(torch.from_numpy(tokens), torch.from_numpy(positions), torch.from_numpy(targets), ids.checksum())
 
     @property
     def labels(self) -> int:
@@ -207,7 +209,7 @@ class Training:
         team, parameters = self.team, self.parameters
         batch = Batch.read(self.store, self.order.share(self.step, parameters.rows_per_step, team.rank, team.world_size))
         self.data_wait += time.monotonic() - begin
-        asked, labels = team.sum(self.asked(), batch.labels)
+        asked, labels, read = team.sum(self.asked(), batch.labels, batch.checksum)
         if asked:
             return False
         factor = learning_rate_factor(self.step, self.steps, float(parameters.warmup), parameters.schedule)
@@ -224,7 +226,7 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin)
+        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, format_checksum(read))
         return True
 
     def _check_finite(self, loss: float, norm: float) -> None:
@@ -234,14 +236,14 @@ class Training:
                 value=self.parameters.learning_rate, next_step="Lower it, lengthen warmup, or set gradientClipping",
             )  # fmt: skip
 
-    def _record(self, loss: float, norm: float, rate: float, seconds: float) -> None:
+    def _record(self, loss: float, norm: float, rate: float, seconds: float, read: str) -> None:
         per_step = self.parameters.rows_per_step * self.store.sequence_length
         now = time.time()
         if self.ledger is not None:
             self.ledger.step(
                 StepLine(
                     step=self.step, first_row=(self.step - 1) * self.parameters.rows_per_step, rows=self.parameters.rows_per_step,
-                    digest=self.order.step(self.step - 1, self.parameters.rows_per_step).digest(), world_size=self.team.world_size,
+                    digest=read, world_size=self.team.world_size,
                     round=self.team.round, loss=loss, tokens=self.step * per_step, seconds=seconds, learning_rate=rate,
                     gradient_norm=norm, time=now,
                 )

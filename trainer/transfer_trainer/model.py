@@ -34,15 +34,30 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
         ModelError: transformers cannot load it.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
-        )
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa",
+            output_loading_info=True,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
             f"cannot be loaded: {error}", field="spec.model", value=str(folder), next_step="Try AutoModelForCausalLM.from_pretrained on it"
         ) from error
+    check_whole(info, folder)
     # Evaluation mode only switches dropout off, wherever the architecture has it; gradients flow all the same.
     return cast(PreTrainedModel, model.eval())
+
+
+def check_whole(info: dict[str, Any], folder: Path) -> None:
+    """Refuses weights of which some are missing: transformers would make them up, at random.
+
+    Raises:
+        ModelError: names some of them.
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"lacks {len(missing)} weights, among them {', '.join(missing[:3])}", field="spec.model", value=str(folder),
+            next_step="Fetch it again; a file of weights was cut short or left out",
+        )  # fmt: skip
 
 
 def check_length(model: PreTrainedModel, sequence_length: int, section: str) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -91,8 +90,7 @@ def _save(
 ) -> ResultMessage:
     """Writes, checks and seals what was learned."""
     store = ArtifactStore(context.storage)
-    target = store.work(context.stage.kind, context.stage.key) / "artifact"
-    shutil.rmtree(target, ignore_errors=True)
+    target = store.draft(context.stage, context.pod)
     save_tokenizer(tokenizer, base, learned, target / "model")
     extended = load_tokenizer(target / "model")
     check_extension(tokenizer, extended, base, learned, corpus.held_out)
