@@ -72,8 +72,7 @@ class Display:
             self.console.print(Text(text, style=style or ""), soft_wrap=True)
             self.console.file.flush()
         except OSError:
-            with Path(os.devnull).open("w") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            self.console.on_broken_pipe()
 
     def finish(self, status: ExperimentStatus, scores: list[Score], output: Path) -> None:
         """The table, and where everything lies."""
@@ -122,9 +121,18 @@ class Display:
         self.line(f"[{elapsed // 60:02d}:{elapsed % 60:02d}] {MARKS[stage.state]} {stage.name}: {words}{took}")
 
 
+class _Screen(Console):
+    """rich ends the process when nobody reads any more; a run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 def open_console() -> Console:
     """Standard output. Redirected it has no width of its own, and 80 columns would break the table."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    return _Screen(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -42,6 +45,17 @@ def test_a_stage_that_was_stopped_over_night_took_as_long_as_it_ran(capsys: pyte
     done = stage.model_copy(update={"state": StageState.COMPLETE, "completion_time": datetime.now(UTC)})
     display.update(ExperimentStatus(stages=[done]), None, [])
     assert "pretraining: complete in 0 s" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_when_nobody_reads_its_lines_any_more() -> None:
+    code = "from transfer_cli.display import Display, open_console; d = Display(open_console(), 'id', None); " + (
+        "import sys; [d.line('step') for _ in range(3)]; sys.stderr.write('went on')"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "went on")
 
 
 def test_scores_beside_nothing_have_no_columns_for_it(capsys: pytest.CaptureFixture[str]) -> None:

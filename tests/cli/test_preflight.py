@@ -47,6 +47,16 @@ def test_what_can_run_passes(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").iterdir())
 
 
+def test_a_model_folder_that_no_run_has_made_is_not_replaced(tmp_path: Path) -> None:
+    write_experiment(tmp_path, ALL)
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    with pytest.raises(SpecErrors, match="model/ that no run has made") as raised:
+        check(tmp_path)
+    assert "--output" in str(raised.value)
+    (tmp_path / "runs" / "status.yaml").touch()
+    check(tmp_path)
+
+
 def _lacks_field(folder: Path) -> None:
     (folder / "id.txt").rename(folder / "id.jsonl")
     (folder / "id.jsonl").write_text('{"content": "Semua orang."}\n')

@@ -54,6 +54,16 @@ def test_who_may_read_the_storage_may_read_what_was_written_for_its_owner_alone(
     assert mode & 0o777 == 0o666 & ~before
 
 
+def test_a_pod_that_was_given_up_spoils_nothing_of_its_replacement(store: ArtifactStore) -> None:
+    first, second = store.draft(STAGE, "w0-g1"), store.draft(STAGE, "w0-g2")
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "weights.txt").write_text(folder.name)
+    store.commit(STAGE, second)
+    assert (store.open(STAGE.kind, STAGE.key) / "weights.txt").read_text() == second.name
+    assert not first.exists(), "nobody needs it any more"
+
+
 def test_the_first_commit_of_a_key_stays(store: ArtifactStore) -> None:
     first = store.commit(STAGE, fill(store))
     second = store.commit(STAGE, fill(store))

@@ -61,3 +61,11 @@ def test_brackets_in_a_folder_are_part_of_its_name_and_not_a_pattern(tmp_path: P
         (folder / name).touch()
     assert expand(find_input("1.txt", (folder,))) == [folder / "1.txt"]
     assert expand(find_input("*.txt", (folder,))) == [folder / "1.txt", folder / "2.txt"]
+
+
+@pytest.mark.parametrize("path", ["texts/**.jsonl", "a" * 300], ids=["a pattern that is none", "too long"])
+def test_a_path_that_cannot_be_looked_up_is_told_with_a_way_out(tmp_path: Path, path: str) -> None:
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(DataError, match="cannot be looked up") as raised:
+        expand(tmp_path / path)
+    assert raised.value.next_step
