@@ -2,7 +2,7 @@
 
 A run that is to start pods of a stage takes the lock first; another run waits until the artifact is there, or until the first
 has stopped or died: the kernel lets go of the lock with the process, whatever happens to it. On a cluster no lock is needed: there
-the pods of a stage are named after its key, so the second experiment finds those of the first.
+the operator lets one experiment make a stage and the others wait for it.
 """
 
 from __future__ import annotations
