@@ -35,6 +35,24 @@ def steps_done(place: Workplace, count: int) -> None:
     wait_for(lambda: len(place.ledger()) >= count, what=f"{count} steps in the ledger")
 
 
+def _holder(place: Workplace) -> int:
+    """Process id in the lock of the output folder, 0 for none."""
+    path = place.output / ".lock"
+    return int(path.read_text() or 0) if path.exists() else 0
+
+
+def refuses_another(place: Workplace, process: subprocess.Popen[str]) -> None:
+    """A second run beside the first is refused. The first stands still meanwhile, so that it cannot be done before the second comes."""
+    wait_for(lambda: _holder(place) == process.pid, what="the run has its folder")
+    process.send_signal(signal.SIGSTOP)
+    try:
+        code, text = place.run()
+        assert code == 2, text
+        assert str(process.pid) in text
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
 def launchers(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
     """Launchers of the run by their pod's name."""
     found = {}
@@ -73,10 +91,8 @@ def test_a_run_that_is_stopped_killed_and_crippled_ends_as_a_steady_one(steady: 
     for steps, blow in ((8, stop_with_ctrl_c), (20, kill_everything), (32, kill_a_worker_and_wait)):
         process = place.start("--output", str(place.output))
         try:
+            refuses_another(place, process)
             steps_done(place, steps)
-            code, text = place.run()
-            assert code == 2, "a second run beside the first is refused"
-            assert str(process.pid) in text
             blow(place, process)
         finally:
             if process.poll() is None:
