@@ -11,7 +11,9 @@ from transfer_api.status import Cause, Phase
 from transfer_operator.decide import PodPhase, Role, Settings
 
 PICK = st.integers(0, 7)
-CODES = [(75, {}), (1, {}), (137, {"out_of_memory": True}), (137, {}), (0, {"result": None}), (None, {}), (1, {"disrupted": True})]
+CODES = [
+    (75, {}), (78, {}), (1, {}), (137, {"out_of_memory": True}), (137, {}), (0, {"result": None}), (None, {}), (1, {"disrupted": True}),
+]  # fmt: skip
 LOOK = st.one_of(
     st.tuples(st.just("look"), st.none()),
     st.tuples(st.just("look and die after some actions"), st.integers(0, 4)),
