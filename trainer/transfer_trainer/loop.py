@@ -39,7 +39,7 @@ from transfer_trainer.lora import add_adapters
 from transfer_trainer.model import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, arithmetic, check_length, load_model, summed_loss
 from transfer_trainer.optimizer import clip_gradients, learning_rate_factor, make_optimizer, set_learning_rate
 from transfer_trainer.parallel import Team, shard
-from transfer_trainer.rows import RowIds, format_checksum, row_order, total_steps
+from transfer_trainer.rows import RowIds, digest, row_order, total_steps
 from transfer_trainer.store import RowStore
 from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
 
@@ -226,7 +226,7 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, format_checksum(read))
+        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, digest(read))
         return True
 
     def _check_finite(self, loss: float, norm: float) -> None:
