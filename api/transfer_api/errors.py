@@ -6,7 +6,8 @@
     ├── DataError          10     a text, question or instruction file cannot be used
     ├── StorageError       10     the storage cannot be written
     ├── ArtifactError      11     an artifact or checkpoint is unreadable or of another experiment
-    └── SaveRequested      75     not an error: saved because asked to stop; goes on from there
+    ├── SaveRequested      75     not an error: saved because asked to stop; goes on from there
+    └── Superseded         78     a newer attempt, or another experiment, has taken over what this pod makes
 
 The class decides whether the operator tries again (the table "Exit codes" in docs/concepts.md); a message is for people
 only and is never parsed.
@@ -25,6 +26,7 @@ class ExitCode(enum.IntEnum):
     CANNOT_WORK = 10
     UNREADABLE = 11
     SAVED = 75
+    SUPERSEDED = 78
     KILLED = 137
 
 
@@ -91,6 +93,12 @@ class SaveRequested(TransferError):
     """Raised where work stops because it was asked to, after the checkpoint is complete."""
 
     exit_code = ExitCode.SAVED
+
+
+class Superseded(TransferError):
+    """Raised where others have taken over what a pod makes, so that it has to end for good."""
+
+    exit_code = ExitCode.SUPERSEDED
 
 
 def shorten(value: object, limit: int = 80) -> str:

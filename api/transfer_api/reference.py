@@ -20,6 +20,11 @@ EXIT_CODES: tuple[tuple[str, str, str], ...] = (
     (str(int(ExitCode.CANNOT_WORK)), "the spec, data or model cannot work; the message says which and why", "Failed, no retry"),
     (str(int(ExitCode.UNREADABLE)), "an artifact or checkpoint is unreadable or of another experiment", "Failed, no retry"),
     (str(int(ExitCode.SAVED)), "saved because asked to stop; goes on from there", "begins again, not counted"),
+    (
+        str(int(ExitCode.SUPERSEDED)),
+        "others have taken the stage over; the message says who",
+        "ignored where the pod was replaced; else the next attempt begins; budget `restarts.application`",
+    ),
     (f"{int(ExitCode.KILLED)}, OOMKilled", "out of memory", "one retry, then Failed"),
     ("any, pod disrupted", "preempted, drained or evicted", "begins again; budget `restarts.preemption`"),
     ("none", "the pod or its node was lost", "begins again; budget `restarts.infrastructure`"),

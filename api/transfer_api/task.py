@@ -39,6 +39,11 @@ class PodTask:
     """Name of the pod."""
     attempt: str = ""
     """Name of the attempt, which is also the rendezvous id."""
+    lineage: str = ""
+    """Who counts the attempts: UID of the experiment, or a name of this one `transfer run`."""
+    attempt_number: int = 0
+    generation: int = 0
+    """The later attempt is the newer one, and of a worker the later generation, among pods of one lineage."""
     index: int = 0
     """Worker or shard index."""
     search: tuple[Path, ...] = ()
@@ -62,6 +67,9 @@ class PodTask:
             "TRANSFER_STORAGE": str(self.storage),
             "TRANSFER_POD": self.pod,
             "TRANSFER_ATTEMPT": self.attempt,
+            "TRANSFER_LINEAGE": self.lineage,
+            "TRANSFER_ATTEMPT_NUMBER": str(self.attempt_number),
+            "TRANSFER_GENERATION": str(self.generation),
             "TRANSFER_INDEX": str(self.index),
             "TRANSFER_SEARCH": json.dumps([str(folder) for folder in self.search]),
             ADDRESS_VARIABLE: self.address,
@@ -92,6 +100,9 @@ class PodTask:
                 storage=storage,
                 pod=environment.get("TRANSFER_POD", "pod"),
                 attempt=environment.get("TRANSFER_ATTEMPT", ""),
+                lineage=environment.get("TRANSFER_LINEAGE", ""),
+                attempt_number=int(environment.get("TRANSFER_ATTEMPT_NUMBER", "0")),
+                generation=int(environment.get("TRANSFER_GENERATION", "0")),
                 index=int(environment.get("TRANSFER_INDEX", "0")),
                 search=tuple(Path(folder) for folder in json.loads(environment.get("TRANSFER_SEARCH", "[]"))),
                 address=environment.get(ADDRESS_VARIABLE, "127.0.0.1"),

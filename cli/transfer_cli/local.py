@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -115,6 +116,8 @@ class LocalBackend:
     _locks: dict[str, StageLock] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
     """Names of the stages that another run on this storage is making."""
+    lineage: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Of this one run: the next one may count its attempts from 1 again, and no pod of this one is left then."""
 
     def observe(self) -> tuple[Pod, ...]:
         """Every pod as it is now. Pods that ended after their deletion was asked for are forgotten, as a kubelet does."""
@@ -189,6 +192,9 @@ class LocalBackend:
             search=self.search,
             pod=name,
             attempt=attempt,
+            lineage=self.lineage,
+            attempt_number=action.name.attempt,
+            generation=action.name.generation,
             index=action.name.index,
             address=LOOPBACK,
             port=free_port(),

@@ -14,9 +14,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from transfer_api.progress import ArtifactReference, Outcome, Progress, ResultMessage
-from transfer_api.spec import API_VERSION
+from transfer_api.spec import API_VERSION, ExperimentSpec
 from transfer_api.stage import StageKind, StagePlan
-from transfer_api.status import Condition, ConditionType, ExperimentStatus, Reason, StageState, StageStatus, WorkerRecord, second
+from transfer_api.status import (
+    Condition,
+    ConditionType,
+    ExperimentStatus,
+    Reason,
+    StageState,
+    StageStatus,
+    WorkerRecord,
+    WorkersStatus,
+    second,
+)
 from transfer_operator import manifest, metrics
 from transfer_operator.cluster import EVENTS, EXPERIMENTS, PODS, SERVICES, Body, Cluster, ClusterError, NotLeaderError
 from transfer_operator.decide import CreatePod, Decision, DeletePod, Event, Pod, PodPhase, Role, Settings, Snapshot, decide
@@ -282,7 +292,7 @@ class Reconciler:
             metrics.TIME_TO_RUNNING.observe(max(0.0, (self.now() - created).total_seconds()))
         if old.workers.desired and new.workers.desired and new.workers.desired != old.workers.desired and new.stage == old.stage:
             memory.resized = self.clock()
-        if memory.resized is not None and new.workers.ready == new.workers.desired and new.workers.world_size >= new.workers.desired:
+        if memory.resized is not None and known.experiment is not None and _at_size(new.workers, known.experiment.spec):
             metrics.RESIZE_SECONDS.observe(self.clock() - memory.resized)
             memory.resized = None
 
@@ -395,6 +405,11 @@ class Reconciler:
 def _worker(stage: StageStatus, record: WorkerRecord) -> PodName:
     kind, key, attempt = stage.kind.value, stage.key, stage.attempt
     return PodName(stage=key, kind=kind, attempt=attempt, index=record.index, generation=record.generation)
+
+
+def _at_size(workers: WorkersStatus, spec: ExperimentSpec) -> bool:
+    """Whether training goes on with all the processes of the workers that are wanted, and with no others."""
+    return workers.ready == workers.desired and workers.world_size == workers.desired * manifest.processes(spec)
 
 
 def _rendezvous(stage: StageStatus) -> PodName:

@@ -42,13 +42,17 @@ class Kubelet:
     code: Callable[[Body], int | None] = lambda pod: None
     """An exit code with which a pod ends soon after it has begun, instead of working."""
 
+    meeting: bool = False
+    """Whether the workers are between two rounds: they tell of the one before."""
+
     async def work(self) -> None:
         """Moves every pod on, for ever."""
         while True:
             await asyncio.sleep(STEP_S)
             for pod in self.server.every("pods"):
                 self._move(pod)
-            self._train()
+            if not self.meeting:
+                self._train()
 
     def _move(self, pod: Body) -> None:
         phase, meta = pod["status"]["phase"], pod["metadata"]
@@ -74,7 +78,7 @@ class Kubelet:
             step = self.steps[key] = min(STEPS, self.steps.get(key, 0) + 1)
             for pod in pods:
                 self.told[pod["metadata"]["uid"]] = Progress(
-                    step=int(step), total_steps=STEPS, world_size=len(pods), loss=1.5, last_step_time=now().timestamp(),
+                    step=int(step), total_steps=STEPS, world_size=sum(map(_processes, pods)), loss=1.5, last_step_time=now().timestamp(),
                     productive_seconds=step * STEP_S,
                 )  # fmt: skip
                 if step >= STEPS:
@@ -122,6 +126,10 @@ def _kind(pod: Body) -> str:
 
 def _role(pod: Body) -> str:
     return str(pod["metadata"]["labels"][manifest.ROLE])
+
+
+def _processes(pod: Body) -> int:
+    return next(int(one["value"]) for one in pod["spec"]["containers"][0]["env"] if one["name"] == "TRANSFER_PROCESSES")
 
 
 def _now() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.operator.builders import experiment
@@ -11,7 +11,9 @@ from transfer_api.status import Cause, Phase
 from transfer_operator.decide import PodPhase, Role, Settings
 
 PICK = st.integers(0, 7)
-CODES = [(75, {}), (1, {}), (137, {"out_of_memory": True}), (137, {}), (0, {"result": None}), (None, {}), (1, {"disrupted": True})]
+CODES = [
+    (75, {}), (78, {}), (1, {}), (137, {"out_of_memory": True}), (137, {}), (0, {"result": None}), (None, {}), (1, {"disrupted": True}),
+]  # fmt: skip
 LOOK = st.one_of(
     st.tuples(st.just("look"), st.none()),
     st.tuples(st.just("look and die after some actions"), st.integers(0, 4)),
@@ -103,6 +105,10 @@ def misfortune(cluster: Cluster, what: str, value, chosen: str | None) -> None:
         cluster.vanishes(chosen)
 
 
+@example(
+    events=[("look", None), ("a pod refuses", 0), ("look", None), ("the user suspends", False), ("look", None)],
+    workers={"min": 1, "replicas": 2, "max": 4}, budgets={}, slots=None,
+)  # fmt: skip
 @given(
     events=st.lists(WILD, max_size=60),
     workers=st.sampled_from([{"min": 1, "replicas": 2, "max": 4}, {"min": 2, "replicas": 3}, {"min": 1, "replicas": 1}]),

@@ -77,6 +77,29 @@ def test_a_pod_that_is_deleted_is_replaced_before_it_has_ended():
     assert (made.status.restarts.saved, made.status.restarts.application) == (1, 0)
 
 
+def test_where_others_have_taken_the_stage_over_the_next_attempt_begins_and_is_counted_once():
+    made = training().ends("w0-g1", 78, message="attempt 7").ends("w1-g1", 78).decides()
+    assert made.created() == ["a2-rendezvous", "a2-w0-g1", "a2-w1-g1"]
+    assert made.counts() == {"application": 1}
+    assert made.stage().message == "attempt 7"
+    for attempt in (2, 3):
+        made.after(300).settles().ends(f"a{attempt}-w0-g1", 78).decides()
+    made.after(300).settles().ends("a4-w0-g1", 78, message="attempt 9").decides()
+    assert made.status.phase is Phase.FAILED, "two that both make it do not take it in turns for ever"
+    assert made.status.failure.reason is Reason.RESTART_LIMIT_EXCEEDED
+    assert "attempt 9" in made.status.failure.message
+
+
+def test_a_zombie_that_finds_its_stage_taken_over_by_its_replacement_counts_on_nothing():
+    made = training().change("w1-g1", terminating=True, lost=True).decides()
+    assert made.created() == ["a1-w1-g2"]
+    counts = made.counts()
+    made.ends("w1-g1", 78).decides()
+    assert made.created() == []
+    assert made.counts() == counts
+    assert made.stage().attempt == 1
+
+
 def test_a_drain_is_seen_while_the_pod_still_saves():
     made = training().change("w1-g1", terminating=True, disrupted=True).decides()
     assert made.created() == ["a1-w1-g2"]

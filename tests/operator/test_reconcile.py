@@ -13,6 +13,7 @@ from tests.operator.api_server import Refused
 from tests.operator.rig import NAMESPACE, Rig, counted, outcome
 from tests.operator.virtual_time import clock, run
 from transfer_api.status import ConditionType, Phase, Reason, StageState
+from transfer_operator import metrics
 from transfer_operator.cluster import Body
 
 Case = Callable[[Rig], Awaitable[None]]
@@ -265,6 +266,32 @@ def test_a_resize_adds_and_takes_workers_at_once() -> None:
         assert stage(rig).attempt == 1
 
     on(case)
+
+
+@pytest.mark.parametrize("gpus", [0, 4], ids=["a process a pod", "four processes a pod"])
+@pytest.mark.parametrize("replicas", [3, 1], ids=["more workers", "fewer workers"])
+def test_a_resize_is_over_when_as_many_processes_train_as_are_wanted(gpus: int, replicas: int) -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply(workers={"min": 1, "replicas": 2, "max": 4, "resources": {"limits": {"nvidia.com/gpu": gpus} if gpus else {}}})
+        each = max(1, gpus)
+        await rig.until(lambda: rig.status().workers.world_size == 2 * each)
+        before = _resizes()
+        rig.kubelet.meeting = True
+        rig.server.edit(NAMESPACE, "tiny", workers={"replicas": replicas})
+        await rig.until(lambda: rig.status().workers.ready == replicas)
+        assert _resizes() == before, "the workers are there, and have not met"
+        rig.kubelet.meeting = False
+        await rig.until(lambda: _resizes() > before)
+        assert rig.status().workers.world_size == replicas * each
+        await rig.ends()
+        assert _resizes() == before + 1
+
+    on(case)
+
+
+def _resizes() -> float:
+    """How many resizes the metric has seen come to their end."""
+    return sum(sample.value for one in metrics.RESIZE_SECONDS.collect() for sample in one.samples if sample.name.endswith("_count"))
 
 
 def test_five_lost_workers_in_a_row_are_each_replaced_at_once() -> None:

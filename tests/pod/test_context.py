@@ -13,8 +13,9 @@ STAGE = StagePlan(name="pretraining", kind=StageKind.PRETRAINING, key="a" * 32, 
 
 def test_what_the_backend_writes_the_pod_reads() -> None:
     context = PodContext(
-        stage=STAGE, storage=Path("/s"), pod="p-w1-g2", attempt="p", index=1, search=(Path("/a:b"), Path("/c")), address="10.0.0.7",
-        port=9000, rendezvous="store:29400", min_nodes=2, max_nodes=8, processes=4, termination_log=Path("/t"),
+        stage=STAGE, storage=Path("/s"), pod="p-w1-g2", attempt="p", lineage="uid", attempt_number=3, generation=2, index=1,
+        search=(Path("/a:b"), Path("/c")), address="10.0.0.7", port=9000,
+        rendezvous="store:29400", min_nodes=2, max_nodes=8, processes=4, termination_log=Path("/t"),
     )  # fmt: skip
     assert PodContext.read(context.environment()) == context
 

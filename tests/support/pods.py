@@ -130,7 +130,7 @@ class Cluster:
     stage: StagePlan
     min_nodes: int = 1
     max_nodes: int = 3
-    attempt: str = "attempt"
+    number: int = 1
     port: int = field(default_factory=free_port)
     pods: list[Pod] = field(default_factory=list)
     _store: subprocess.Popen[bytes] | None = None
@@ -159,9 +159,11 @@ class Cluster:
                 [sys.executable, "-m", "transfer_trainer.rendezvous"],
                 env={**environment, "TRANSFER_RENDEZVOUS": f"127.0.0.1:{self.port}"}, start_new_session=True,
             )  # fmt: skip
-        name = f"{self.attempt}-w{index}-g{sum(pod.context.index == index for pod in self.pods)}"
+        attempt, generation = f"a{self.number}", 1 + sum(pod.context.index == index for pod in self.pods)
+        name = f"{attempt}-w{index}-g{generation}"
         context = PodContext(
-            stage=self.stage, storage=self.folder, pod=name, attempt=self.attempt, index=index, port=free_port(),
+            stage=self.stage, storage=self.folder, pod=name, attempt=attempt, lineage="experiment", attempt_number=self.number,
+            generation=generation, index=index, port=free_port(),
             rendezvous=f"127.0.0.1:{self.port}" if self.max_nodes > 1 else "", min_nodes=self.min_nodes,
             max_nodes=self.max_nodes, processes=processes,
             termination_log=self.folder / f"{name}-{self.port}.termination",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.pods import training_stage
 from transfer_api.errors import DataError, SpecError, TransferError
 from transfer_api.stage import TrainingParameters
-from transfer_trainer.rows import RowOrder, permute, total_steps
+from transfer_trainer.rows import RowOrder, digest, permute, total_steps
 
 SEEDS = st.integers(0, 2**31 - 1)
 # Of seed 7, weights 3:1, sizes 10 and 5. A finished run is only understood by this order: it may not change.
@@ -115,6 +115,12 @@ def parameters(steps: int | None = None, **changes: object) -> TrainingParameter
 )
 def test_the_budget_gives_steps(changes: dict[str, object], steps: int) -> None:
     assert total_steps(parameters(**changes), [Source("id", 3, 300), Source("en", 1, 100)], max_epochs=1) == steps
+
+
+@given(orders(), st.integers(0, 9), st.integers(1, 20), st.integers(1, 9))
+def test_what_the_workers_read_adds_up_to_the_digest_of_the_step(order: RowOrder, step: int, rows: int, workers: int) -> None:
+    read = sum(float(order.share(step, rows, rank, workers).checksum()) for rank in range(workers))
+    assert digest(read) == digest(order.step(step, rows).checksum())
 
 
 def test_an_epoch_is_never_rounded_to_nothing() -> None:

@@ -64,7 +64,7 @@ class Checkpoints:
         """Saves after `step` finished steps; returns when the checkpoint is complete. `fence` is rank 0's.
 
         Raises:
-            FencedError: a newer round has taken over (rank 0).
+            FencedError, Superseded: a newer round, or others, have taken over (rank 0).
             StorageError: the disk is full or read-only.
         """
         final = self.folder / f"step-{step:08d}"

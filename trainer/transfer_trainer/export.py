@@ -51,7 +51,7 @@ def export(
         numbers: figures for the manifest.
 
     Raises:
-        FencedError: a newer round has taken over.
+        FencedError, Superseded: a newer round, or others, have taken over.
         StorageError: the disk is full or read-only.
     """
     work = store.work(stage.kind, stage.key)

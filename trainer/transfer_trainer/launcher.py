@@ -10,6 +10,7 @@ kills workers where ours save first, counts a peer's death as a failure of its o
     76    saved, membership changes     joins the next round
     77    a peer is gone                joins the next round
     10, 11 cannot work                  ends with that code and the worker's message
+    78    the attempt is over           closes the rendezvous, so that no pod of it goes on, and ends with 78
     other crash                         joins the next round; after two crashes without a step in between ends with 1
 """
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 
 import transfer_api.errors
-from transfer_api.errors import ExitCode, SaveRequested, TransferError
+from transfer_api.errors import ExitCode, SaveRequested, Superseded, TransferError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
 from transfer_pod.context import PodContext
 from transfer_pod.end import finish, write_termination_message
@@ -45,6 +46,10 @@ SECOND_SIGNAL_SECONDS = 2.0
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 """Workers keep freed memory, and have it in huge pages. By default each large tensor is mapped anew and its pages faulted in one by
 one: a quarter of a million faults in a step of a 135M model, 5 to 20 % of its time on two virtual cores."""
+
+
+_FINAL = (ExitCode.CANNOT_WORK, ExitCode.UNREADABLE, ExitCode.SUPERSEDED)
+"""What no other round of this pod would change."""
 
 
 class WorkerCrashError(Exception):
@@ -123,20 +128,28 @@ class Launcher:
                     members.close()
                     return self._complete(done)
                 self._judge(end)
+        except Superseded:
+            members.close()
+            raise
         except BaseException:
             members.leave()
             raise
 
     def _join(self, members: Membership) -> Round | None:
-        """The next round, or None when the rendezvous was closed because the stage is done."""
+        """The next round, or None when the rendezvous was closed because the stage is done.
+
+        Raises:
+            SaveRequested: it was asked to stop.
+            Superseded: the rendezvous was closed, and the stage is not done.
+        """
         if self.asked_at is not None:
             raise SaveRequested("saved on request")
         self._waiting = True
         try:
             place = members.join()
-        except RendezvousOverError:
+        except RendezvousOverError as error:
             if finished(self.context) is None:
-                raise
+                raise Superseded("another pod of the attempt has found that it is over") from error
             return None
         finally:
             self._waiting = False
@@ -182,7 +195,7 @@ class Launcher:
             SaveRequested, TransferError, WorkerCrashError: when it may not.
         """
         reason, message = self._explanation()
-        if end in (ExitCode.CANNOT_WORK, ExitCode.UNREADABLE):
+        if end in _FINAL:
             kind = getattr(transfer_api.errors, reason, TransferError)
             error: TransferError = kind(message)
             error.exit_code = ExitCode(end)
@@ -232,7 +245,7 @@ class Launcher:
 def _gravity(code: int) -> int:
     """What decides when the workers of a pod ended differently: a reason to fail, then a crash, then the rest."""
     order = (ExitCode.COMPLETE, ExitCode.SAVED, End.REGROUP, End.PEER_LOST)
-    if code in (ExitCode.CANNOT_WORK, ExitCode.UNREADABLE):
+    if code in _FINAL:
         return len(order) + 1
     return order.index(code) if code in order else len(order)
 

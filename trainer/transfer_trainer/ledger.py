@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from transfer_api.errors import ArtifactError
 from transfer_pod.artifact import write_atomically
-from transfer_trainer.rows import RowOrder
+from transfer_trainer.rows import RowOrder, digest
 
 LEDGER = "ledger.jsonl"
 
@@ -169,7 +169,7 @@ def verify_ledger(path: Path, order: RowOrder, rows_per_step: int, steps: int | 
             "step": expected,
             "first_row": (expected - 1) * rows_per_step,
             "rows": rows_per_step,
-            "digest": order.step(expected - 1, rows_per_step).digest(),
+            "digest": digest(order.step(expected - 1, rows_per_step).checksum()),
         }
         for name, value in wanted.items():
             if getattr(line, name) != value:

@@ -33,13 +33,13 @@ from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
 from transfer_trainer.checkpoint import Checkpoints
 from transfer_trainer.export import export, full_weights
-from transfer_trainer.fence import Fence
+from transfer_trainer.fence import Fence, Term
 from transfer_trainer.ledger import LEDGER, Ledger, StepLine, read_ledger
 from transfer_trainer.lora import add_adapters
 from transfer_trainer.model import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, arithmetic, check_length, load_model, summed_loss
 from transfer_trainer.optimizer import clip_gradients, learning_rate_factor, make_optimizer, set_learning_rate
 from transfer_trainer.parallel import Team, shard
-from transfer_trainer.rows import RowIds, format_checksum, row_order, total_steps
+from transfer_trainer.rows import RowIds, digest, row_order, total_steps
 from transfer_trainer.store import RowStore
 from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
 
@@ -112,7 +112,7 @@ class Training:
             activity=Activity.LOADING, pod=context.pod, stage=context.stage.name, world_size=team.world_size, round=team.round
         )
         self.data_wait = 0.0
-        self.fence = Fence.take(self.work, team.incarnation, team.round) if team.rank == 0 else None
+        self.fence = Fence.take(self.work, Term.of(context, team.incarnation), team.round) if team.rank == 0 else None
         self._tell()
         self._open_data()
         self._build()
@@ -226,7 +226,7 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, format_checksum(read))
+        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, digest(read))
         return True
 
     def _check_finite(self, loss: float, norm: float) -> None:

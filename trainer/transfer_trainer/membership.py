@@ -28,7 +28,7 @@ JOIN_SECONDS = 7 * 86400
 
 
 class RendezvousOverError(Exception):
-    """The rendezvous was closed: a pod of the attempt saw the stage done."""
+    """The rendezvous was closed: a pod of the attempt saw that the stage is done, or that others have taken it over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Membership(Protocol):
         """Takes this node out, so that the others need not wait for it."""
 
     def close(self) -> None:
-        """Ends the rendezvous for everybody: the stage is done."""
+        """Ends the rendezvous for everybody: the stage is done, or the attempt is over."""
 
 
 def membership(context: PodContext) -> Membership:
@@ -133,7 +133,7 @@ class Rendezvous:
         """Waits until at least `min` nodes are there.
 
         Raises:
-            RendezvousOverError: the stage is done.
+            RendezvousOverError: it was closed.
             RendezvousError: the store is lost.
         """
         from torch.distributed.elastic.rendezvous import RendezvousClosedError

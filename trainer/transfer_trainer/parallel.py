@@ -33,7 +33,7 @@ class Team:
     world_size: int = 1
     round: int = 0
     incarnation: str = ""
-    """Of the rendezvous store; rounds of one incarnation are ordered."""
+    """Of the rendezvous store; empty where there is none."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod

@@ -40,9 +40,9 @@ CHECKSUM = 2**44
 """Sums over 512 processes are exact in float64, in which control values travel."""
 
 
-def format_checksum(value: float) -> str:
+def digest(checksums: float) -> str:
     """A sum of checksums as the ledger has it: hexadecimal."""
-    return f"{int(value) % CHECKSUM:011x}"
+    return f"{int(checksums) % CHECKSUM:011x}"
 
 
 class Source(Protocol):
@@ -75,10 +75,6 @@ class RowIds:
         """Sum over the rows of a hash of (source, row), modulo `CHECKSUM`: those of the parts of a step add up to that of the step."""
         hashes = _mix(_mix(self.sources.astype(np.uint64)) ^ self.rows.astype(np.uint64)) % np.uint64(CHECKSUM)
         return int(hashes.sum()) % CHECKSUM
-
-    def digest(self) -> str:
-        """The checksum as the ledger has it."""
-        return format_checksum(self.checksum())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Python can handle it), and tells how it ended by its exit code.
     0     the artifact is in place                    76    saved, the membership is about to change
     10    cannot work (error-<rank>.json says why)    77    a peer is gone
     11    a checkpoint or artifact is unreadable       1    crashed
-    75    saved, this pod leaves
+    75    saved, this pod leaves                      78    others have taken the stage over
 """
 
 from __future__ import annotations

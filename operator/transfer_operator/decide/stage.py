@@ -126,11 +126,11 @@ def advance(step: Step) -> None:
         begin(step)
         return
     incidents = judge_workers(step)
-    lost = judge_rendezvous(step)
+    over = judge_rendezvous(step) or next((incident for *_, incident in incidents if incident.attempt_over), None)
     if step.refusal is not None:
         return
-    if lost is not None:  # the ends of its workers are its echo
-        restart(step, lost)
+    if over is not None:  # the ends of its workers are its echo
+        restart(step, over)
         return
     if not replace_workers(step, incidents):
         return

@@ -26,6 +26,8 @@ class Replace:
     cause: Cause
     message: str
     out_of_memory: bool = False
+    attempt_over: bool = False
+    """None of the attempt's pods can go on, nor could those that replaced them."""
 
 
 Verdict = Done | Replace | Refusal
@@ -45,6 +47,9 @@ def verdict(pod: Pod) -> Verdict:
         return _refuse(pod, Reason.CANNOT_WORK)
     if pod.exit_code == ExitCode.UNREADABLE:
         return _refuse(pod, Reason.CHECKPOINT_UNREADABLE)
+    if pod.exit_code == ExitCode.SUPERSEDED:
+        # Only pods that are wanted are judged. So two others make the stage too, and are not to take turns with it for ever: it is counted.
+        return Replace(cause=Cause.APPLICATION, message=_words(pod, "others have taken the stage over"), attempt_over=True)
     if pod.disrupted:
         return Replace(cause=Cause.PREEMPTION, message=_words(pod, "preempted, drained or evicted"))
     if pod.out_of_memory:
