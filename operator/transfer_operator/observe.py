@@ -57,7 +57,8 @@ def observe(body: Json, progress: Progress | None = None) -> Pod | None:
         return None
     phase = seen.phase
     code = seen.exit_code
-    terminating = seen.metadata.get("deletionTimestamp") is not None
+    deletion = seen.metadata.get("deletionTimestamp")
+    terminating = deletion is not None
     disruption = seen.disruption
     node_gone = seen.status.get("reason") == NODE_LOST or disruption.get("reason") in NODE_GONE
     disrupted = not node_gone and (bool(disruption) or seen.status.get("reason") in EVICTED)
@@ -72,6 +73,7 @@ def observe(body: Json, progress: Progress | None = None) -> Pod | None:
         created=created,
         started=time_of(seen.running.get("startedAt")) or time_of(seen.terminated.get("startedAt")),
         terminating=terminating,
+        gone_by=time_of(deletion),
         exit_code=code,
         out_of_memory=out_of_memory,
         disrupted=disrupted,

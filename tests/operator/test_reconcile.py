@@ -248,6 +248,26 @@ def test_suspend_releases_the_pods_and_resume_goes_on() -> None:
     on(case)
 
 
+def test_a_suspension_beside_a_silent_node_ends_and_lets_who_waits_make_the_stage() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.steps = _Slow()
+        rig.apply("first")
+        await trains(rig, name="first")
+        silent = rig.worker(1, name="first")
+        assert silent is not None
+        rig.kubelet.silent = lambda pod: pod["metadata"]["uid"] == silent["metadata"]["uid"]
+        rig.apply("second")
+        await asyncio.sleep(5)
+        assert not rig.pods("second")
+        rig.server.edit(NAMESPACE, "first", suspend=True)
+        await rig.until(lambda: rig.status("first").phase is Phase.SUSPENDED, seconds=120)
+        assert silent["metadata"]["name"].removeprefix("first-") in stage(rig, name="first").message
+        await trains(rig, name="second")
+        assert rig.worker(1, name="first") is not None, "nobody removed the pod"
+
+    on(case)
+
+
 def test_a_resize_adds_and_takes_workers_at_once() -> None:
     async def case(rig: Rig) -> None:
         rig.apply()
