@@ -67,6 +67,10 @@ def starting() -> World:
             f"a1-rendezvous waits: {NO_ROOM}", id="the rendezvous, without which no worker trains",
         ),
         pytest.param(
+            lambda m: m.runs("a1-w0-g1", "a1-w1-g1").change("a1-rendezvous", waiting=NO_ROOM), Reason.BELOW_MIN,
+            f"a1-rendezvous waits: {NO_ROOM}", id="the rendezvous, also where all workers run",
+        ),
+        pytest.param(
             lambda m: m.runs("a1-w0-g1").change("a1-w1-g1", waiting=NO_ROOM), Reason.BELOW_REPLICAS, f"a1-w1-g1 waits: {NO_ROOM}",
             id="one more, while the others train",
         ),

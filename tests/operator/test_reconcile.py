@@ -36,6 +36,11 @@ def stage(rig: Rig, kind: str = "pretraining", name: str = "tiny") -> Any:
     return next(one for one in rig.status(name).stages if one.name == kind)
 
 
+def events(rig: Rig, reason: str) -> list[str]:
+    """Messages of the events of a reason."""
+    return [event["message"] for event in rig.server.every("events") if event["reason"] == reason]
+
+
 async def trains(rig: Rig, workers: int = 2, name: str = "tiny") -> None:
     """Waits until so many workers train."""
     await rig.until(
@@ -211,6 +216,87 @@ def test_pods_of_an_earlier_experiment_of_the_same_name_are_waited_out() -> None
         assert {pod["metadata"]["ownerReferences"][0]["uid"] for pod in rig.pods()} == {owner["metadata"]["uid"]}
 
     on(case)
+
+
+def test_a_pod_that_nobody_owns_is_named_until_somebody_deletes_it() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        await trains(rig)
+        _orphan(rig, "pods")
+        rig.server.remove("transferexperiments", NAMESPACE, "tiny")
+        await asyncio.sleep(1)
+        left = [pod["metadata"]["name"] for pod in rig.pods()]
+        assert left
+        before = len(rig.server.writes)
+        rig.apply()
+        await asyncio.sleep(60)
+        assert len(rig.server.writes) - before <= 40, "not more often than every ten seconds"
+        message = condition(rig, ConditionType.WORKERS_READY).message
+        assert any(f"kubectl delete pod {name} --namespace {NAMESPACE}" in message for name in left), message
+        taken = events(rig, "NameTaken")
+        assert len(taken) == len(set(taken)) > 0, "told once"
+        for name in left:
+            rig.server.remove("pods", NAMESPACE, name)
+        await rig.ends()
+        assert rig.status().phase is Phase.COMPLETE
+        assert rig.status().restarts.total == 0
+
+    on(case)
+
+
+def test_a_pod_that_nobody_owns_ends_the_experiment_at_its_deadline() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply(evaluation=None)
+        await rig.until(lambda: rig.pods())
+        _orphan(rig, "pods")
+        rig.server.remove("transferexperiments", NAMESPACE, "tiny")
+        rig.kubelet.silent = lambda pod: not pod["metadata"]["ownerReferences"]
+        await asyncio.sleep(1)
+        rig.apply(evaluation=None, deadlines={"startupSeconds": 60})
+        await rig.until(lambda: rig.status().phase is Phase.FAILED, seconds=90)
+        failure = rig.status().failure
+        assert failure is not None
+        assert failure.reason is Reason.STARTUP_DEADLINE_EXCEEDED
+        assert "kubectl delete pod" in failure.message
+
+    on(case)
+
+
+def test_a_service_of_somebody_else_is_named_until_somebody_deletes_it() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.starts = lambda pod: bool(rig.server.every("services")) or "rendezvous" not in pod["metadata"]["name"]
+
+        def foreign(plural: str, old: Body | None, new: Body | None) -> None:
+            if plural == "pods" and old is None and new is not None and "rendezvous" in new["metadata"]["name"]:
+                experiment = rig.experiment()
+                assert experiment is not None
+                name = f"{new['metadata']['name'].removeprefix('tiny-').removesuffix('-rendezvous')}-{experiment['metadata']['uid'][:8]}"
+                rig.server.on_commit.remove(foreign)
+                rig.server.create("services", NAMESPACE, {"kind": "Service", "metadata": {"name": name}})
+
+        rig.server.on_commit.append(foreign)
+        rig.kubelet.steps = _Slow()
+        rig.apply()
+        await trains(rig)
+        await asyncio.sleep(30)
+        (service,) = rig.server.every("services")
+        told = condition(rig, ConditionType.WORKERS_READY)
+        assert (told.status, told.reason) == ("False", Reason.BELOW_MIN)
+        assert f"kubectl delete service {service['metadata']['name']}" in told.message
+        assert len(events(rig, "NameTaken")) == 1
+        assert counted(rig.server.writes)["POST services"] <= 5
+        rig.server.remove("services", NAMESPACE, service["metadata"]["name"])
+        await rig.until(lambda: condition(rig, ConditionType.WORKERS_READY).status == "True", seconds=30)
+        await rig.ends()
+        assert rig.status().restarts.total == 0
+
+    on(case)
+
+
+def _orphan(rig: Rig, plural: str) -> None:
+    """As the first half of `kubectl delete --cascade=orphan`."""
+    for body in list(rig.server.every(plural)):
+        rig.server.put(plural, {**body, "metadata": {**body["metadata"], "ownerReferences": []}})
 
 
 def test_a_spec_that_cannot_work_is_told_and_begun_once_it_is_mended() -> None:
