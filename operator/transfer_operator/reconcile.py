@@ -22,10 +22,11 @@ from transfer_operator.child import NAMESAKE_AGAIN_S, NotMadeError, Obstacle, ma
 from transfer_operator.cluster import EVENTS, EXPERIMENTS, PODS, SERVICES, Body, Cluster, ClusterError, NotLeaderError, Resource
 from transfer_operator.decide import CreatePod, Decision, DeletePod, Event, Pod, PodPhase, Role, Settings, Snapshot, decide
 from transfer_operator.decide.snapshot import PodName
+from transfer_operator.decide.stage import is_silent
 from transfer_operator.observe import observe
 from transfer_operator.queue import WorkQueue
 from transfer_operator.settings import OperatorSettings
-from transfer_operator.view import Key, Known, View
+from transfer_operator.view import Key, Known, View, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Memory:
     """Rendezvous pods whose Service cannot be made, by name."""
     seen: set[str] = field(default_factory=set)
     """Names of pods that were seen: one that vanishes before a status says so is lost all the same, and its name is used up."""
+    unreadable: str = ""
+    """Why its status cannot be read, as it was last told."""
     resized: float | None = None
     """When another number of workers was last wanted and not yet reached."""
 
@@ -134,7 +137,7 @@ class Reconciler:
         if memory is None or memory.uid != known.uid:
             memory = self._memories[key] = Memory(known.uid)
         if known.unreadable:
-            logger.error("%s/%s: its status cannot be read, nothing is done: %s", *key, known.unreadable)
+            await self._tell_unreadable(key, known, memory)
             return "invalid"
         if known.experiment is None:
             await self._write(key, known, memory, _refused(known, self.now()))
@@ -203,7 +206,10 @@ class Reconciler:
         return found
 
     def _makers(self, key: Key, known: Known) -> dict[str, str]:
-        """Who makes a stage of this experiment: whoever began, or else the oldest that is not suspended."""
+        """Who makes a stage of this experiment: whoever began, or else the oldest that is not suspended.
+
+        Of an experiment whose status cannot be read, only pods tell that it began.
+        """
         return {stage.key: maker for stage in known.plan if (maker := self._maker(key, known, stage)) is not None}
 
     def _maker(self, key: Key, known: Known, stage: StagePlan) -> str | None:
@@ -212,14 +218,24 @@ class Reconciler:
             return None
         if (beginner := self.view.beginner(key, stage.key)) is not None:
             return beginner[1]
-        others = [other for other in self.view.sharers(key, stage.key) if other.active]
+        sharers = self.view.sharers(key, stage.key)
+        others = [other for other in sharers if other.active]
         for other in others:
             if (record := other.stages.get(stage.key)) is not None and record.state is StageState.RUNNING:
+                return str(other.body["metadata"]["name"])
+        for other in sharers:
+            if other.unreadable and not other.deleting and self._works_at(other, stage):
                 return str(other.body["metadata"]["name"])
         elder = min((other for other in others if _may_make(other, stage)), key=lambda other: other.seniority, default=None)
         if elder is None or elder.seniority > known.seniority:
             return None
         return str(elder.body["metadata"]["name"])
+
+    def _works_at(self, other: Known, stage: StagePlan) -> bool:
+        """Whether a pod of an experiment may still leave the artifact of a stage."""
+        pods = [pod for body in self.view.pods_of(key_of(other.body)) if (pod := self._observe(body)) is not None]
+        mine = [pod for pod in pods if pod.name.stage == stage.key and pod.name.role is Role.WORKER]
+        return any(not pod.ended and not is_silent(pod, self.now()) for pod in mine)
 
     async def _confirm_losses(self, key: Key, known: Known, memory: Memory) -> None:
         """Asks the API server for pods that were seen and are no longer in the view: only it knows whether they are lost."""
@@ -373,30 +389,27 @@ class Reconciler:
 
     # -- tell
 
+    async def _tell_unreadable(self, key: Key, known: Known, memory: Memory) -> None:
+        """Somebody has to look: once to whoever has the experiment, and in a metric as long as it is so."""
+        if memory.unreadable == known.unreadable:
+            return
+        memory.unreadable = known.unreadable
+        message = (
+            f"its status cannot be read, so nothing is done for it: {known.unreadable[:600]}. Mend it "
+            f"(kubectl edit txp {key[1]} --namespace {key[0]} --subresource=status), or delete the experiment and apply it again: "
+            "what its complete stages have made is found in the storage"
+        )
+        logger.error("%s/%s: %s", *key, message)
+        await self._tell(known, (Event(reason="StatusUnreadable", message=message, warning=True),))
+
     async def _tell(self, known: Known, events: tuple[Event, ...]) -> None:
         """Events are for people: one that cannot be written is not worth a retry."""
         for event in events:
             try:
-                await self.cluster.create(EVENTS, known.body["metadata"]["namespace"], self._event(known, event))
+                body = manifest.event(known.body["metadata"], event, self.settings, self.now())
+                await self.cluster.create(EVENTS, body["metadata"]["namespace"], body)
             except ClusterError as error:
                 logger.info("an event was not written: %s", error)
-
-    def _event(self, known: Known, event: Event) -> Body:
-        metadata = known.body["metadata"]
-        now = self.now().isoformat(timespec="seconds").replace("+00:00", "Z")
-        return {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
-            "involvedObject": {
-                "apiVersion": API_VERSION, "kind": "TransferExperiment", "name": metadata["name"],
-                "namespace": metadata["namespace"], "uid": known.uid,
-            },
-            "reason": event.reason, "message": event.message[:1024], "type": "Warning" if event.warning else "Normal",
-            "firstTimestamp": now, "lastTimestamp": now, "count": 1,
-            "source": {"component": "transfer-operator"},
-            "reportingComponent": "transfer-operator", "reportingInstance": self.settings.identity,
-        }  # fmt: skip
 
 
 def _worker(stage: StageStatus, record: WorkerRecord) -> PodName:

@@ -435,8 +435,57 @@ def test_a_status_that_cannot_be_read_is_left_alone() -> None:
         rig.server.objects["transferexperiments", NAMESPACE, "tiny"] = {**rig.apply(), "status": {"phase": "Elsewhere"}}
         await rig.is_quiet(120)
         assert not rig.pods()
+        (told,) = events(rig, "StatusUnreadable")
+        assert "phase" in told, "what is wrong"
+        assert "kubectl edit txp tiny --namespace lab --subresource=status" in told, "the way out"
 
     on(case)
+
+
+def test_a_stage_is_not_made_twice_because_a_status_cannot_be_read() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply("first")
+        await trains(rig, name="first")
+        first = rig.experiment("first")
+        assert first is not None
+        _garble(rig, first)
+        rig.apply("second")
+        await rig.ends("second")
+        assert rig.status("second").phase is Phase.COMPLETE
+        adopted = {one.name for one in rig.status("second").stages if one.artifact is not None and one.artifact.reused}
+        assert "pretraining-dataset" in adopted, "complete before, as the rest of the status says"
+        assert rig.worker(0, name="first") is not None
+        trained = [pod for pod in rig.pods("second") if "pretraining" in pod["metadata"]["name"]]
+        made = min(pod["metadata"]["creationTimestamp"] for pod in trained) if trained else None
+        ended = max(pod["status"]["since"] for pod in rig.pods("first") if "pretraining" in pod["metadata"]["name"])
+        assert made is None or made >= ended, "nobody begins it while pods of the first may still finish it"
+
+    on(case)
+
+
+def test_a_stage_whose_pods_are_gone_is_made_by_another_though_a_status_cannot_be_read() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.steps = _Slow()
+        rig.apply("first")
+        await trains(rig, name="first")
+        first = rig.experiment("first")
+        assert first is not None
+        _garble(rig, first)
+        rig.apply("second")
+        await asyncio.sleep(15)
+        assert "waits for first" in stage(rig, name="second").message
+        for pod in rig.pods("first", live=True):
+            rig.kubelet.lose(pod)
+        await rig.until(lambda: rig.pods("second"), seconds=40)
+
+    on(case)
+
+
+def _garble(rig: Rig, body: Body) -> None:
+    """A status of which only its stages can be read, but for the one that runs."""
+    stages = [one if one["state"] == "Complete" else {**one, "state": "Elsewhere"} for one in body["status"]["stages"]]
+    rig.server.on_commit.clear()  # whose checks read every status
+    rig.server.put("transferexperiments", {**body, "status": {**body["status"], "phase": "Elsewhere", "stages": stages}})
 
 
 def test_one_broken_experiment_does_not_hold_up_the_others() -> None:

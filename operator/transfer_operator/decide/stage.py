@@ -162,8 +162,10 @@ def suspend(step: Step) -> None:
     step.refusal = next((result for pod in step.pods if isinstance(result := _judge(pod), Refusal)), None)
     for pod in step.pods:
         step.delete(pod)
+    now, grace = step.around.now, timedelta(seconds=step.around.settings.grace_seconds)
     going = [pod for pod in step.pods if not pod.ended and not pod.refused]
-    silent = [pod for pod in going if is_silent(step, pod)]
+    silent = [pod for pod in going if is_silent(pod, now)]
+    step.wake += [(pod.gone_by or now + grace) + OVERDUE for pod in going if pod not in silent]
     state = StageState.SUSPENDED if going == silent else StageState.RUNNING
     step.change(state=state, workers=[], rendezvous_seen=False, retry_time=None, below_min_since=None)
     if state is StageState.SUSPENDED and silent:
@@ -171,19 +173,12 @@ def suspend(step: Step) -> None:
         step.change(message=f"suspended without the end of {names}: the node does not answer, and may still run what was there"[:1024])
 
 
-def is_silent(step: Step, pod: Pod) -> bool:
-    """Whether nobody will tell the end of a pod: its node was given up, or lets the pod outlive its grace.
+def is_silent(pod: Pod, now: datetime) -> bool:
+    """Whether nobody will tell the end of a pod that was told to go: its node was given up, or lets the pod outlive its grace.
 
     It may still run there. So may any pod that is replaced, and what both of them save is fenced.
     """
-    if pod.terminating and pod.lost:
-        return True
-    grace = timedelta(seconds=step.around.settings.grace_seconds)
-    deadline = (pod.gone_by or step.around.now + grace) + OVERDUE
-    if step.around.now >= deadline:
-        return True
-    step.wake.append(deadline)
-    return False
+    return pod.terminating and (pod.lost or (pod.gone_by is not None and now >= pod.gone_by + OVERDUE))
 
 
 def complete(step: Step, pod: Pod) -> None:
