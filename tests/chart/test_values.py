@@ -63,6 +63,8 @@ REFUSED: list[tuple[str, Object, str]] = [
     ("a digest that is none", {"image": {"digest": "latest"}}, "digest"),
     ("a port that needs root", {"ports": {"http": 80}}, "http"),
     ("two replicas without a Lease", {"settings": {"leaderElection": False}}, "set replicas to 1"),
+    ("a renewal too late for the Lease", {"settings": {"renewSeconds": 4}}, "lower it to at most 3.5 or raise settings.leaseSeconds"),
+    ("a Lease too short for its renewals", {"settings": {"leaseSeconds": 5}}, "at most 1.75"),
     (
         "a ServiceMonitor without its Service",
         {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}}, "metrics.service.enabled",
