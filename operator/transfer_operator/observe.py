@@ -216,10 +216,12 @@ def _result(seen: _Seen) -> ResultMessage | None:
     """What the pod said at its end; where it could not say it in our form, its last words, or else those of who ended it."""
     message = seen.terminated.get("message")
     if isinstance(message, str) and message.strip():
-        if (result := _decoded(message)) is not None:
-            return result
-        if seen.exit_code != ExitCode.COMPLETE:
-            return ResultMessage(outcome=Outcome.FAILED, reason="Crash", message=last_words(message))
+        try:
+            return _decoded(message)
+        except ValueError as error:
+            if seen.exit_code == ExitCode.COMPLETE:
+                return ResultMessage(outcome=Outcome.FAILED, reason="UnreadableResult", message=f"its result is none: {_text(str(error))}")
+        return ResultMessage(outcome=Outcome.FAILED, reason="Crash", message=last_words(message))
     for source in (seen.disruption, seen.status):
         reason, why = _text(source.get("reason")), _text(source.get("message"))
         if reason:
@@ -228,13 +230,11 @@ def _result(seen: _Seen) -> ResultMessage | None:
     return None
 
 
-def _decoded(message: str) -> ResultMessage | None:
-    try:
-        result = ResultMessage.decode(message)
-    except UnicodeError:  # half a surrogate pair
-        return None
+def _decoded(message: str) -> ResultMessage:
+    """Raises a ValueError (also for half a surrogate pair) that says why it is no result."""
+    result = ResultMessage.read(message)
     # An exception's text may quote an address with a password, and what stands here goes into status and events.
-    return result.model_copy(update={"message": _text(result.message), "reason": _text(result.reason)}) if result is not None else None
+    return result.model_copy(update={"message": _text(result.message), "reason": _text(result.reason)})
 
 
 def last_words(log: str) -> str:

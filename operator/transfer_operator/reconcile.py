@@ -395,7 +395,7 @@ class Reconciler:
             return
         memory.unreadable = known.unreadable
         message = (
-            f"its status cannot be read, so nothing is done for it: {known.unreadable[:600]}. Mend it "
+            f"its status cannot be read, so nothing is done for it: {known.unreadable}. Mend it "
             f"(kubectl edit txp {key[1]} --namespace {key[0]} --subresource=status), or delete the experiment and apply it again: "
             "what its complete stages have made is found in the storage"
         )

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from transfer_api.errors import SpecError, TransferError
 from transfer_api.load import experiment_from
-from transfer_api.problems import field_path
+from transfer_api.problems import faults
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan, plan_stages
 from transfer_api.status import ExperimentStatus, Phase, StageState, StageStatus
@@ -276,7 +276,7 @@ def _known(body: Body, old: Known | None) -> Known:
     try:
         known.record(ExperimentStatus.model_validate(recorded))
     except ValidationError as error:
-        known.unreadable = _faults(error)
+        known.unreadable = faults(error)
         known.record(ExperimentStatus(stages=list(_complete_stages(recorded))))
     if old is not None and old.uid == known.uid and old.generation == known.generation:
         known.experiment, known.plan, known.problem = old.experiment, old.plan, old.problem
@@ -296,11 +296,6 @@ def _known(body: Body, old: Known | None) -> Known:
         logger.exception("%s/%s: its spec cannot be read", *key_of(body))
         known.experiment, known.plan, known.problem = None, (), f"the spec cannot be read: {type(error).__name__}: {error}"
     return known
-
-
-def _faults(error: ValidationError) -> str:
-    """The first of pydantic's errors, on one line."""
-    return "; ".join(f"{field_path(fault['loc'])}: {fault['msg']}" for fault in error.errors(include_url=False)[:3])
 
 
 def _complete_stages(recorded: object) -> Iterator[StageStatus]:

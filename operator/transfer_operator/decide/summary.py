@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 
-from transfer_api.progress import Progress, Score
+from transfer_api.progress import LATEST_UNIX_TIME, Progress, Score
 from transfer_api.stage import StageKind
 from transfer_api.status import (
     REASON_TEXT,
@@ -106,7 +105,7 @@ def _progress(
         tokens=told.tokens,
         percentage=min(100, 100 * told.step // told.total_steps) if told.total_steps else 0,
         tokens_per_second=number(told.tokens_per_second),
-        remaining_seconds=round(remaining) if remaining is not None and math.isfinite(remaining) else None,
+        remaining_seconds=round(remaining) if remaining is not None and 0 <= remaining <= LATEST_UNIX_TIME else None,
         last_updated=now,
     )
     # Nothing new to tell: no write.
@@ -115,7 +114,7 @@ def _progress(
 
 def _metrics(told: Progress) -> list[Metric]:
     named = {"loss": told.loss, "learning_rate": told.learning_rate, "gradient_norm": told.gradient_norm, **told.metrics}
-    found = [Metric(name=name[:128], value=number(value), step=told.step) for name, value in named.items() if value is not None]
+    found = [Metric(name=name, value=number(value), step=told.step) for name, value in named.items() if value is not None]
     return found[:METRICS_IN_STATUS]
 
 
