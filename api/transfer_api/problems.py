@@ -83,6 +83,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[SpecError]:
     return [_explain_one(dict(detail), model) for detail in error.errors(include_url=False)]
 
 
+def faults(error: ValidationError) -> str:
+    """The first of pydantic's errors on one line, for what no person has written: fields and what they take, without the values."""
+    details = error.errors(include_url=False, include_input=False)[:3]
+    found = "; ".join(f"{field_path(detail['loc'])}: {detail['msg']}".removeprefix(": ") for detail in details)
+    return " ".join(found.split())[:600]
+
+
 def field_path(place: Sequence[int | str]) -> str:
     """`("spec", "mixture", 0, "weight")` as `spec.mixture[0].weight`."""
     text = ""

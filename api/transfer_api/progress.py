@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import enum
 import json
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from transfer_api.base import Observed
+from transfer_api.problems import faults
 
 TERMINATION_MESSAGE_BYTES = 4096  # the kubelet cuts there
-LATEST_UNIX_TIME = 1e11  # what a pod says is untrusted: beyond the year 5138, and what is infinite, is no time
+# What a pod says is untrusted, and goes into the experiment's status: what that cannot hold would keep all of it from being written.
+LATEST_UNIX_TIME = 1e11  # beyond the year 5138, and what is infinite, is no time
+LARGEST_COUNT = 2**53  # exact in every JSON reader, and sums over the stages still fit into 64 bits
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+MetricName = Annotated[str, Field(max_length=128)]  # whole in the status, whose list has each name once
 
 
 class Activity(enum.StrEnum):
@@ -31,30 +36,32 @@ class Progress(Observed):
     pod: str = ""
     stage: str = ""
     activity: Activity = Activity.STARTING
-    step: int = Field(default=0, ge=0)
-    total_steps: int = Field(default=0, ge=0)
-    tokens: int = Field(default=0, ge=0, description="Tokens done by the whole stage.")
+    step: Count = 0
+    total_steps: Count = 0
+    tokens: Count = Field(default=0, description="Tokens done by the whole stage.")
     tokens_per_second: float = 0.0
     loss: float | None = None
     learning_rate: float | None = None
     gradient_norm: float | None = None
-    world_size: int = Field(default=0, description="Processes in the current round of the rendezvous.")
-    round: int = Field(default=0, description="Round of the rendezvous: grows with every change of membership.")
+    world_size: Count = Field(default=0, description="Processes in the current round of the rendezvous.")
+    round: Count = Field(default=0, description="Round of the rendezvous: grows with every change of membership.")
     remaining_seconds: float | None = None
-    checkpoint_step: int | None = None
+    checkpoint_step: Count | None = None
     checkpoint_time: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Unix time of the last complete checkpoint.")
     checkpoint_seconds: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Time that it took.")
     data_wait_seconds: float | None = Field(
         default=None, ge=0, le=LATEST_UNIX_TIME, description="Time in which this pod read rows instead of training."
     )
-    lost_steps: int = Field(default=0, ge=0, description="Steps done again after a restart.")
+    lost_steps: Count = Field(default=0, description="Steps done again after a restart.")
     productive_seconds: float = Field(
         default=0.0, ge=0, le=LATEST_UNIX_TIME, description="Time in which steps were done for the first time."
     )
     last_step_time: float | None = Field(
         default=None, ge=0, le=LATEST_UNIX_TIME, description="Unix time of the last finished step, or of other work that went on."
     )
-    metrics: dict[str, float] = Field(default={}, description="Latest values by name, such as bits_per_byte/udhr-id.")
+    metrics: dict[MetricName, float] = Field(
+        default={}, max_length=1024, description="Latest values by name, such as bits_per_byte/udhr-id."
+    )
 
 
 class ArtifactReference(Observed):
@@ -78,7 +85,7 @@ class Score(Observed):
     interval: tuple[float, float] | None = Field(
         default=None, description="95 % bootstrap interval of difference, or of value without a baseline."
     )
-    items: int = Field(description="Number of items (documents or questions).")
+    items: Count = Field(description="Number of items (documents or questions).")
     higher_is_better: bool = True
     harness: str = Field(default="", description="What produced it: name, version, shots, scoring mode.")
 
@@ -100,10 +107,10 @@ class ResultMessage(Observed):
     artifact: ArtifactReference | None = None
     reused: bool = Field(default=False, description="The artifact was there already; nothing was computed.")
     scores: list[Score] = []
-    scores_left_out: int = Field(default=0, description="Scores that did not fit; results.json in the artifact has all.")
-    step: int = Field(default=0, ge=0)
-    tokens: int = Field(default=0, ge=0)
-    lost_steps: int = Field(default=0, ge=0)
+    scores_left_out: Count = Field(default=0, description="Scores that did not fit; results.json in the artifact has all.")
+    step: Count = 0
+    tokens: Count = 0
+    lost_steps: Count = 0
     productive_seconds: float = Field(default=0.0, ge=0, le=LATEST_UNIX_TIME)
     numbers: dict[str, float] = Field(default={}, description="A few more figures by name, such as added_tokens.")
 
@@ -135,11 +142,23 @@ class ResultMessage(Observed):
         return json.dumps(compact(plain), separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
-    def decode(cls, text: str) -> ResultMessage | None:
-        """Reads a termination message. What a pod writes is untrusted: None for anything that is not one."""
-        if not text or len(text.encode()) > 2 * TERMINATION_MESSAGE_BYTES:
-            return None
+    def read(cls, text: str) -> ResultMessage:
+        """Reads a termination message. What a pod writes is untrusted.
+
+        Raises:
+            ValueError: it is none; says why.
+        """
+        if (size := len(text.encode())) > 2 * TERMINATION_MESSAGE_BYTES:
+            raise ValueError(f"it has {size} bytes, more than {2 * TERMINATION_MESSAGE_BYTES}")
         try:
             return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ValueError(faults(error)) from error
+
+    @classmethod
+    def decode(cls, text: str) -> ResultMessage | None:
+        """A termination message; None for anything that is not one."""
+        try:
+            return cls.read(text)
         except ValueError:
             return None

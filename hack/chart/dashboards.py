@@ -51,7 +51,14 @@ OPERATOR = [
     ),
     Panel("Version", {"{{version}}": "count by (version) (transfer_operator_build_info)"}, kind="stat", width=4),
     Panel("Experiments", {"{{phase}}": "max by (phase) (transfer_operator_experiments)"}, kind="stat", width=16),
-    Panel("Experiments by phase", {"{{phase}}": "max by (phase) (transfer_operator_experiments)"}, step=True),
+    Panel(
+        "Experiments by phase",
+        {
+            "{{phase}}": "max by (phase) (transfer_operator_experiments)",
+            "unreadable": "max(transfer_operator_experiments_unreadable)",
+        },
+        step=True, about="Nothing is done for one whose status is unreadable; its events say why.",
+    ),
     Panel(
         "Reconciles", {"{{outcome}}": _rate("transfer_operator_reconcile_total", "outcome")}, "ops", about="An error is tried again.",
     ),

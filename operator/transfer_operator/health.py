@@ -85,8 +85,11 @@ class FleetCollector(Collector):
         """Only the leader has any."""
         phases = GaugeMetricFamily(metrics.PREFIX + "experiments", "Experiments by phase.", labels=["phase"])
         info, workers, stalled, restarts, scores = _per_experiment()
-        count = dict.fromkeys(Phase, 0)
+        count, unreadable = dict.fromkeys(Phase, 0), 0
         for (namespace, name), known in self._view.experiments.items():
+            if known.unreadable:
+                unreadable += 1
+                continue
             count[known.phase] += 1
             if known.phase.terminal and not _just(known.completed):
                 continue  # finished ones would only pile up
@@ -103,6 +106,8 @@ class FleetCollector(Collector):
                 restarts.add_metric([namespace, name, cause], getattr(status.restarts, cause))
         for phase, number in count.items():
             phases.add_metric([phase], number)
+        text = "Experiments whose status cannot be read, so that nothing is done for them; they are in no phase."
+        yield GaugeMetricFamily(metrics.PREFIX + "experiments_unreadable", text, value=unreadable)
         yield from (phases, info, workers, stalled, restarts, scores)
 
 

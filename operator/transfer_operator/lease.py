@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from transfer_operator.cluster import LEASES, Body, Cluster, ClusterError
+from transfer_operator.settings import TRUST
 
 logger = logging.getLogger(__name__)
 
-TRUST = 0.7
-"""Share of `lease_seconds` after which a leader that could not renew gives up: a renewal under way may still be late."""
+Answer = TypeVar("Answer")
 
 
 class Lease:
@@ -39,6 +40,8 @@ class Lease:
     ) -> None:  # fmt: skip
         self._cluster, self._namespace, self._name, self._identity = cluster, namespace, name, identity
         self._seconds, self._renew, self._clock = seconds, renew, clock
+        self._patience = (TRUST * seconds - renew) / 2
+        """Longest time for one request: after one that hung there is still time for another before the leader gives up."""
         self._seen: tuple[str, float] | None = None
         """resourceVersion of the Lease and when it was first seen."""
         self._renewed: float | None = None
@@ -61,11 +64,14 @@ class Lease:
 
     async def keep(self) -> None:
         """Renews until the Lease is lost; then returns."""
+        pause = self._renew
         while True:
-            await asyncio.sleep(self._renew)
+            await asyncio.sleep(pause)
+            begun = self._clock()
             if not await self._try() and not self.holds():
                 logger.error("the Lease is lost: another replica may lead")
                 return
+            pause = max(0.0, self._renew - (self._clock() - begun))
 
     async def release(self) -> None:
         """Gives the Lease back, so that a standby need not wait; as good as it goes."""
@@ -79,7 +85,7 @@ class Lease:
         self._renewed = None
         spec = self._body["spec"] | {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
         try:
-            await self._cluster.replace(LEASES, self._namespace, self._name, self._body | {"spec": spec})
+            await self._ask(self._cluster.replace(LEASES, self._namespace, self._name, self._body | {"spec": spec}))
         except ClusterError as error:
             logger.warning("the Lease was not given back: %s", error)
 
@@ -94,7 +100,7 @@ class Lease:
             if self._body is not None and self.holds():
                 self._body = await self._write(self._body)  # one request; a conflict says that somebody else wrote
             else:
-                body = await self._cluster.get(LEASES, self._namespace, self._name)
+                body = await self._ask(self._cluster.get(LEASES, self._namespace, self._name))
                 self.looked.set()
                 if body is not None and not self._free(body):
                     return False
@@ -125,8 +131,16 @@ class Lease:
         spec |= {"holderIdentity": self._identity, "renewTime": _now(), "leaseDurationSeconds": max(1, round(self._seconds))}
         if old is None:
             body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": self._name}, "spec": spec}
-            return await self._cluster.insert(LEASES, self._namespace, body)
-        return await self._cluster.replace(LEASES, self._namespace, self._name, old | {"spec": spec})
+            return await self._ask(self._cluster.insert(LEASES, self._namespace, body))
+        return await self._ask(self._cluster.replace(LEASES, self._namespace, self._name, old | {"spec": spec}))
+
+    async def _ask(self, request: Awaitable[Answer]) -> Answer:
+        """Waits for an answer, but not as long as others may: a request that hangs must not outlast the Lease."""
+        try:
+            async with asyncio.timeout(self._patience):
+                return await request
+        except TimeoutError as error:
+            raise ClusterError(0, f"no answer in {self._patience:g} s") from error
 
 
 def _now() -> str:

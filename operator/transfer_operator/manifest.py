@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transfer_api.errors import SpecError
 from transfer_api.spec import API_GROUP, API_VERSION, ExperimentSpec, TransferExperiment
 from transfer_api.stage import StageKind, StagePlan
 from transfer_api.task import ADDRESS_VARIABLE, PodTask, program
-from transfer_operator.decide import CreatePod, Role
+from transfer_operator.decide import CreatePod, Event, Role
 from transfer_operator.decide.snapshot import PodName
 from transfer_operator.settings import OperatorSettings
 
@@ -138,6 +139,27 @@ def rendezvous_service(experiment: TransferExperiment, name: PodName, pod_uid: s
             "selector": {label: known[label] for label in selected},
             "ports": [{"name": "rendezvous", "port": settings.rendezvous_port, "protocol": "TCP"}],
         },
+    }
+
+
+def event(experiment: Body, told: Event, settings: OperatorSettings, now: datetime) -> Body:
+    """A Kubernetes Event about the experiment of this metadata."""
+    name, namespace, moment = experiment["name"], experiment["namespace"], now.isoformat(timespec="seconds").replace("+00:00", "Z")
+    about = {"apiVersion": API_VERSION, "kind": "TransferExperiment", "name": name, "namespace": namespace, "uid": experiment["uid"]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{name}-", "namespace": namespace},
+        "involvedObject": about,
+        "reason": told.reason,
+        "message": told.message[:1024],
+        "type": "Warning" if told.warning else "Normal",
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
+        "count": 1,
+        "source": {"component": OPERATOR},
+        "reportingComponent": OPERATOR,
+        "reportingInstance": settings.identity,
     }
 
 

@@ -57,7 +57,8 @@ def observe(body: Json, progress: Progress | None = None) -> Pod | None:
         return None
     phase = seen.phase
     code = seen.exit_code
-    terminating = seen.metadata.get("deletionTimestamp") is not None
+    deletion = seen.metadata.get("deletionTimestamp")
+    terminating = deletion is not None
     disruption = seen.disruption
     node_gone = seen.status.get("reason") == NODE_LOST or disruption.get("reason") in NODE_GONE
     disrupted = not node_gone and (bool(disruption) or seen.status.get("reason") in EVICTED)
@@ -72,6 +73,7 @@ def observe(body: Json, progress: Progress | None = None) -> Pod | None:
         created=created,
         started=time_of(seen.running.get("startedAt")) or time_of(seen.terminated.get("startedAt")),
         terminating=terminating,
+        gone_by=time_of(deletion),
         exit_code=code,
         out_of_memory=out_of_memory,
         disrupted=disrupted,
@@ -214,10 +216,12 @@ def _result(seen: _Seen) -> ResultMessage | None:
     """What the pod said at its end; where it could not say it in our form, its last words, or else those of who ended it."""
     message = seen.terminated.get("message")
     if isinstance(message, str) and message.strip():
-        if (result := _decoded(message)) is not None:
-            return result
-        if seen.exit_code != ExitCode.COMPLETE:
-            return ResultMessage(outcome=Outcome.FAILED, reason="Crash", message=last_words(message))
+        try:
+            return _decoded(message)
+        except ValueError as error:
+            if seen.exit_code == ExitCode.COMPLETE:
+                return ResultMessage(outcome=Outcome.FAILED, reason="UnreadableResult", message=f"its result is none: {_text(str(error))}")
+        return ResultMessage(outcome=Outcome.FAILED, reason="Crash", message=last_words(message))
     for source in (seen.disruption, seen.status):
         reason, why = _text(source.get("reason")), _text(source.get("message"))
         if reason:
@@ -226,13 +230,11 @@ def _result(seen: _Seen) -> ResultMessage | None:
     return None
 
 
-def _decoded(message: str) -> ResultMessage | None:
-    try:
-        result = ResultMessage.decode(message)
-    except UnicodeError:  # half a surrogate pair
-        return None
+def _decoded(message: str) -> ResultMessage:
+    """Raises a ValueError (also for half a surrogate pair) that says why it is no result."""
+    result = ResultMessage.read(message)
     # An exception's text may quote an address with a password, and what stands here goes into status and events.
-    return result.model_copy(update={"message": _text(result.message), "reason": _text(result.reason)}) if result is not None else None
+    return result.model_copy(update={"message": _text(result.message), "reason": _text(result.reason)})
 
 
 def last_words(log: str) -> str:

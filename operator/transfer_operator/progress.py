@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+from pydantic import ValidationError
 
+from transfer_api.problems import faults
 from transfer_api.progress import Progress
 from transfer_operator.decide import Role
 from transfer_operator.queue import WorkQueue
@@ -32,6 +34,8 @@ class ProgressBoard(dict[str, Progress]):
     def __init__(self, port: int) -> None:
         super().__init__()
         self._port = port
+        self._refused: set[str] = set()
+        """UIDs of pods of which it was told that their answers cannot be taken."""
 
     async def keep(self, view: View, queue: WorkQueue[Key], every: float, leads: Callable[[], bool]) -> None:
         """Asks all that run, for ever; experiments whose pods told something new are looked at."""
@@ -48,20 +52,26 @@ class ProgressBoard(dict[str, Progress]):
                 there = {pod["metadata"]["uid"] for pod in view.pods.values()}
                 for uid in set(self) - there:
                     del self[uid]
+                self._refused &= there
 
     async def _ask(self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, pod: dict[str, Any]) -> bool:
-        """True when the pod told something new; a pod that does not answer keeps its last word."""
-        address = pod["status"]["podIP"]
+        """True when the pod told something new; a pod that does not answer, or says what cannot be taken, keeps its last word."""
+        address, uid = pod["status"]["podIP"], pod["metadata"]["uid"]
         host = f"[{address}]" if ":" in address else address
         try:
             async with slots, session.get(f"http://{host}:{self._port}/progress", allow_redirects=False) as answer:
                 if answer.status != 200:
                     return False
                 told = Progress.model_validate_json(await _bounded(answer))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             logger.debug("%s: no progress: %s", pod["metadata"]["name"], error)
             return False
-        uid = pod["metadata"]["uid"]
+        except ValueError as error:
+            if uid not in self._refused:
+                self._refused.add(uid)
+                why = faults(error) if isinstance(error, ValidationError) else str(error)
+                logger.warning("%s/%s: its progress is not taken: %s", pod["metadata"]["namespace"], pod["metadata"]["name"], why)
+            return False
         new = self.get(uid) != told
         self[uid] = told
         return new

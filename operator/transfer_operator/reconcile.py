@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from transfer_api.progress import ArtifactReference, Outcome, Progress, ResultMessage
@@ -28,26 +28,24 @@ from transfer_api.status import (
     second,
 )
 from transfer_operator import manifest, metrics
-from transfer_operator.cluster import EVENTS, EXPERIMENTS, PODS, SERVICES, Body, Cluster, ClusterError, NotLeaderError
+from transfer_operator.child import NAMESAKE_AGAIN_S, NotMadeError, Obstacle, make
+from transfer_operator.cluster import EVENTS, EXPERIMENTS, PODS, SERVICES, Body, Cluster, ClusterError, NotLeaderError, Resource
 from transfer_operator.decide import CreatePod, Decision, DeletePod, Event, Pod, PodPhase, Role, Settings, Snapshot, decide
 from transfer_operator.decide.snapshot import PodName
+from transfer_operator.decide.stage import is_silent
 from transfer_operator.observe import observe
 from transfer_operator.queue import WorkQueue
 from transfer_operator.settings import OperatorSettings
-from transfer_operator.view import Key, Known, View
+from transfer_operator.view import Key, Known, View, key_of
 
 logger = logging.getLogger(__name__)
 
-REFUSED = (400, 403, 404, 422)
-"""Answers to the creation of a pod that are about this pod: a quota, a policy, a namespace that ends. Others are the server's trouble."""
-REFUSED_AGAIN_S = 10.0
 CONFLICT_AGAIN_S = 0.05
-NAMESAKE_AGAIN_S = 1.0
 
 
 @dataclass
-class RefusedPod:
-    """A pod that the API server does not take."""
+class Refused:
+    """A pod, or the Service of one, that cannot be made."""
 
     name: PodName
     since: datetime
@@ -63,11 +61,16 @@ class Memory:
     uid: str
     written: float = float("-inf")
     """When the status was last written."""
-    refused: dict[str, RefusedPod] = field(default_factory=dict)
+    refused: dict[str, Refused] = field(default_factory=dict)
+    """Pods that cannot be made, by name."""
     served: set[str] = field(default_factory=set)
     """UIDs of rendezvous pods that have their Service."""
+    unserved: dict[str, Refused] = field(default_factory=dict)
+    """Rendezvous pods whose Service cannot be made, by name."""
     seen: set[str] = field(default_factory=set)
     """Names of pods that were seen: one that vanishes before a status says so is lost all the same, and its name is used up."""
+    unreadable: str = ""
+    """Why its status cannot be read, as it was last told."""
     resized: float | None = None
     """When another number of workers was last wanted and not yet reached."""
 
@@ -144,7 +147,7 @@ class Reconciler:
         if memory is None or memory.uid != known.uid:
             memory = self._memories[key] = Memory(known.uid)
         if known.unreadable:
-            logger.error("%s/%s: its status cannot be read, nothing is done: %s", *key, known.unreadable)
+            await self._tell_unreadable(key, known, memory)
             return "invalid"
         if known.experiment is None:
             await self._write(key, known, memory, _refused(known, self.now()))
@@ -173,6 +176,8 @@ class Reconciler:
     def _snapshot(self, key: Key, known: Known, memory: Memory) -> Snapshot:
         assert known.experiment is not None
         pods = {str(pod.name): pod for body in self.view.pods_of(key) if (pod := self._observe(body)) is not None}
+        memory.unserved = {name: one for name, one in memory.unserved.items() if name in pods}
+        pods |= {name: _unreachable(pods[name], one) for name, one in memory.unserved.items() if pods[name].alive}
         memory.seen = (memory.seen & {str(name) for stage in known.status.stages for name in _wanted(stage)}) | pods.keys()
         for name in list(memory.refused):
             if name in pods:
@@ -211,7 +216,10 @@ class Reconciler:
         return found
 
     def _makers(self, key: Key, known: Known) -> dict[str, str]:
-        """Who makes a stage of this experiment: whoever began, or else the oldest that is not suspended."""
+        """Who makes a stage of this experiment: whoever began, or else the oldest that is not suspended.
+
+        Of an experiment whose status cannot be read, only pods tell that it began.
+        """
         return {stage.key: maker for stage in known.plan if (maker := self._maker(key, known, stage)) is not None}
 
     def _maker(self, key: Key, known: Known, stage: StagePlan) -> str | None:
@@ -220,14 +228,24 @@ class Reconciler:
             return None
         if (beginner := self.view.beginner(key, stage.key)) is not None:
             return beginner[1]
-        others = [other for other in self.view.sharers(key, stage.key) if other.active]
+        sharers = self.view.sharers(key, stage.key)
+        others = [other for other in sharers if other.active]
         for other in others:
             if (record := other.stages.get(stage.key)) is not None and record.state is StageState.RUNNING:
+                return str(other.body["metadata"]["name"])
+        for other in sharers:
+            if other.unreadable and not other.deleting and self._works_at(other, stage):
                 return str(other.body["metadata"]["name"])
         elder = min((other for other in others if _may_make(other, stage)), key=lambda other: other.seniority, default=None)
         if elder is None or elder.seniority > known.seniority:
             return None
         return str(elder.body["metadata"]["name"])
+
+    def _works_at(self, other: Known, stage: StagePlan) -> bool:
+        """Whether a pod of an experiment may still leave the artifact of a stage."""
+        pods = [pod for body in self.view.pods_of(key_of(other.body)) if (pod := self._observe(body)) is not None]
+        mine = [pod for pod in pods if pod.name.stage == stage.key and pod.name.role is Role.WORKER]
+        return any(not pod.ended and not is_silent(pod, self.now()) for pod in mine)
 
     async def _confirm_losses(self, key: Key, known: Known, memory: Memory) -> None:
         """Asks the API server for pods that were seen and are no longer in the view: only it knows whether they are lost."""
@@ -304,62 +322,67 @@ class Reconciler:
         creations = [action for action in decision.actions if isinstance(action, CreatePod)]
         await _all(*(self._delete(key, memory, action) for action in deletions))
         await _all(*(self._create(key, known, memory, action) for action in creations))
-        await _all(*(self._serve(known, memory, body) for body in self.view.pods_of(key)))
+        await _all(*(self._serve(key, known, memory, body) for body in self.view.pods_of(key)))
 
     async def _create(self, key: Key, known: Known, memory: Memory, action: CreatePod) -> None:
         assert known.experiment is not None
         name = str(action.name)
-        refused = memory.refused.get(name)
-        if refused is not None and refused.retry > self.clock():
-            self.queue.add(key, refused.retry - self.clock())
+        if self._waits(key, memory.refused.get(name)):
             return
         try:
-            body = await self.cluster.create(PODS, key[0], manifest.pod(known.experiment, action, self.settings))
-        except ClusterError as error:
-            if error.status not in REFUSED:
-                raise
-            self._note_refusal(key, memory, action.name, error)
+            body = await self._make(PODS, key, manifest.pod(known.experiment, action, self.settings), known.uid)
+        except NotMadeError as error:
+            await self._note(key, known, memory.refused, action.name, error)
             return
-        if body is None:
-            body = await self._namesake(key, known, action.name)
         if body is not None:
             memory.refused.pop(name, None)
             memory.seen.add(name)
             self.view.put_pod(body)
 
-    async def _serve(self, known: Known, memory: Memory, pod: Body) -> None:
+    async def _serve(self, key: Key, known: Known, memory: Memory, pod: Body) -> None:
         """Gives a rendezvous pod its Service, which belongs to it. Asked once for each pod, and again after a restart of the operator."""
         uid, name = pod["metadata"]["uid"], manifest.parse_name(pod)
         over = "deletionTimestamp" in pod["metadata"] or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
         if name is None or name.role is not Role.RENDEZVOUS or uid in memory.served or over or known.experiment is None:
             return
-        namespace = pod["metadata"]["namespace"]
-        body = manifest.rendezvous_service(known.experiment, name, uid, self.settings)
-        if await self.cluster.create(SERVICES, namespace, body) is None:
-            there = await self.cluster.get(SERVICES, namespace, body["metadata"]["name"])
-            if there is None or not _owned(there, uid):  # an earlier pod's, which goes with it
-                self.queue.add((namespace, known.body["metadata"]["name"]), NAMESAKE_AGAIN_S)
-                return
-        memory.served.add(uid)
+        if self._waits(key, memory.unserved.get(str(name))):
+            return
+        try:
+            body = await self._make(SERVICES, key, manifest.rendezvous_service(known.experiment, name, uid, self.settings), uid)
+        except NotMadeError as error:
+            await self._note(key, known, memory.unserved, name, error)
+            return
+        if body is not None:
+            memory.served.add(uid)
+            if memory.unserved.pop(str(name), None) is not None:
+                self.queue.add(key)  # so that the status tells it
 
-    def _note_refusal(self, key: Key, memory: Memory, name: PodName, error: ClusterError) -> None:
-        old = memory.refused.get(str(name))
-        message = f"the API server refuses the pod: {error.message}"
-        since = old.since if old is not None else second(self.now())
-        memory.refused[str(name)] = RefusedPod(name, since, message, self.clock() + REFUSED_AGAIN_S)
-        if old is None:
-            logger.warning("%s/%s: %s: %s", *key, name, message)
+    def _waits(self, key: Key, refused: Refused | None) -> bool:
+        """Whether it is too early to try again."""
+        if refused is None or refused.retry <= self.clock():
+            return False
+        self.queue.add(key, refused.retry - self.clock())
+        return True
+
+    async def _make(self, resource: Resource, key: Key, body: Body, owner: str) -> Body | None:
+        made, new = await make(self.cluster, resource, key[0], body, owner)
+        if not new:  # whatever became of it meanwhile, no event may tell it again
+            self.queue.add(key, NAMESAKE_AGAIN_S if made is None else 0)
+        return made
+
+    async def _note(self, key: Key, known: Known, notes: dict[str, Refused], name: PodName, error: NotMadeError) -> None:
+        """Remembers why something cannot be made; tells it once."""
+        old = notes.get(str(name))
+        # What goes by itself is no failure to start, and may take its grace.
+        since = old.since if old is not None and error.obstacle is not Obstacle.GOES else second(self.now())
+        notes[str(name)] = Refused(name, since, error.message, self.clock() + error.again)
+        self.queue.add(key, error.again)
+        stays = error.obstacle is Obstacle.STAYS
+        if old is None or (stays and old.message != error.message):
+            logger.warning("%s/%s: %s: %s", *key, name, error.message)
             self.queue.add(key)  # so that the status tells it
-        self.queue.add(key, REFUSED_AGAIN_S)
-
-    async def _namesake(self, key: Key, known: Known, name: PodName) -> Body | None:
-        """The pod that has the name already: ours, or that of an earlier experiment of our name, which has to go first."""
-        body = await self.cluster.get(PODS, key[0], manifest.object_name(key[1], name))
-        if body is not None and _owned(body, known.uid):
-            self.queue.add(key)  # whatever became of it meanwhile, no event may tell it again
-            return body
-        self.queue.add(key, NAMESAKE_AGAIN_S)
-        return None
+            if stays:
+                await self._tell(known, (Event(reason="NameTaken", message=error.message, warning=True),))
 
     async def _delete(self, key: Key, memory: Memory, action: DeletePod) -> None:
         if memory.refused.pop(str(action.name), None) is not None:
@@ -376,30 +399,27 @@ class Reconciler:
 
     # -- tell
 
+    async def _tell_unreadable(self, key: Key, known: Known, memory: Memory) -> None:
+        """Somebody has to look: once to whoever has the experiment, and in a metric as long as it is so."""
+        if memory.unreadable == known.unreadable:
+            return
+        memory.unreadable = known.unreadable
+        message = (
+            f"its status cannot be read, so nothing is done for it: {known.unreadable}. Mend it "
+            f"(kubectl edit txp {key[1]} --namespace {key[0]} --subresource=status), or delete the experiment and apply it again: "
+            "what its complete stages have made is found in the storage"
+        )
+        logger.error("%s/%s: %s", *key, message)
+        await self._tell(known, (Event(reason="StatusUnreadable", message=message, warning=True),))
+
     async def _tell(self, known: Known, events: tuple[Event, ...]) -> None:
         """Events are for people: one that cannot be written is not worth a retry."""
         for event in events:
             try:
-                await self.cluster.create(EVENTS, known.body["metadata"]["namespace"], self._event(known, event))
+                body = manifest.event(known.body["metadata"], event, self.settings, self.now())
+                await self.cluster.create(EVENTS, body["metadata"]["namespace"], body)
             except ClusterError as error:
                 logger.info("an event was not written: %s", error)
-
-    def _event(self, known: Known, event: Event) -> Body:
-        metadata = known.body["metadata"]
-        now = self.now().isoformat(timespec="seconds").replace("+00:00", "Z")
-        return {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
-            "involvedObject": {
-                "apiVersion": API_VERSION, "kind": "TransferExperiment", "name": metadata["name"],
-                "namespace": metadata["namespace"], "uid": known.uid,
-            },
-            "reason": event.reason, "message": event.message[:1024], "type": "Warning" if event.warning else "Normal",
-            "firstTimestamp": now, "lastTimestamp": now, "count": 1,
-            "source": {"component": "transfer-operator"},
-            "reportingComponent": "transfer-operator", "reportingInstance": self.settings.identity,
-        }  # fmt: skip
 
 
 def _worker(stage: StageStatus, record: WorkerRecord) -> PodName:
@@ -442,8 +462,9 @@ def _with_seen(status: ExperimentStatus, seen: set[str]) -> ExperimentStatus:
     return status.model_copy(update={"stages": [stage_with(stage) for stage in status.stages]})
 
 
-def _owned(body: Body, uid: str) -> bool:
-    return any(owner.get("uid") == uid for owner in body["metadata"].get("ownerReferences") or ())
+def _unreachable(store: Pod, why: Refused) -> Pod:
+    """A rendezvous pod without its Service: nobody can reach it, so it has not started, whatever its container does."""
+    return replace(store, phase=PodPhase.PENDING, created=why.since, waiting=why.message, on_its_way=False)
 
 
 def urgent(old: ExperimentStatus, new: ExperimentStatus) -> bool:

@@ -9,13 +9,15 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from transfer_api.errors import SpecError
 
 PREFIX = "TRANSFER_OPERATOR_"
+TRUST = 0.7
+"""Share of `lease_seconds` after which a leader that could not renew gives up: a renewal under way may still be late."""
 
 
 class OperatorSettings(BaseModel):
@@ -28,7 +30,9 @@ class OperatorSettings(BaseModel):
     watch_namespaces: tuple[str, ...] = Field(default=(), description="Namespaces whose experiments are run. Empty: all of the cluster.")
     lease_name: str = Field(default="transfer-operator", description="Name of the Lease of leader election.")
     lease_seconds: float = Field(default=10, gt=0, le=600, description="A leader that was silent for so long is replaced.")
-    renew_seconds: float = Field(default=2, gt=0, le=60, description="Time between two renewals, or two looks of a standby.")
+    renew_seconds: float = Field(
+        default=2, gt=0, le=60, description="Time between two renewals, or two looks of a standby; at most 0.35 of the Lease's seconds."
+    )
     leader_election: bool = Field(default=True, description="Off: this process always leads. Only for one replica.")
     resync_seconds: float = Field(default=30, gt=0, le=3600, description="Time between two full lists, which find what watches missed.")
     progress_seconds: float = Field(default=5, gt=0, le=600, description="Time between two questions to the pods that run.")
@@ -57,6 +61,19 @@ class OperatorSettings(BaseModel):
         if not isinstance(value, str):
             return value
         return tuple(json.loads(value)) if value.startswith("[") else tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @model_validator(mode="after")
+    def _renews_in_time(self) -> Self:
+        """Two renewals must fit in before a leader gives up, or a single one that fails costs the lead."""
+        most = TRUST * self.lease_seconds / 2
+        if self.leader_election and self.renew_seconds > most + 1e-9:
+            raise SpecError(
+                f"is too long for a Lease of {PREFIX}LEASE_SECONDS={self.lease_seconds:g}: its leader gives up after {2 * most:g} s, "
+                "and two renewals have to fit in",
+                field=f"{PREFIX}RENEW_SECONDS", value=self.renew_seconds, allowed=f"at most {most:g}",
+                next_step=f"Lower it, or raise {PREFIX}LEASE_SECONDS",
+            )  # fmt: skip
+        return self
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> OperatorSettings:

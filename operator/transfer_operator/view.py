@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from transfer_api.errors import SpecError, TransferError
 from transfer_api.load import experiment_from
+from transfer_api.problems import faults
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan, plan_stages
 from transfer_api.status import ExperimentStatus, Phase, StageState, StageStatus
@@ -49,7 +50,7 @@ class Known:
     completed: datetime | None = None
     unreadable: str = ""
     """Why the recorded status cannot be read. Only the operator writes it, and to begin anew would forget every counter: so
-    nothing is done until somebody has looked."""
+    nothing is done until somebody has looked. `status` is then the stages that are complete, as far as they can be read."""
 
     @property
     def status(self) -> ExperimentStatus:
@@ -271,10 +272,12 @@ class View:
 def _known(body: Body, old: Known | None) -> Known:
     """Parses what changed: a status write does not plan the stages again."""
     known = Known(_slim(body), None)
+    recorded = body.get("status") or {}
     try:
-        known.record(ExperimentStatus.model_validate(body.get("status") or {}))
+        known.record(ExperimentStatus.model_validate(recorded))
     except ValidationError as error:
-        known.unreadable = str(error)
+        known.unreadable = faults(error)
+        known.record(ExperimentStatus(stages=list(_complete_stages(recorded))))
     if old is not None and old.uid == known.uid and old.generation == known.generation:
         known.experiment, known.plan, known.problem = old.experiment, old.plan, old.problem
         return known
@@ -293,6 +296,16 @@ def _known(body: Body, old: Known | None) -> Known:
         logger.exception("%s/%s: its spec cannot be read", *key_of(body))
         known.experiment, known.plan, known.problem = None, (), f"the spec cannot be read: {type(error).__name__}: {error}"
     return known
+
+
+def _complete_stages(recorded: object) -> Iterator[StageStatus]:
+    """What a status that cannot be read as a whole says for certain: the stages that are complete, which others need not make again."""
+    stages = recorded.get("stages") if isinstance(recorded, dict) else None
+    for one in stages if isinstance(stages, list) else ():
+        with contextlib.suppress(ValidationError):
+            stage = StageStatus.model_validate(one)
+            if stage.state is StageState.COMPLETE:
+                yield stage
 
 
 def _slim(body: Body) -> Body:

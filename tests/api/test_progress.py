@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from transfer_api.progress import TERMINATION_MESSAGE_BYTES, ArtifactReference, Outcome, ResultMessage, Score
+from transfer_api.progress import TERMINATION_MESSAGE_BYTES, ArtifactReference, Outcome, Progress, ResultMessage, Score
 
 SCORE = Score(
     suite="perplexity", task="udhr", language="id", metric="bits_per_byte", value=1.23456789, baseline=2.0, interval=(-0.1, 0.1), items=30
@@ -51,6 +54,47 @@ def test_what_cannot_be_cut_otherwise_loses_its_numbers() -> None:
 @pytest.mark.parametrize("text", ["", "Killed", "{}", "[1]", '{"outcome": "Perhaps"}', "x" * 9000, "{" * 3000])
 def test_what_is_no_message_is_none(text: str) -> None:
     assert ResultMessage.decode(text) is None
+
+
+HUGE = 10**19
+"""More than 64 bits hold."""
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"step": HUGE}, "step"),
+        ({"step": 2**53 + 1}, "step"),
+        ({"step": -1}, "step"),
+        ({"lostSteps": HUGE}, "lostSteps"),
+        ({"scoresLeftOut": HUGE}, "scoresLeftOut"),
+        ({"scores": [{**SCORE.model_dump(mode="json", by_alias=True), "items": HUGE}]}, "scores[0].items"),
+    ],
+    ids=["more than 64 bits", "more than a float holds", "negative", "steps done again", "scores left out", "items of a score"],
+)
+def test_a_result_with_a_number_that_no_status_holds_is_refused_with_its_field(fields: dict[str, object], named: str) -> None:
+    text = json.dumps({"outcome": "Complete", **fields})
+    assert ResultMessage.decode(text) is None
+    with pytest.raises(ValueError, match=r"than or equal to") as caught:
+        ResultMessage.read(text)
+    assert str(caught.value).startswith(f"{named}: ")
+    assert len(str(caught.value)) < 200, "without the value, which may be long"
+
+
+@pytest.mark.parametrize("field", ["step", "totalSteps", "tokens", "worldSize", "round", "checkpointStep", "lostSteps"])
+@pytest.mark.parametrize("value", [HUGE, 2**53 + 1, -1])
+def test_progress_with_a_number_that_no_status_holds_is_refused(field: str, value: int) -> None:
+    with pytest.raises(ValidationError, match="than or equal to"):
+        Progress.model_validate({field: value})
+    assert Progress.model_validate({field: 2**53})
+
+
+def test_progress_with_names_that_a_status_would_cut_is_refused() -> None:
+    assert Progress.model_validate({"metrics": {"n" * 128: 1.0}})
+    with pytest.raises(ValidationError, match="at most 128"):
+        Progress.model_validate({"metrics": {"n" * 129: 1.0}})
+    with pytest.raises(ValidationError, match="at most 1024"):
+        Progress.model_validate({"metrics": {f"n{number}": 1.0 for number in range(1025)}})
 
 
 @settings(deadline=None, max_examples=50)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hack.chart.check import CheckError, render
+from hack.chart.check import CheckError, render, run, tool
 from tests.chart.rendered import CHART, DOCUMENT, VALUES, Object, container, values_file
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
@@ -63,6 +63,21 @@ REFUSED: list[tuple[str, Object, str]] = [
     ("a digest that is none", {"image": {"digest": "latest"}}, "digest"),
     ("a port that needs root", {"ports": {"http": 80}}, "http"),
     ("two replicas without a Lease", {"settings": {"leaderElection": False}}, "set replicas to 1"),
+    ("a renewal too late for the Lease", {"settings": {"renewSeconds": 4}}, "lower it to at most 3.5 or raise settings.leaseSeconds"),
+    ("a Lease too short for its renewals", {"settings": {"leaseSeconds": 5}}, "at most 1.75"),
+    ("a name with a dot", {"nameOverride": "team.a"}, "nameOverride: .*team.a.*use at most 50 lower-case"),
+    ("a full name with a dot", {"fullnameOverride": "team.a"}, "fullnameOverride: .*team.a.*use at most 50 lower-case"),
+    ("a full name that begins with a digit", {"fullnameOverride": "1a"}, "fullnameOverride: .*a letter first"),
+    ("a name that is too long", {"nameOverride": "a" * 51}, "nameOverride: .*use at most 50"),
+    ("a name that ends with a dash", {"nameOverride": "a-"}, "nameOverride: .*no - at the end"),
+    (
+        "a variable of the chart's own", {"extraEnv": [{"name": "TRANSFER_OPERATOR_NAMESPACE", "value": "x"}]},
+        "extraEnv: TRANSFER_OPERATOR_NAMESPACE is the chart's own; remove it",
+    ),
+    (
+        "a variable of a setting", {"extraEnv": [{"name": "TRANSFER_OPERATOR_LOG_LEVEL", "value": "DEBUG"}]}, "settings.logLevel",
+    ),
+    ("a variable twice", {"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "extraEnv: A stands there twice"),
     (
         "a ServiceMonitor without its Service",
         {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}}, "metrics.service.enabled",
@@ -74,6 +89,14 @@ REFUSED: list[tuple[str, Object, str]] = [
 def test_helm_refuses(values: Object, named: str, tmp_path: Path) -> None:
     with pytest.raises(CheckError, match=named):
         render(*values_file(tmp_path, values))
+
+
+@pytest.mark.parametrize("release", ["1st", "team.a"])
+def test_helm_refuses_a_release_whose_name_no_service_can_have(release: str) -> None:
+    command = (tool("helm"), "template", release, CHART)
+    with pytest.raises(CheckError, match="set fullnameOverride to lower-case letters"):
+        run(*command)
+    assert run(*command, "--set", "fullnameOverride=team-a")
 
 
 @pytest.mark.parametrize("text", re.findall(r"^```yaml values\n(.*?)^```", DOCUMENT, re.M | re.S))

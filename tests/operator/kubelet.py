@@ -39,6 +39,8 @@ class Kubelet:
     told: dict[str, Progress] = field(default_factory=dict)
     """What each pod answers to `/progress`, by UID."""
     starts: Callable[[Body], bool] = lambda pod: True
+    silent: Callable[[Body], bool] = lambda pod: False
+    """Pods whose node does not answer: nothing becomes of them, whatever is asked."""
     code: Callable[[Body], int | None] = lambda pod: None
     """An exit code with which a pod ends soon after it has begun, instead of working."""
 
@@ -50,7 +52,8 @@ class Kubelet:
         while True:
             await asyncio.sleep(STEP_S)
             for pod in self.server.every("pods"):
-                self._move(pod)
+                if not self.silent(pod):
+                    self._move(pod)
             if not self.meeting:
                 self._train()
 

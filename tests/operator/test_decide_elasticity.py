@@ -179,6 +179,34 @@ def test_resume_before_the_suspension_is_over_counts_nothing(gone):
     assert made.counts() == {}
 
 
+def test_a_node_that_is_given_up_does_not_hold_up_a_suspension():
+    made = training().edit(suspend=True).decides().ends("w0-g1", 75).ends("a1-rendezvous", 143).decides()
+    assert made.status.phase is Phase.RUNNING
+    made.change("w1-g1", lost=True).decides()
+    assert made.status.phase is Phase.SUSPENDED
+    assert "a1-w1-g1" in made.stage().message
+    assert "does not answer" in made.stage().message
+    made.edit(suspend=False).decides()
+    assert made.created() == ["a2-rendezvous", "a2-w0-g1", "a2-w1-g1"]
+    assert made.stage().message == ""
+    assert made.counts() == {}
+
+
+def test_a_pod_that_outlives_its_grace_does_not_hold_up_a_suspension():
+    made = training().edit(suspend=True).decides().ends("w0-g1", 75).ends("a1-rendezvous", 143)
+    made.change("w1-g1", gone_by=made.now + timedelta(seconds=120)).decides()
+    assert made.last.look_again == 180
+    assert made.after(179).decides().status.phase is Phase.RUNNING
+    assert made.after(1).decides().status.phase is Phase.SUSPENDED
+    assert made.last.look_again is None
+
+
+def test_a_pod_that_the_api_server_refuses_does_not_hold_up_a_suspension():
+    made = world(evaluation=None).decides().change("w0-g1", refused=True).edit(suspend=True).decides()
+    assert made.deleted() == ["a1-w0-g1"]
+    assert made.status.phase is Phase.SUSPENDED
+
+
 def test_an_experiment_that_is_suspended_from_the_start_makes_nothing():
     made = world(suspend=True).decides()
     assert made.status.phase is Phase.SUSPENDED

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from tests.operator.builders import World, training, world
-from transfer_api.progress import Score
+from transfer_api.progress import Progress, Score
 from transfer_api.status import REASON_TEXT, ConditionType, Phase, Reason
 from transfer_operator.decide import PodPhase
 from transfer_operator.decide.summary import number, signed
@@ -67,6 +67,10 @@ def starting() -> World:
             f"a1-rendezvous waits: {NO_ROOM}", id="the rendezvous, without which no worker trains",
         ),
         pytest.param(
+            lambda m: m.runs("a1-w0-g1", "a1-w1-g1").change("a1-rendezvous", waiting=NO_ROOM), Reason.BELOW_MIN,
+            f"a1-rendezvous waits: {NO_ROOM}", id="the rendezvous, also where all workers run",
+        ),
+        pytest.param(
             lambda m: m.runs("a1-w0-g1").change("a1-w1-g1", waiting=NO_ROOM), Reason.BELOW_REPLICAS, f"a1-w1-g1 waits: {NO_ROOM}",
             id="one more, while the others train",
         ),
@@ -95,6 +99,27 @@ def test_a_pod_that_nobody_wants_is_not_waited_for():
     made = training().ends("w1-g1", None).decides().decides()
     made.change("w1-g1", phase=PodPhase.PENDING, waiting="x")
     assert made.decides().condition(ConditionType.WORKERS_READY).message == REASON_TEXT[Reason.BELOW_REPLICAS]
+
+
+def test_whatever_pods_tell_the_status_holds_it():
+    """The API server takes 64 bits, and each name in the list of metrics once."""
+    most = 2**53
+    names = {f"{'n' * 125}{number:03}": float(number) for number in range(200)}
+    told = Progress(
+        step=most, total_steps=most, tokens=most, world_size=most, round=most, checkpoint_step=most, checkpoint_time=1e11,
+        lost_steps=most, productive_seconds=1e11, remaining_seconds=1e300, last_step_time=1e11, metrics=names,
+    )  # fmt: skip
+    made = training().change("w0-g1", progress=told).after(60).decides()
+    assert all(-(2**63) <= number < 2**63 for number in numbers(made.status.model_dump(mode="json")))
+    metrics = [metric.name for metric in made.status.latest_metrics]
+    assert len(metrics) == len(set(metrics)) == 64
+
+
+def numbers(value):
+    """All whole numbers in a plain value."""
+    if isinstance(value, dict | list):
+        return [found for one in (value.values() if isinstance(value, dict) else value) for found in numbers(one)]
+    return [value] if isinstance(value, int) else []
 
 
 def test_a_condition_keeps_its_time_until_its_status_changes():
@@ -155,12 +180,6 @@ def test_latest_metrics_and_the_checkpoint_are_shown():
     assert (made.status.checkpoint.stage, made.status.checkpoint.step, made.status.checkpoint.time) == ("pretraining", 16, since)
     made.steps("w0-g1", 30, checkpoint_step=24).after(10).decides()
     assert (made.status.checkpoint.step, made.status.checkpoint.time) == (24, None)
-
-
-def test_the_metrics_of_a_pod_that_tells_too_many_are_cut():
-    made = training().steps("w0-g1", 20, metrics={f"{index}" * 200: 1.0 for index in range(100)}).after(10).decides()
-    assert len(made.status.latest_metrics) == 64
-    assert max(len(metric.name) for metric in made.status.latest_metrics) == 128
 
 
 def test_scores_are_kept_as_text_and_differences_with_their_sign():

@@ -160,6 +160,20 @@ def families() -> dict[str, tuple[str, set[str]]]:
     return found
 
 
+def test_an_experiment_whose_status_cannot_be_read_is_in_no_phase() -> None:
+    async def shown() -> str:
+        view = View()
+        view.put_experiment(txp(status={"phase": "Elsewhere"}))
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(FleetCollector(view, WorkQueue[Key](), Health(SETTINGS)))
+        return generate_latest(registry).decode()
+
+    text = run(shown())
+    assert "transfer_operator_experiments_unreadable 1.0" in text
+    assert 'transfer_operator_experiments{phase="Pending"} 0.0' in text
+    assert "transfer_operator_experiment_info{" not in text
+
+
 def test_docs_and_code_name_the_same_series_types_and_labels() -> None:
     async def collect() -> dict[str, tuple[str, set[str]]]:
         return families()

@@ -186,6 +186,54 @@ def test_requests_that_hang_do_not_cost_the_lead() -> None:
     run(case())
 
 
+class Hanging(Wire):
+    """A connection on which so many requests for the Lease get no answer."""
+
+    hang = 0
+
+    async def _send(self, verb: str, path: str, *rest: Any) -> Any:
+        if self.hang:
+            self.hang -= 1
+            await asyncio.get_running_loop().create_future()
+        return await super()._send(verb, path, *rest)
+
+
+def test_a_renewal_that_hangs_is_tried_again_in_time() -> None:
+    async def case() -> None:
+        server, one, two = pair()
+        one.lease._cluster = wire = Hanging(server, "one", lambda: True)
+        one.start()
+        await leads(one, 1)
+        two.start()
+        for _ in range(5):
+            wire.hang = 1
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                assert one.lease.holds()
+            assert wire.hang == 0
+        await one.stop()
+        await two.stop()
+
+    run(case())
+
+
+def test_requests_that_all_hang_hand_the_lead_over() -> None:
+    async def case() -> None:
+        server, one, two = pair()
+        one.lease._cluster = wire = Hanging(server, "one", lambda: True)
+        one.start()
+        await leads(one, 1)
+        two.start()
+        wire.hang = 1000
+        assert await leads(two, SECONDS + 2 * RENEW) > RENEW
+        assert not one.lease.holds()
+        assert one.task is not None
+        assert one.task.done(), "it does not wait for an answer that cannot help any more"
+        await two.stop()
+
+    run(case())
+
+
 def test_a_leader_that_cannot_renew_gives_up_before_another_one_may_lead() -> None:
     async def case() -> None:
         server, one, _ = pair()

@@ -82,6 +82,12 @@ REFUSED = ResultMessage(outcome=Outcome.FAILED, reason="DataError", message="spe
 
 ENDS = [
     ("complete", body("Succeeded", ended(0, "Completed", COMPLETE.encode())), "done", ""),
+    (
+        "code 0 with a result that no status holds",
+        body("Succeeded", ended(0, "Completed", '{"outcome": "Complete", "step": 99999999999999999999}')),
+        Cause.APPLICATION,
+        "named no artifact: its result is none: step: Input should be less than or equal to",
+    ),
     ("code 0 without an artifact", body("Succeeded", ended(0, "Completed")), Cause.APPLICATION, "named no artifact"),
     ("code 0 after a worker process was killed for memory", body("Succeeded", ended(0, "OOMKilled", COMPLETE.encode())), "done", ""),
     ("cannot work", body("Failed", ended(10, "Error", REFUSED)), "refused", "spec.pretraining: no text"),

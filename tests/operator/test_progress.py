@@ -117,9 +117,9 @@ def test_only_the_leader_asks() -> None:
     ("status", "answer"),
     [
         (200, "{"), (200, "[]"), (200, '{"step": -1}'), (200, b"\xff"), (200, "[" * 50_000), (200, "x" * (LONGEST_ANSWER + 1)),
-        (500, GOOD), (404, GOOD), (302, GOOD), (200, '{"step": 1e400}'),
+        (500, GOOD), (404, GOOD), (302, GOOD), (200, '{"step": 1e400}'), (200, '{"tokens": 99999999999999999999}'),
     ],
-    ids=["cut", "a list", "negative", "no text", "deep", "long", "an error", "not found", "elsewhere", "infinite"],
+    ids=["cut", "a list", "negative", "no text", "deep", "long", "an error", "not found", "elsewhere", "infinite", "more than 64 bits"],
 )  # fmt: skip
 def test_an_answer_that_is_none_changes_nothing(status: int, answer: Any) -> None:
     async def case() -> None:
@@ -130,6 +130,18 @@ def test_an_answer_that_is_none_changes_nothing(status: int, answer: Any) -> Non
         assert (len(board), len(queue)) == (0, 0)
 
     asyncio.run(case())
+
+
+def test_why_an_answer_is_not_taken_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def case() -> None:
+        pods = Pods()
+        pods.answer = '{"tokens": 99999999999999999999}'
+        await asked(seen(runs()), pods, rounds=5)
+        assert pods.asked > 1
+
+    asyncio.run(case())
+    (told,) = [record.getMessage() for record in caplog.records if "progress is not taken" in record.getMessage()]
+    assert "tokens: Input should be less than or equal to" in told
 
 
 def test_of_pods_that_are_gone_nothing_is_kept() -> None:

@@ -37,6 +37,11 @@ def stage(rig: Rig, kind: str = "pretraining", name: str = "tiny") -> Any:
     return next(one for one in rig.status(name).stages if one.name == kind)
 
 
+def events(rig: Rig, reason: str) -> list[str]:
+    """Messages of the events of a reason."""
+    return [event["message"] for event in rig.server.every("events") if event["reason"] == reason]
+
+
 async def trains(rig: Rig, workers: int = 2, name: str = "tiny") -> None:
     """Waits until so many workers train."""
     await rig.until(
@@ -214,6 +219,87 @@ def test_pods_of_an_earlier_experiment_of_the_same_name_are_waited_out() -> None
     on(case)
 
 
+def test_a_pod_that_nobody_owns_is_named_until_somebody_deletes_it() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply()
+        await trains(rig)
+        _orphan(rig, "pods")
+        rig.server.remove("transferexperiments", NAMESPACE, "tiny")
+        await asyncio.sleep(1)
+        left = [pod["metadata"]["name"] for pod in rig.pods()]
+        assert left
+        before = len(rig.server.writes)
+        rig.apply()
+        await asyncio.sleep(60)
+        assert len(rig.server.writes) - before <= 40, "not more often than every ten seconds"
+        message = condition(rig, ConditionType.WORKERS_READY).message
+        assert any(f"kubectl delete pod {name} --namespace {NAMESPACE}" in message for name in left), message
+        taken = events(rig, "NameTaken")
+        assert len(taken) == len(set(taken)) > 0, "told once"
+        for name in left:
+            rig.server.remove("pods", NAMESPACE, name)
+        await rig.ends()
+        assert rig.status().phase is Phase.COMPLETE
+        assert rig.status().restarts.total == 0
+
+    on(case)
+
+
+def test_a_pod_that_nobody_owns_ends_the_experiment_at_its_deadline() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply(evaluation=None)
+        await rig.until(lambda: rig.pods())
+        _orphan(rig, "pods")
+        rig.server.remove("transferexperiments", NAMESPACE, "tiny")
+        rig.kubelet.silent = lambda pod: not pod["metadata"]["ownerReferences"]
+        await asyncio.sleep(1)
+        rig.apply(evaluation=None, deadlines={"startupSeconds": 60})
+        await rig.until(lambda: rig.status().phase is Phase.FAILED, seconds=90)
+        failure = rig.status().failure
+        assert failure is not None
+        assert failure.reason is Reason.STARTUP_DEADLINE_EXCEEDED
+        assert "kubectl delete pod" in failure.message
+
+    on(case)
+
+
+def test_a_service_of_somebody_else_is_named_until_somebody_deletes_it() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.starts = lambda pod: bool(rig.server.every("services")) or "rendezvous" not in pod["metadata"]["name"]
+
+        def foreign(plural: str, old: Body | None, new: Body | None) -> None:
+            if plural == "pods" and old is None and new is not None and "rendezvous" in new["metadata"]["name"]:
+                experiment = rig.experiment()
+                assert experiment is not None
+                name = f"{new['metadata']['name'].removeprefix('tiny-').removesuffix('-rendezvous')}-{experiment['metadata']['uid'][:8]}"
+                rig.server.on_commit.remove(foreign)
+                rig.server.create("services", NAMESPACE, {"kind": "Service", "metadata": {"name": name}})
+
+        rig.server.on_commit.append(foreign)
+        rig.kubelet.steps = _Slow()
+        rig.apply()
+        await trains(rig)
+        await asyncio.sleep(30)
+        (service,) = rig.server.every("services")
+        told = condition(rig, ConditionType.WORKERS_READY)
+        assert (told.status, told.reason) == ("False", Reason.BELOW_MIN)
+        assert f"kubectl delete service {service['metadata']['name']}" in told.message
+        assert len(events(rig, "NameTaken")) == 1
+        assert counted(rig.server.writes)["POST services"] <= 5
+        rig.server.remove("services", NAMESPACE, service["metadata"]["name"])
+        await rig.until(lambda: condition(rig, ConditionType.WORKERS_READY).status == "True", seconds=30)
+        await rig.ends()
+        assert rig.status().restarts.total == 0
+
+    on(case)
+
+
+def _orphan(rig: Rig, plural: str) -> None:
+    """As the first half of `kubectl delete --cascade=orphan`."""
+    for body in list(rig.server.every(plural)):
+        rig.server.put(plural, {**body, "metadata": {**body["metadata"], "ownerReferences": []}})
+
+
 def test_a_spec_that_cannot_work_is_told_and_begun_once_it_is_mended() -> None:
     async def case(rig: Rig) -> None:
         rig.apply(workers={"min": 3, "replicas": 2})
@@ -245,6 +331,26 @@ def test_suspend_releases_the_pods_and_resume_goes_on() -> None:
         assert rig.status().restarts.total == 0
         assert done
         assert stage(rig).attempt == 2
+
+    on(case)
+
+
+def test_a_suspension_beside_a_silent_node_ends_and_lets_who_waits_make_the_stage() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.steps = _Slow()
+        rig.apply("first")
+        await trains(rig, name="first")
+        silent = rig.worker(1, name="first")
+        assert silent is not None
+        rig.kubelet.silent = lambda pod: pod["metadata"]["uid"] == silent["metadata"]["uid"]
+        rig.apply("second")
+        await asyncio.sleep(5)
+        assert not rig.pods("second")
+        rig.server.edit(NAMESPACE, "first", suspend=True)
+        await rig.until(lambda: rig.status("first").phase is Phase.SUSPENDED, seconds=120)
+        assert silent["metadata"]["name"].removeprefix("first-") in stage(rig, name="first").message
+        await trains(rig, name="second")
+        assert rig.worker(1, name="first") is not None, "nobody removed the pod"
 
     on(case)
 
@@ -356,8 +462,57 @@ def test_a_status_that_cannot_be_read_is_left_alone() -> None:
         rig.server.objects["transferexperiments", NAMESPACE, "tiny"] = {**rig.apply(), "status": {"phase": "Elsewhere"}}
         await rig.is_quiet(120)
         assert not rig.pods()
+        (told,) = events(rig, "StatusUnreadable")
+        assert "phase" in told, "what is wrong"
+        assert "kubectl edit txp tiny --namespace lab --subresource=status" in told, "the way out"
 
     on(case)
+
+
+def test_a_stage_is_not_made_twice_because_a_status_cannot_be_read() -> None:
+    async def case(rig: Rig) -> None:
+        rig.apply("first")
+        await trains(rig, name="first")
+        first = rig.experiment("first")
+        assert first is not None
+        _garble(rig, first)
+        rig.apply("second")
+        await rig.ends("second")
+        assert rig.status("second").phase is Phase.COMPLETE
+        adopted = {one.name for one in rig.status("second").stages if one.artifact is not None and one.artifact.reused}
+        assert "pretraining-dataset" in adopted, "complete before, as the rest of the status says"
+        assert rig.worker(0, name="first") is not None
+        trained = [pod for pod in rig.pods("second") if "pretraining" in pod["metadata"]["name"]]
+        made = min(pod["metadata"]["creationTimestamp"] for pod in trained) if trained else None
+        ended = max(pod["status"]["since"] for pod in rig.pods("first") if "pretraining" in pod["metadata"]["name"])
+        assert made is None or made >= ended, "nobody begins it while pods of the first may still finish it"
+
+    on(case)
+
+
+def test_a_stage_whose_pods_are_gone_is_made_by_another_though_a_status_cannot_be_read() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.steps = _Slow()
+        rig.apply("first")
+        await trains(rig, name="first")
+        first = rig.experiment("first")
+        assert first is not None
+        _garble(rig, first)
+        rig.apply("second")
+        await asyncio.sleep(15)
+        assert "waits for first" in stage(rig, name="second").message
+        for pod in rig.pods("first", live=True):
+            rig.kubelet.lose(pod)
+        await rig.until(lambda: rig.pods("second"), seconds=40)
+
+    on(case)
+
+
+def _garble(rig: Rig, body: Body) -> None:
+    """A status of which only its stages can be read, but for the one that runs."""
+    stages = [one if one["state"] == "Complete" else {**one, "state": "Elsewhere"} for one in body["status"]["stages"]]
+    rig.server.on_commit.clear()  # whose checks read every status
+    rig.server.put("transferexperiments", {**body, "status": {**body["status"], "phase": "Elsewhere", "stages": stages}})
 
 
 def test_one_broken_experiment_does_not_hold_up_the_others() -> None:

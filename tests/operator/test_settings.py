@@ -41,6 +41,23 @@ def test_what_a_variable_does_not_take_is_refused_by_its_name(name: str, text: s
     assert "docs/operator.md" in str(caught.value)
 
 
+@pytest.mark.parametrize(("lease", "renew", "most"), [("10", "3.6", "3.5"), ("10", "20", "3.5"), ("5", "2", "1.75")])
+def test_a_lease_that_ends_before_it_is_renewed_twice_is_refused(lease: str, renew: str, most: str) -> None:
+    given = {PREFIX + "LEASE_SECONDS": lease, PREFIX + "RENEW_SECONDS": renew}
+    with pytest.raises(SpecError) as caught:
+        OperatorSettings.read(given)
+    told = str(caught.value)
+    assert PREFIX + "RENEW_SECONDS" in told
+    assert f"{PREFIX}LEASE_SECONDS={lease}" in told
+    assert f"got {float(renew)}" in told
+    assert f"at most {most}" in told
+    assert OperatorSettings.read(given | {PREFIX + "LEADER_ELECTION": "false"}).renew_seconds == float(renew), "not asked for"
+
+
+def test_a_renewal_may_take_just_the_time_there_is() -> None:
+    assert OperatorSettings.read({PREFIX + "LEASE_SECONDS": "6", PREFIX + "RENEW_SECONDS": "2.1"}).renew_seconds == 2.1
+
+
 def test_every_setting_is_documented_with_its_meaning_and_nothing_else_is() -> None:
     text = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
     rows = dict(re.findall(rf"^\| `{PREFIX}(\w+)` \|.*\| ([^|]*) \|$", text, re.MULTILINE))

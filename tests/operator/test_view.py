@@ -221,6 +221,19 @@ def test_an_unreadable_status_is_told_and_nothing_is_begun() -> None:
     assert not known.active
 
 
+def test_of_a_status_that_cannot_be_read_the_complete_stages_still_count() -> None:
+    view = View()
+    view.put_experiment(txp("a", version=1))
+    stage = view.experiments[LAB["a"]].plan[0]
+    artifact = {"path": "artifacts/x", "digest": "sha256:0"}
+    complete = {"name": stage.name, "kind": stage.kind.value, "key": stage.key, "state": "Complete", "artifact": artifact}
+    told = {**complete, "key": "0" * 64, "state": "Running"}
+    view.put_experiment(txp("a", version=2, status={"phase": "Elsewhere", "stages": [complete, told, {"state": 7}, "x"]}))
+    view.put_experiment(txp("b", version=3))
+    assert view.experiments[LAB["a"]].stages.keys() == {stage.key}
+    assert view.maker(LAB["b"], stage.key) is view.experiments[LAB["a"]]
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

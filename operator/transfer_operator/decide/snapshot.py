@@ -64,6 +64,8 @@ class Pod:
     """When its container began to run; None where that is not known, or not yet."""
     terminating: bool = False
     """Deletion was asked for; it counts as gone, whatever it still does."""
+    gone_by: datetime | None = None
+    """When it should be gone: its deletion was asked for, and its grace is over then. None where that is not known."""
     exit_code: int | None = None
     out_of_memory: bool = False
     disrupted: bool = False

@@ -23,6 +23,8 @@ LONGEST_BACKOFF = timedelta(minutes=5)
 ECHO = timedelta(minutes=1)
 LAST_WORDS = timedelta(seconds=30)
 """Time in which the pods of a complete stage end by themselves, so that their logs are whole and stay readable."""
+OVERDUE = timedelta(minutes=1)
+"""How long after its grace a pod that was told to go is waited for: a node that answers has killed it long before."""
 PATIENCE = timedelta(seconds=30)
 """How long volumes and images may take before a pod counts as one that waits for them."""
 
@@ -152,7 +154,7 @@ def advance(step: Step) -> None:
 
 
 def suspend(step: Step) -> None:
-    """Asks every pod to save and end; the stage is suspended once they are gone.
+    """Asks every pod to save and end; the stage is suspended once they are gone, or cannot be waited for any longer.
 
     From now on no pod is wanted, so none that goes is an incident, whether or not the experiment is resumed meanwhile.
     """
@@ -160,9 +162,23 @@ def suspend(step: Step) -> None:
     step.refusal = next((result for pod in step.pods if isinstance(result := _judge(pod), Refusal)), None)
     for pod in step.pods:
         step.delete(pod)
-    gone = all(pod.ended for pod in step.pods)
-    state = StageState.SUSPENDED if gone else StageState.RUNNING
+    now, grace = step.around.now, timedelta(seconds=step.around.settings.grace_seconds)
+    going = [pod for pod in step.pods if not pod.ended and not pod.refused]
+    silent = [pod for pod in going if is_silent(pod, now)]
+    step.wake += [(pod.gone_by or now + grace) + OVERDUE for pod in going if pod not in silent]
+    state = StageState.SUSPENDED if going == silent else StageState.RUNNING
     step.change(state=state, workers=[], rendezvous_seen=False, retry_time=None, below_min_since=None)
+    if state is StageState.SUSPENDED and silent:
+        names = ", ".join(str(pod.name) for pod in silent)
+        step.change(message=f"suspended without the end of {names}: the node does not answer, and may still run what was there"[:1024])
+
+
+def is_silent(pod: Pod, now: datetime) -> bool:
+    """Whether nobody will tell the end of a pod that was told to go: its node was given up, or lets the pod outlive its grace.
+
+    It may still run there. So may any pod that is replaced, and what both of them save is fenced.
+    """
+    return pod.terminating and (pod.lost or (pod.gone_by is not None and now >= pod.gone_by + OVERDUE))
 
 
 def complete(step: Step, pod: Pod) -> None:

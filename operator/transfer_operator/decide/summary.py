@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 
-from transfer_api.progress import Progress, Score
+from transfer_api.progress import LATEST_UNIX_TIME, Progress, Score
 from transfer_api.stage import StageKind
 from transfer_api.status import (
     REASON_TEXT,
@@ -106,7 +105,7 @@ def _progress(
         tokens=told.tokens,
         percentage=min(100, 100 * told.step // told.total_steps) if told.total_steps else 0,
         tokens_per_second=number(told.tokens_per_second),
-        remaining_seconds=round(remaining) if remaining is not None and math.isfinite(remaining) else None,
+        remaining_seconds=round(remaining) if remaining is not None and 0 <= remaining <= LATEST_UNIX_TIME else None,
         last_updated=now,
     )
     # Nothing new to tell: no write.
@@ -115,7 +114,7 @@ def _progress(
 
 def _metrics(told: Progress) -> list[Metric]:
     named = {"loss": told.loss, "learning_rate": told.learning_rate, "gradient_norm": told.gradient_norm, **told.metrics}
-    found = [Metric(name=name[:128], value=number(value), step=told.step) for name, value in named.items() if value is not None]
+    found = [Metric(name=name, value=number(value), step=told.step) for name, value in named.items() if value is not None]
     return found[:METRICS_IN_STATUS]
 
 
@@ -211,14 +210,22 @@ def _workers_ready(snapshot: Snapshot, stages: list[StageStatus], workers: Worke
         return False, Reason.BELOW_MIN, _why(Reason.BELOW_MIN, snapshot, current, now)
     if workers.ready < workers.desired:
         return False, Reason.BELOW_REPLICAS, _why(Reason.BELOW_REPLICAS, snapshot, current, now)
+    if _waiting(snapshot, current, now):  # the rendezvous: without it, workers that run do not train
+        return False, Reason.BELOW_MIN, _why(Reason.BELOW_MIN, snapshot, current, now)
     return True, Reason.ALL_READY, ""
 
 
 def _why(reason: Reason, snapshot: Snapshot, current: StageStatus, now: datetime) -> str:
     """What the reason says, and what the first of the wanted pods waits for."""
+    waiting = _waiting(snapshot, current, now)
+    return f"{REASON_TEXT[reason]} {waiting[0].name} waits: {waiting[0].waiting}" if waiting else ""
+
+
+def _waiting(snapshot: Snapshot, current: StageStatus, now: datetime) -> list[Pod]:
+    """The wanted pods that wait for something worth telling, the rendezvous first."""
     wanted = {(record.index, record.generation) for record in current.workers if not record.retired}
     pods = [pod for pod in snapshot.pods if pod.name.stage == current.key and pod.name.attempt == current.attempt]
-    waiting = [
+    return [
         pod
         for pod in sorted(pods, key=lambda pod: (pod.name.role is Role.WORKER, pod.name.index))
         if pod.alive
@@ -227,7 +234,6 @@ def _why(reason: Reason, snapshot: Snapshot, current: StageStatus, now: datetime
         and (pod.name.role is Role.RENDEZVOUS or (pod.name.index, pod.name.generation) in wanted)
         and not (pod.on_its_way and now - pod.created < PATIENCE)
     ]
-    return f"{REASON_TEXT[reason]} {waiting[0].name} waits: {waiting[0].waiting}" if waiting else ""
 
 
 def _stalled(stages: list[StageStatus]) -> tuple[bool, Reason, str]:

@@ -42,7 +42,8 @@ def verdict(pod: Pod) -> Verdict:
     if pod.exit_code == ExitCode.COMPLETE:
         if pod.result is not None and pod.result.outcome is Outcome.COMPLETE and pod.result.artifact is not None:
             return Done()
-        return Replace(cause=Cause.APPLICATION, message="ended with code 0 but named no artifact")
+        said = _words(pod, "")
+        return Replace(cause=Cause.APPLICATION, message=f"ended with code 0 but named no artifact{f': {said}' if said else ''}")
     if pod.exit_code == ExitCode.CANNOT_WORK:
         return _refuse(pod, Reason.CANNOT_WORK)
     if pod.exit_code == ExitCode.UNREADABLE:
