@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ def check_model_folder(folder: Path, field: str = "spec.model.path") -> Path:
     for path in weights:
         safetensors_header(path, field)
     return folder
+
+
+def check_whole(info: Mapping[str, Any], folder: Path) -> None:
+    """Refuses weights of which some are missing: transformers would make them up, at random, and only log it.
+
+    Args:
+        info: what `from_pretrained` tells with `output_loading_info`.
+        folder: where the weights are.
+
+    Raises:
+        ModelError: names some of them.
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"lacks {len(missing)} weights, among them {', '.join(missing[:3])}", field="spec.model", value=str(folder),
+            next_step="Fetch it again; a file of weights was cut short or left out",
+        )  # fmt: skip
 
 
 def _check_tokenizer(file: Path, field: str) -> None:
