@@ -73,6 +73,12 @@ def _cut_short(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
 
 
+def _shard_missing(folder: Path) -> None:
+    (folder / "model" / "model.safetensors").rename(folder / "model" / "model-00001-of-00002.safetensors")
+    named = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+
+
 CASES = [
     pytest.param(
         lambda f: shutil.rmtree(f / "model"), ["spec.model.path", "'model'", "no such file or folder", "Looked in"], id="model missing"
@@ -93,6 +99,9 @@ CASES = [
     pytest.param(lambda f: (f / "model/config.json").unlink(), ["spec.model.path", "config.json"], id="no config"),
     pytest.param(_pickle, ["spec.model.path", "pickle (pytorch_model.bin)", "*.safetensors"], id="pickle"),
     pytest.param(_cut_short, ["model.safetensors is not a complete safetensors file", "Fetch it again"], id="weights cut short"),
+    pytest.param(
+        _shard_missing, ["spec.model.path", "lacks model-00002-of-00002.safetensors", "Fetch"], id="a shard of the weights missing"
+    ),
     pytest.param(lambda f: (f / "id.txt").unlink(), ["spec.pretraining.mixture[0].path", "'id.txt'", "no such file"], id="data missing"),
     pytest.param(lambda f: (f / "id.txt").write_text(""), ["spec.pretraining.mixture[0].path", "is empty", "id.txt"], id="data empty"),
     pytest.param(lambda f: (f / "en.txt").write_text(" \n\n"), ["spec.pretraining.mixture[1].path", "blank lines"], id="data blank"),
