@@ -7,8 +7,6 @@ share one folder, the wish to stop (Ctrl-C is `suspend: true`), and at the end w
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import signal
 import threading
 import time
@@ -21,13 +19,13 @@ from types import FrameType
 
 import yaml
 
-from transfer_api.errors import ExitCode, SpecError, TransferError
+from transfer_api.errors import ExitCode, TransferError
 from transfer_api.load import load_experiment
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan
 from transfer_api.status import ExperimentStatus, Phase, Reason, StageState, StageStatus
-from transfer_cli import preflight
+from transfer_cli import lock, preflight
 from transfer_cli.display import Display, open_display
 from transfer_cli.local import LocalBackend
 from transfer_cli.main import INTERRUPTED
@@ -70,9 +68,10 @@ def run(options: argparse.Namespace) -> int:
         output=output,
         backend=LocalBackend(experiment=experiment, storage=storage, search=search, logs=output / "logs"),
     )
+    name = experiment.metadata.name
     with storage_errors(output):
         session.backend.logs.mkdir(parents=True, exist_ok=True)
-    with _lock(output, experiment), open_display(experiment, plan) as display, _metrics(options.metrics_port, session, display):
+    with lock.hold(output, name), open_display(experiment, plan) as display, _metrics(options.metrics_port, session, display):
         return session.run(display)
 
 
@@ -197,24 +196,6 @@ def _stopped(stage: StageStatus) -> StageStatus:
 
 class _KilledError(Exception):
     """A second Ctrl-C."""
-
-
-@contextmanager
-def _lock(output: Path, experiment: TransferExperiment) -> Iterator[None]:
-    """Holds the output folder. The kernel lets go of it whatever happens to this process."""
-    with storage_errors(output), (output / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise SpecError(
-                f"is being run by process {file.read().strip() or '?'}", field="metadata.name", value=experiment.metadata.name,
-                next_step="Wait for it, stop it with Ctrl-C, or choose another --output",
-            ) from error  # fmt: skip
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 @contextmanager
