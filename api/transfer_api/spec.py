@@ -242,11 +242,15 @@ class InstructionTuning(Optimization):
     )
 
 
+PERPLEXITY = "perplexity"
+"""The suite that is no task of lm-evaluation-harness but ours."""
+
+
 class Evaluation(Contract):
     """Scores the result, and the untouched base model beside it."""
 
     suites: list[Suite] = Field(
-        default=["perplexity"], min_length=1, max_length=32,
+        default=[PERPLEXITY], min_length=1, max_length=32,
         description="perplexity, or the name of a task or group of lm-evaluation-harness or of taskFolders.",
     )  # fmt: skip
     baseline: bool = Field(default=True, description="Score the base model too and compare item by item.")

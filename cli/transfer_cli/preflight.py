@@ -21,6 +21,7 @@ from transfer_api.stage import StageKind, StagePlan, plan_stages
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import fingerprints, model_size, sources
 from transfer_cli.outputs import STATUS
+from transfer_evaluator.suites import check_suites
 from transfer_pod.artifact import ArtifactStore, storage_errors
 from transfer_pod.context import NOT_THERE, find_input
 from transfer_pod.documents import check_source
@@ -87,6 +88,7 @@ def input_problems(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Transf
             lambda: _model(spec, roots),
             *(_source_question(field, path, text_field, roots) for field, path, text_field in _sources(spec)),
             *(_folder_question(index, folder, roots) for index, folder in enumerate(folders)),
+            lambda: _suites(spec, roots),
         ]
     )
     return [*map(_with_make_inputs, errors), *_sequence_lengths(spec, roots)]
@@ -136,13 +138,29 @@ def _folder_question(index: int, folder: str, roots: tuple[Path, ...]) -> Callab
     def ask() -> None:
         field = f"spec.evaluation.taskFolders[{index}]"
         found = find_input(folder, roots, field)
-        if not found.is_dir() or not any(True for pattern in ("*.yaml", "*/*.yaml") for _ in found.glob(pattern)):
+        if not _has_tasks(found):
             raise SpecError(
                 "has no task files", field=field, value=str(found), allowed="a folder with *.yaml of lm-evaluation-harness",
                 next_step="Name the folder that holds them",
             )  # fmt: skip
 
     return ask
+
+
+def _has_tasks(folder: Path) -> bool:
+    return folder.is_dir() and any(True for pattern in ("*.yaml", "*/*.yaml") for _ in folder.glob(pattern))
+
+
+def _suites(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
+    """Only where every task folder is there: what is missing was said, and its tasks would be said to be missing too."""
+    if spec.evaluation is None:
+        return
+    try:
+        folders = [find_input(folder, roots) for folder in spec.evaluation.task_folders]
+    except DataError:
+        return
+    if all(map(_has_tasks, folders)):
+        check_suites(spec.evaluation.suites, folders)
 
 
 def _model(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,23 @@ def test_task_folders_hold_tasks(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     assert "has no task files" in refusal(tmp_path)
     (tmp_path / "tasks" / "mine.yaml").write_text("task: mine\n")
+    check(tmp_path)
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_a_misspelt_suite_is_refused_before_anything_runs(tmp_path: Path, baseline: bool) -> None:
+    wanted = document(evaluation={"suites": ["belebele_ind_latn"], "baseline": baseline})
+    write_experiment(tmp_path, wanted)
+    told = refusal(tmp_path)
+    assert "spec.evaluation.suites: no such suite (got 'belebele_ind_latn')" in told
+    assert "belebele_ind_Latn" in told
+
+
+def test_suites_that_a_file_plainly_names_need_no_index_of_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transfer_evaluator.tasks", None)  # importing it fails
+    write_experiment(tmp_path, document(evaluation={"suites": ["mine", "mmlu", "belebele_ind_Latn"], "taskFolders": ["tasks"]}))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "any.yaml").write_text("dataset_path: json\ntask: 'mine'  # of our own\n")
     check(tmp_path)
 
 
