@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from transfer_api.errors import SpecError
-from transfer_pod.artifact import storage_errors
+from transfer_cli.outputs import output_errors
 
 LOCK = ".lock"
 _LOOKS_LAST_S = 0.5
@@ -31,7 +31,7 @@ def hold(output: Path, name: str) -> Iterator[None]:
         StorageError: the folder is full or read-only.
     """
     with ExitStack() as stack:
-        with storage_errors(output):
+        with output_errors(output):
             file = stack.enter_context((output / LOCK).open("a+"))
             _take(file, name)
         yield

@@ -29,10 +29,10 @@ from transfer_cli import lock, preflight
 from transfer_cli.display import Display, open_display
 from transfer_cli.local import LocalBackend
 from transfer_cli.main import INTERRUPTED
-from transfer_cli.outputs import STATUS, read_status, write_outputs
+from transfer_cli.outputs import STATUS, output_errors, read_status, write_outputs
 from transfer_cli.paths import default_output, default_storage
 from transfer_operator.decide import CreatePod, Decision, Settings, Snapshot, decide
-from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
+from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.server import PodServer
 
 LOOK_EVERY_S = 0.25
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         backend=LocalBackend(experiment=experiment, storage=storage, search=search, logs=output / "logs"),
     )
     name = experiment.metadata.name
-    with storage_errors(output):
+    with output_errors(output):
         session.backend.logs.mkdir(parents=True, exist_ok=True)
     with lock.hold(output, name), open_display(experiment, plan) as display, _metrics(options.metrics_port, session, display):
         return session.run(display)
@@ -145,14 +145,15 @@ class Session:
     def _write(self, old: ExperimentStatus, decision: Decision) -> ExperimentStatus:
         if decision.status != old or not (self.output / STATUS).exists():
             content = yaml.safe_dump(decision.status.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=False)
-            with storage_errors(self.output):
+            with output_errors(self.output):
                 write_atomically(self.output / STATUS, content)
         return decision.status
 
     def _act(self, decision: Decision) -> None:
         for action in decision.actions:
             if isinstance(action, CreatePod):
-                self.backend.create(action)
+                with output_errors(self.output):  # its log
+                    self.backend.create(action)
             else:
                 self.backend.delete(action)
 

@@ -138,24 +138,31 @@ _REMOVE = "Remove {} to have it made again"
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into a StorageError that names the folder and the way out."""
+def storage_errors(path: Path, *, field: str = "storage", option: str = "") -> Iterator[None]:
+    """Turns a full or read-only disk into a StorageError that names the folder and the way out.
+
+    Args:
+        path: what is written.
+        field: what a user calls the folder.
+        option: how another one is chosen, where there is an option for it.
+    """
+    another = f"another folder with {option}" if option else "another folder"
     try:
         yield
     except OSError as error:
         number = _number(error)
         if number in _NO_SPACE:
-            free = "Free space there, or choose another folder; what is finished is kept and the run goes on from its last checkpoint"
-            raise StorageError("no space left", field="storage", value=str(path), next_step=free) from error
+            free = f"Free space there, or choose {another}; what is finished is kept and the run goes on from its last checkpoint"
+            raise StorageError("no space left", field=field, value=str(path), next_step=free) from error
         if number == errno.EXDEV:
             raise StorageError(
-                "lies on several file systems", field="storage", value=str(path),
+                "lies on several file systems", field=field, value=str(path),
                 next_step="Its folders work/ and artifacts/ must be on one, since what is finished is moved at once",
             ) from error  # fmt: skip
         if number in _NO_WRITE:
             raise StorageError(
-                "cannot be written", field="storage", value=str(path), allowed="a folder in which this user may write",
-                next_step="Change its permissions or choose another folder",
+                "cannot be written", field=field, value=str(path), allowed="a folder in which this user may write",
+                next_step=f"Change its permissions or choose {another}",
             ) from error  # fmt: skip
         raise
 

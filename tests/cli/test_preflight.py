@@ -9,12 +9,13 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.support.documents import EVALUATION, TUNING, VOCABULARY, changed, document
-from tests.support.folders import write_experiment, write_model
+from tests.support.folders import PARAMETERS, write_experiment, write_model
 from transfer_api.errors import ExitCode
 from transfer_api.load import SpecErrors, load_experiment
 from transfer_api.stage import StagePlan, plan_stages
@@ -200,8 +201,36 @@ def test_a_disk_too_small_for_the_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "model").rename(tmp_path / "model-70000B")
     (tmp_path / "model-70000B" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # a size that only the spec knows
     told = refusal(tmp_path)
-    assert "GB free and the experiment needs about" in told
+    assert "GB free and the experiment with the copy of its model needs about" in told
     assert "--storage" in told
+
+
+def disks(monkeypatch: pytest.MonkeyPatch, output: Path, free: dict[str, int], apart: bool) -> None:
+    """As if storage and output had so much free, on one disk or on two."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free["output" if Path(folder) == output else "storage"]))
+    monkeypatch.setattr(preflight, "_one_disk", lambda storage, output: not apart)
+
+
+def test_the_copy_of_the_model_counts_for_the_disk_of_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_experiment(tmp_path, document(instructionTuning=TUNING))
+    output, copy, plenty = tmp_path / "runs", 4 * PARAMETERS, 10**12
+    check(tmp_path)
+    kept = preflight.disk_needed(load_experiment(tmp_path / "experiment.yaml").spec, check(tmp_path), tmp_path / "storage", (tmp_path,))
+
+    disks(monkeypatch, output, {"storage": kept, "output": copy}, apart=True)
+    check(tmp_path)
+    disks(monkeypatch, output, {"storage": plenty, "output": copy - 1}, apart=True)
+    told = refusal(tmp_path)
+    assert "output: has 0.0 GB free and the copy of its model needs" in told
+    assert "--output" in told
+    disks(monkeypatch, output, {"storage": kept + copy, "output": 0}, apart=False)
+    check(tmp_path)
+    disks(monkeypatch, output, {"storage": kept + copy - 1, "output": 0}, apart=False)
+    told = refusal(tmp_path)
+    assert "storage: has 0.0 GB free and the experiment with the copy of its model needs" in told
+    (output / "model").mkdir()
+    (output / "status.yaml").touch()
+    check(tmp_path)  # the copy takes the place of the one that lies there
 
 
 def test_vocabulary_counts_for_the_disk(tmp_path: Path) -> None:
