@@ -92,13 +92,20 @@ class ArtifactStore:
         """
         folder = self.path(kind, key)
         for name, entry in self.manifest(kind, key)["files"].items():
-            file = folder / name
-            size = file.stat().st_size if file.is_file() else None
-            if size != entry["size"] or (verify and sha256(file) != entry["sha256"]):
-                raise ArtifactError(
-                    f"{file} is {'missing' if size is None else 'not the file that was written'}", next_step=_REMOVE.format(folder)
-                )
+            _check(folder, name, entry, verify=verify)
         return folder
+
+    def file(self, kind: StageKind, key: str, name: str) -> Path:
+        """One file of a finished artifact, checked against the manifest as `open` checks all.
+
+        Raises:
+            ArtifactError: missing, cut short or altered, or the manifest does not name it.
+        """
+        folder = self.path(kind, key)
+        entry = self.manifest(kind, key)["files"].get(name)
+        if entry is None:
+            raise ArtifactError(f"{folder / MANIFEST} names no {name}", next_step=_REMOVE.format(folder))
+        return _check(folder, name, entry, verify=True)
 
     def draft(self, stage: StagePlan, pod: str) -> Path:
         """Where a pod fills the artifact of a stage: its own folder, for one that was given up may still be writing."""
@@ -132,6 +139,14 @@ class ArtifactStore:
         reference = self.find(stage.kind, stage.key)
         assert reference is not None
         return reference
+
+
+def _check(folder: Path, name: str, entry: dict[str, Any], *, verify: bool) -> Path:
+    file = folder / name
+    size = file.stat().st_size if file.is_file() else None
+    if size != entry["size"] or (verify and sha256(file) != entry["sha256"]):
+        raise ArtifactError(f"{file} is {'missing' if size is None else 'not the file that was written'}", next_step=_REMOVE.format(folder))
+    return file
 
 
 _REMOVE = "Remove {} to have it made again"
