@@ -17,7 +17,7 @@ from transfer_api.errors import ExitCode, StorageError
 from transfer_api.load import load_experiment
 from transfer_api.status import ExperimentStatus
 from transfer_cli import outputs, run
-from transfer_cli.main import main
+from transfer_cli.main import INTERRUPTED, main
 from transfer_cli.outputs import STATUS, read_status
 
 
@@ -79,6 +79,11 @@ def test_how_a_command_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, com
 
     monkeypatch.setattr(importlib.import_module(f"transfer_cli.{command}"), "run", raises)
     assert main([command, str(tmp_path / "file.yaml")]) == code
+
+
+@pytest.mark.parametrize("code", sorted({*map(int, ExitCode), INTERRUPTED}))
+def test_every_exit_code_is_in_the_documentation(code: int) -> None:
+    assert f"\n| {code} | " in (Path(__file__).resolve().parents[2] / "docs" / "concepts.md").read_text()
 
 
 def test_a_full_output_disk_is_called_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
