@@ -201,7 +201,10 @@ class Optimization(Contract):
     warmup: DecimalString = Field(default="0.05", description="Share of the steps in which the learning rate rises to its peak.")
     weight_decay: DecimalString = Field(default="0.01", description="AdamW weight decay of matrices.")
     gradient_clipping: DecimalString = Field(default="1.0", description="Largest norm of the gradient; 0 for none.")
-    precision: Precision = Field(default=Precision.BFLOAT16, description="Number format of forward and backward pass.")
+    precision: Precision = Field(
+        default=Precision.BFLOAT16,
+        description="Number format of forward and backward pass. Without GPUs Float32 is faster, unless the processor has AMX.",
+    )
     micro_batch_tokens: Amount | None = Field(
         default=None, description="Most tokens in one forward pass of a worker. Speed and memory only; results do not depend on it."
     )
