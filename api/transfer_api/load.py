@@ -27,6 +27,7 @@ FLOAT_WITHOUT_DOT = re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$")
 _LARGEST_FILE = 1 << 20  # etcd takes no larger object either
 _MOST_VALUES = 100_000  # a file of aliases can expand without end
 _DEEPEST = 64
+_LONGEST_NUMBER = 100  # characters; Python refuses to write whole numbers of more than 4,300 digits
 
 
 class SpecErrors(SpecError):
@@ -129,9 +130,13 @@ def _parse(text: str) -> list[Any]:
         mark = error.problem_mark or error.context_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SpecError(f"is not YAML: {error.problem or error.context}{where}", next_step="Mend that line") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
         raise SpecError(f"is not YAML: {reason}", next_step="Mend it; `transfer validate` shows whether it is right") from error
+
+
+class _HugeNumber(str):
+    """A whole number as it was written, too long for any field: Python could read it, but neither write nor compare it as JSON."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -143,6 +148,9 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        return _HugeNumber(node.value) if len(node.value) > _LONGEST_NUMBER else super().construct_yaml_int(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -153,6 +161,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT_WITHOUT_DOT, list("-+0123456789"))
 
 
@@ -181,7 +190,7 @@ def _not_ours(document: Any) -> list[SpecError]:
 
 
 def _odd_values(document: Any) -> Iterator[SpecError]:
-    """What YAML can say and JSON or the API server cannot: empty values, odd keys, objects, endless aliases."""
+    """What YAML can say and JSON or the API server cannot: empty values, odd keys, objects, half characters, endless aliases."""
     left = _MOST_VALUES
     stack: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
     while stack:
@@ -198,10 +207,18 @@ def _odd_values(document: Any) -> Iterator[SpecError]:
             items = []
             if value is None and "metadata" not in place[:-1] and place[:1] != ("status",):
                 yield no_value(place, TransferExperiment)
+            elif isinstance(value, _HugeNumber):
+                yield SpecError(
+                    "is too large a number", field=field_path(place), value=value, next_step="Shorten it, or write it in quotes"
+                )
+            elif isinstance(value, str) and _has_half_a_character(value):
+                yield SpecError(_HALF, field=field_path(place), value=value, next_step=_WHOLE)
             elif value is not None and not isinstance(value, (str, int, float, bool)):
                 yield SpecError("is not a plain value", field=field_path(place), value=value, next_step="Write it as text in quotes")
         for key, item in reversed(items):
-            if isinstance(value, dict) and not isinstance(key, str):
+            if isinstance(key, str) and _has_half_a_character(key):
+                yield SpecError(f"a name in it {_HALF}", field=field_path(place), value=key, next_step=_WHOLE)
+            elif isinstance(value, dict) and (not isinstance(key, str) or isinstance(key, _HugeNumber)):
                 yield SpecError(
                     "is not a field name",
                     field=field_path(place),
@@ -209,6 +226,19 @@ def _odd_values(document: Any) -> Iterator[SpecError]:
                     next_step=f'Write it in quotes if it is one: "{shorten(key)}"',
                 )
             stack.append(((*place, key if isinstance(key, (str, int)) else str(key)), item))
+
+
+_HALF = "holds half of a character (a surrogate of UTF-16)"
+_WHOLE = "Write the character itself, or both halves of its escape"
+
+
+def _has_half_a_character(text: str) -> bool:
+    """Whether an escape such as \\ud83d stands there without its other half; both together are how JSON writes an emoji."""
+    try:
+        text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _prefixed(prefix: str, problem: TransferError) -> TransferError:

@@ -30,6 +30,7 @@ from transfer_api.spec import (
     Suite,
 )
 
+_LONGEST_NAME = 128  # characters of a field's name that are told; no field of ours has so many
 Place = tuple[int | str, ...]
 
 
@@ -94,7 +95,9 @@ def field_path(place: Sequence[int | str]) -> str:
     """`("spec", "mixture", 0, "weight")` as `spec.mixture[0].weight`."""
     text = ""
     for step in place:
-        if isinstance(step, str) and re.fullmatch(r"[A-Za-z_]\w*", step):
+        if isinstance(step, str) and len(step) > _LONGEST_NAME:
+            text += f"[{step[: _LONGEST_NAME // 2]}...]"
+        elif isinstance(step, str) and re.fullmatch(r"[A-Za-z_]\w*", step):
             text += f".{step}"
         else:
             text += f"[{step}]"

@@ -201,7 +201,10 @@ class Optimization(Contract):
     warmup: DecimalString = Field(default="0.05", description="Share of the steps in which the learning rate rises to its peak.")
     weight_decay: DecimalString = Field(default="0.01", description="AdamW weight decay of matrices.")
     gradient_clipping: DecimalString = Field(default="1.0", description="Largest norm of the gradient; 0 for none.")
-    precision: Precision = Field(default=Precision.BFLOAT16, description="Number format of forward and backward pass.")
+    precision: Precision = Field(
+        default=Precision.BFLOAT16,
+        description="Number format of forward and backward pass. Without GPUs Float32 is faster, unless the processor has AMX.",
+    )
     micro_batch_tokens: Amount | None = Field(
         default=None, description="Most tokens in one forward pass of a worker. Speed and memory only; results do not depend on it."
     )
@@ -242,11 +245,15 @@ class InstructionTuning(Optimization):
     )
 
 
+PERPLEXITY = "perplexity"
+"""The suite that is no task of lm-evaluation-harness but ours."""
+
+
 class Evaluation(Contract):
     """Scores the result, and the untouched base model beside it."""
 
     suites: list[Suite] = Field(
-        default=["perplexity"], min_length=1, max_length=32,
+        default=[PERPLEXITY], min_length=1, max_length=32,
         description="perplexity, or the name of a task or group of lm-evaluation-harness or of taskFolders.",
     )  # fmt: skip
     baseline: bool = Field(default=True, description="Score the base model too and compare item by item.")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from transfer_api.errors import ExitCode
 from transfer_api.progress import Progress, ResultMessage
-from transfer_api.spec import TransferExperiment
+from transfer_api.spec import PERPLEXITY, TransferExperiment
 from transfer_api.stage import StagePlan, needs_hub
 from transfer_api.task import program
 from transfer_cli.gpus import VARIABLE, usable_gpus, worker_share
@@ -32,7 +32,6 @@ from transfer_pod.context import PodContext, find_input
 from transfer_pod.lock import StageLock
 
 LOOPBACK = "127.0.0.1"
-PERPLEXITY = "perplexity"
 PROGRESS_TIMEOUT_S = 0.5
 
 # The kernel kills a pod when `transfer run` dies, however it dies: nothing is left that could write into the storage

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import yaml
@@ -18,6 +20,11 @@ from transfer_pod.artifact import ArtifactStore, storage_errors
 
 STATUS = "status.yaml"
 STAMP = ".written"
+
+
+def output_errors(output: Path) -> AbstractContextManager[None]:
+    """`storage_errors` of an output folder, which need not be on the disk of the storage."""
+    return storage_errors(output, field="output", option="--output")
 
 
 def read_status(output: Path) -> ExperimentStatus | None:
@@ -48,7 +55,7 @@ def write_outputs(
     store = ArtifactStore(storage)
     stamp = json.dumps([[stage.key, stage.artifact.digest if stage.artifact else ""] for stage in status.stages])
     current = output / STAMP
-    with storage_errors(output):
+    with output_errors(output):
         if not current.exists() or current.read_text() != stamp or not _there(plan, output):
             current.unlink(missing_ok=True)
             _copy_model(store, plan, output)
@@ -66,10 +73,10 @@ def scores_of_result(store: ArtifactStore, plan: tuple[StagePlan, ...]) -> list[
 
 
 def _there(plan: tuple[StagePlan, ...], output: Path) -> bool:
-    return (output / "report.html").is_file() and ((output / "model").is_dir() or not _models(plan))
+    return (output / "report.html").is_file() and ((output / "model").is_dir() or not models(plan))
 
 
-def _models(plan: tuple[StagePlan, ...]) -> list[StagePlan]:
+def models(plan: Sequence[StagePlan]) -> list[StagePlan]:
     """The stages that make a model."""
     return [stage for stage in plan if stage.kind in (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING)]
 
@@ -84,6 +91,6 @@ def _report(experiment: TransferExperiment, plan: tuple[StagePlan, ...], status:
 
 def _copy_model(store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path) -> None:
     """Puts the last model that was made at `model/`: a copy, since people change what they are given."""
-    if made := _models(plan):
+    if made := models(plan):
         shutil.rmtree(output / "model", ignore_errors=True)
         shutil.copytree(store.open(made[-1].kind, made[-1].key, verify=False) / "model", output / "model")

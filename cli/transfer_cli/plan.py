@@ -6,20 +6,23 @@ What is missing is said and the plan is printed all the same: whoever asks for t
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from transfer_api.amount import format_amount
 from transfer_api.cost import BYTES_PER_TOKEN, GPU_RESOURCE, ModelSize, Speed, StageCost, gpu_speed, stage_cost
-from transfer_api.errors import ExitCode, TransferError
+from transfer_api.errors import DataError, ExitCode, TransferError
 from transfer_api.load import load_experiment
-from transfer_api.spec import ExperimentSpec, Precision, TransferExperiment
+from transfer_api.spec import PERPLEXITY, ExperimentSpec, Precision, TransferExperiment
 from transfer_api.stage import DatasetParameters, EvaluationParameters, StageKind, StagePlan, TrainingParameters, plan_stages
 from transfer_cli.inputs import count_rows, fingerprints, model_size, text_bytes
 from transfer_cli.paths import default_storage
 from transfer_cli.preflight import input_problems
 from transfer_pod.artifact import ArtifactStore
+from transfer_pod.context import PodContext
+from transfer_pod.documents import iter_documents
 
 # Training speed over that of a float32 matrix product, both measured on 2 cores (SmolLM2-135M, full training). bfloat16 gains
 # only where the processor computes in it.
@@ -100,12 +103,29 @@ def _input_bytes(stage: StagePlan, by_key: dict[str, StagePlan], storage: Path, 
         case DatasetParameters():
             paths = [source.path for source in parameters.mixture] + [source.path for source in parameters.instructions]
         case EvaluationParameters():
-            paths = [text.path for text in parameters.texts]
+            return _scored_bytes(stage, parameters, storage, search)
         case _:
             paths = [source.path for source in parameters.corpus]
     total = text_bytes(paths, storage, search)
     if total is not None and isinstance(parameters, DatasetParameters) and parameters.examples is not None:
         total = round(total * min(1.0, parameters.examples / max(1, count_rows(paths, storage, search))))
+    return total
+
+
+def _scored_bytes(stage: StagePlan, evaluation: EvaluationParameters, storage: Path, search: tuple[Path, ...]) -> int | None:
+    """Bytes of the texts that the suite perplexity scores: all of each, or its first documents where there is a limit."""
+    texts = evaluation.texts if PERPLEXITY in evaluation.suites else []
+    whole = text_bytes([text.path for text in texts], storage, search)
+    if whole is None or evaluation.limit is None:
+        return whole
+    context = PodContext(stage=stage, storage=storage, search=search, pod="plan")
+    total = 0
+    for number, text in enumerate(texts):
+        try:
+            documents = iter_documents(text, context, f"spec.evaluation.texts[{number}]")
+            total += sum(len(document.encode()) for document in itertools.islice(documents, evaluation.limit))
+        except DataError:
+            return None  # `input_problems` says it
     return total
 
 

@@ -20,7 +20,8 @@ from transfer_api.spec import ExperimentSpec, TransferExperiment
 from transfer_api.stage import StageKind, StagePlan, plan_stages
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import fingerprints, model_size, sources
-from transfer_cli.outputs import STATUS
+from transfer_cli.outputs import STATUS, models
+from transfer_evaluator.suites import check_suites
 from transfer_pod.artifact import ArtifactStore, storage_errors
 from transfer_pod.context import NOT_THERE, find_input
 from transfer_pod.documents import check_source
@@ -67,7 +68,7 @@ def check(
     )
     if not errors:
         plan = plan_stages(spec, fingerprints(experiment, storage=storage, search=search))
-        errors += _ask([lambda: _disk(spec, plan, storage, search)])
+        errors += _ask([*_disk(spec, plan, storage, output, search)])
     if errors:
         _remove(made)
         raise SpecErrors(experiment.metadata.name, errors)
@@ -87,6 +88,7 @@ def input_problems(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Transf
             lambda: _model(spec, roots),
             *(_source_question(field, path, text_field, roots) for field, path, text_field in _sources(spec)),
             *(_folder_question(index, folder, roots) for index, folder in enumerate(folders)),
+            lambda: _suites(spec, roots),
         ]
     )
     return [*map(_with_make_inputs, errors), *_sequence_lengths(spec, roots)]
@@ -136,13 +138,29 @@ def _folder_question(index: int, folder: str, roots: tuple[Path, ...]) -> Callab
     def ask() -> None:
         field = f"spec.evaluation.taskFolders[{index}]"
         found = find_input(folder, roots, field)
-        if not found.is_dir() or not any(True for pattern in ("*.yaml", "*/*.yaml") for _ in found.glob(pattern)):
+        if not _has_tasks(found):
             raise SpecError(
                 "has no task files", field=field, value=str(found), allowed="a folder with *.yaml of lm-evaluation-harness",
                 next_step="Name the folder that holds them",
             )  # fmt: skip
 
     return ask
+
+
+def _has_tasks(folder: Path) -> bool:
+    return folder.is_dir() and any(True for pattern in ("*.yaml", "*/*.yaml") for _ in folder.glob(pattern))
+
+
+def _suites(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
+    """Only where every task folder is there: what is missing was said, and its tasks would be said to be missing too."""
+    if spec.evaluation is None:
+        return
+    try:
+        folders = [find_input(folder, roots) for folder in spec.evaluation.task_folders]
+    except DataError:
+        return
+    if all(map(_has_tasks, folders)):
+        check_suites(spec.evaluation.suites, folders)
 
 
 def _model(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
@@ -184,18 +202,18 @@ def _writable(folder: Path, field: str, option: str) -> None:
     """Creates the folder and writes a byte: permissions alone do not tell (read-only mounts, full disks, root)."""
     probe = folder / f".probe.{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(b"\0")
-        finally:
-            probe.unlink(missing_ok=True)
+        with storage_errors(folder, field=field, option=option):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                probe.write_bytes(b"\0")
+            finally:
+                probe.unlink(missing_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise StorageError("is not a folder", field=field, value=str(folder), next_step=f"Choose another one with {option}") from error
     except OSError as error:
-        with storage_errors(folder):
-            raise StorageError(
-                f"cannot be used: {error.strerror}", field=field, value=str(folder), next_step=f"Choose another one with {option}"
-            ) from error
+        raise StorageError(
+            f"cannot be used: {error.strerror}", field=field, value=str(folder), next_step=f"Choose another one with {option}"
+        ) from error
 
 
 def _port(port: int | None) -> None:
@@ -226,25 +244,50 @@ def _gpus(spec: ExperimentSpec) -> None:
         worker_share(spec.workers.replicas, 0)
 
 
-def _disk(spec: ExperimentSpec, plan: Sequence[StagePlan], storage: Path, search: Sequence[Path]) -> None:
-    """Free space against the checkpoints and artifacts that are still to be written."""
-    needed = disk_needed(spec, plan, storage, search)
-    free = shutil.disk_usage(storage).free
+def _disk(
+    spec: ExperimentSpec, plan: Sequence[StagePlan], storage: Path, output: Path, search: Sequence[Path]
+) -> Iterator[Callable[[], None]]:
+    """Free space against what is still to be written: into the storage, into the output folder, or into both on one disk."""
+    kept, copied = disk_needed(spec, plan, storage, search), copy_needed(spec, plan, storage, output, search)
+    if _one_disk(storage, output):
+        yield lambda: _room(storage, "storage", kept + copied, "the experiment with the copy of its model" if copied else "the experiment")
+        return
+    yield lambda: _room(storage, "storage", kept, "the experiment")
+    yield lambda: _room(output, "output", copied, "the copy of its model")
+
+
+def _one_disk(storage: Path, output: Path) -> bool:
+    return storage.stat().st_dev == output.stat().st_dev
+
+
+def _room(folder: Path, field: str, needed: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
-            f"has {free / 1e9:.1f} GB free and the experiment needs about {needed / 1e9:.1f} GB", field="storage", value=str(storage),
-            next_step="Free space there, or choose another folder with --storage",
+            f"has {free / 1e9:.1f} GB free and {what} needs about {needed / 1e9:.1f} GB", field=field, value=str(folder),
+            next_step=f"Free space there, or choose another folder with --{field}",
         )  # fmt: skip
 
 
 def disk_needed(spec: ExperimentSpec, plan: Sequence[StagePlan], storage: Path, search: Sequence[Path]) -> int:
-    """Bytes still to be written: artifacts of the stages to come, and the checkpoints of the largest of them."""
+    """Bytes still to be written into the storage: artifacts of the stages to come, and the checkpoints of the largest of them."""
     store = ArtifactStore(storage)
-    size = model_size(spec, storage, search)
-    costs: list[StageCost] = []
-    for stage in plan:
-        if size is not None and stage.kind is StageKind.PRETRAINING and spec.vocabulary:
-            size = size.with_added_tokens(spec.vocabulary.added_tokens)
-        if store.find(stage.kind, stage.key) is None:
-            costs.append(stage_cost(stage, size, None))
+    costs = [cost for stage, cost in _costs(spec, plan, storage, search) if store.find(stage.kind, stage.key) is None]
     return sum(cost.artifact_bytes for cost in costs) + max((cost.work_bytes for cost in costs), default=0)
+
+
+def copy_needed(spec: ExperimentSpec, plan: Sequence[StagePlan], storage: Path, output: Path, search: Sequence[Path]) -> int:
+    """Bytes of the last model, which is copied into the output folder; one that lies there gives its place to it."""
+    made = models(plan)
+    if not made or (output / "model").exists():
+        return 0
+    return next(cost.artifact_bytes for stage, cost in _costs(spec, plan, storage, search) if stage.key == made[-1].key)
+
+
+def _costs(spec: ExperimentSpec, plan: Sequence[StagePlan], storage: Path, search: Sequence[Path]) -> Iterator[tuple[StagePlan, StageCost]]:
+    """The stages with their costs, each from the model that it starts from."""
+    size = model_size(spec, storage, search)
+    for stage in plan:
+        yield stage, stage_cost(stage, size, None)
+        if size is not None and stage.kind is StageKind.VOCABULARY and spec.vocabulary:
+            size = size.with_added_tokens(spec.vocabulary.added_tokens)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from transfer_api.errors import ExitCode, SpecError
 from transfer_api.load import load_experiment
-from transfer_api.stage import plan_stages
-from transfer_api.status import Phase
+from transfer_api.stage import input_paths, plan_stages
+from transfer_api.status import ExperimentStatus, Phase
 from transfer_cli import preflight
 from transfer_cli.display import open_console, score_table
 from transfer_cli.outputs import STAMP, read_status, write_outputs
 from transfer_cli.paths import default_output, default_storage
+from transfer_pod.artifact import ArtifactStore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +33,11 @@ def run(options: argparse.Namespace) -> int:
         raise SpecError(
             "is not complete", field="metadata.name", value=experiment.metadata.name, next_step=f"Run `transfer run {options.file}` first"
         )
-    plan = plan_stages(experiment.spec, preflight.fingerprints(experiment, storage=storage, search=(options.file.absolute().parent,)))
+    _check_storage(status, storage)
+    digests = preflight.fingerprints(experiment, storage=storage, search=(options.file.absolute().parent,))
+    plan = plan_stages(experiment.spec, digests)
     if [stage.key for stage in plan] != [stage.key for stage in status.stages]:
-        raise SpecError(
-            "has changed since it ran", field="spec", next_step=f"Run `transfer run {options.file}`; stages that are the same are reused"
-        )
+        raise _changed(options.file, [path for path in input_paths(experiment.spec) if path not in digests])
     (output / STAMP).unlink(missing_ok=True)
     scores = write_outputs(experiment, plan, status, storage=storage, output=output)
     console = open_console()
@@ -44,3 +45,31 @@ def run(options: argparse.Namespace) -> int:
         console.print(score_table(scores))
     console.print(f"Written: {output}/report.html, report.md, results.json")
     return ExitCode.COMPLETE
+
+
+def _check_storage(status: ExperimentStatus, storage: Path) -> None:
+    """Whether the storage is that of the run: by the keys that the run wrote down, whatever the file says now.
+
+    Raises:
+        SpecError: it lacks an artifact of the run.
+    """
+    store = ArtifactStore(storage)
+    absent = [stage.name for stage in status.stages if store.find(stage.kind, stage.key) is None]
+    if absent:
+        raise SpecError(
+            f"does not hold what this run has made ({', '.join(absent)})", field="--storage", value=str(storage),
+            next_step="Name the storage of the run, as for `transfer run`; it makes again what was removed",
+        )  # fmt: skip
+
+
+def _changed(file: Path, absent: list[str]) -> SpecError:
+    """Why the stages of the file are not those that ran: inputs that are gone, else other parameters or other content."""
+    if absent:
+        return SpecError(
+            "reads what is not there any more, so its stages cannot be found", field="spec", value=", ".join(absent),
+            next_step="Put it back where it was; a report is made from the artifacts of the very same inputs",
+        )  # fmt: skip
+    return SpecError(
+        "has changed since it ran, or what it reads has", field="spec",
+        next_step=f"Run `transfer run {file}`; stages that are the same are reused",
+    )  # fmt: skip

@@ -7,8 +7,6 @@ share one folder, the wish to stop (Ctrl-C is `suspend: true`), and at the end w
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import signal
 import threading
 import time
@@ -21,20 +19,20 @@ from types import FrameType
 
 import yaml
 
-from transfer_api.errors import ExitCode, SpecError, TransferError
+from transfer_api.errors import ExitCode, TransferError
 from transfer_api.load import load_experiment
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan
 from transfer_api.status import ExperimentStatus, Phase, Reason, StageState, StageStatus
-from transfer_cli import preflight
+from transfer_cli import lock, preflight
 from transfer_cli.display import Display, open_display
 from transfer_cli.local import LocalBackend
 from transfer_cli.main import INTERRUPTED
-from transfer_cli.outputs import STATUS, read_status, write_outputs
+from transfer_cli.outputs import STATUS, output_errors, read_status, write_outputs
 from transfer_cli.paths import default_output, default_storage
 from transfer_operator.decide import CreatePod, Decision, Settings, Snapshot, decide
-from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
+from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.server import PodServer
 
 LOOK_EVERY_S = 0.25
@@ -70,9 +68,10 @@ def run(options: argparse.Namespace) -> int:
         output=output,
         backend=LocalBackend(experiment=experiment, storage=storage, search=search, logs=output / "logs"),
     )
-    with storage_errors(output):
+    name = experiment.metadata.name
+    with output_errors(output):
         session.backend.logs.mkdir(parents=True, exist_ok=True)
-    with _lock(output, experiment), open_display(experiment, plan) as display, _metrics(options.metrics_port, session, display):
+    with lock.hold(output, name), open_display(experiment, plan) as display, _metrics(options.metrics_port, session, display):
         return session.run(display)
 
 
@@ -146,14 +145,15 @@ class Session:
     def _write(self, old: ExperimentStatus, decision: Decision) -> ExperimentStatus:
         if decision.status != old or not (self.output / STATUS).exists():
             content = yaml.safe_dump(decision.status.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=False)
-            with storage_errors(self.output):
+            with output_errors(self.output):
                 write_atomically(self.output / STATUS, content)
         return decision.status
 
     def _act(self, decision: Decision) -> None:
         for action in decision.actions:
             if isinstance(action, CreatePod):
-                self.backend.create(action)
+                with output_errors(self.output):  # its log
+                    self.backend.create(action)
             else:
                 self.backend.delete(action)
 
@@ -197,24 +197,6 @@ def _stopped(stage: StageStatus) -> StageStatus:
 
 class _KilledError(Exception):
     """A second Ctrl-C."""
-
-
-@contextmanager
-def _lock(output: Path, experiment: TransferExperiment) -> Iterator[None]:
-    """Holds the output folder. The kernel lets go of it whatever happens to this process."""
-    with storage_errors(output), (output / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise SpecError(
-                f"is being run by process {file.read().strip() or '?'}", field="metadata.name", value=experiment.metadata.name,
-                next_step="Wait for it, stop it with Ctrl-C, or choose another --output",
-            ) from error  # fmt: skip
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 @contextmanager

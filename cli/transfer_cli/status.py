@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 from transfer_api.errors import ExitCode, SpecError
-from transfer_api.status import ExperimentStatus
+from transfer_api.status import ExperimentStatus, Phase, StageState
+from transfer_cli.lock import is_held
 from transfer_cli.outputs import STATUS, read_status
 from transfer_cli.paths import default_output
+
+INTERRUPTED = "Interrupted: its process is gone; the same `transfer run` goes on from the last checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +27,13 @@ def run(options: argparse.Namespace) -> int:
     status = read_status(output)
     if status is None:
         raise SpecError("has no run here", field="name", value=options.name, next_step=f"Looked for {output / STATUS}")
-    sys.stdout.write((output / STATUS).read_text(encoding="utf-8") if options.format == "yaml" else describe(status))
+    left = interrupted(output, status)
+    if options.format == "text":
+        sys.stdout.write(describe(status, left))
+        return ExitCode.COMPLETE
+    sys.stdout.write((output / STATUS).read_text(encoding="utf-8"))
+    if left:
+        print(f"transfer status: {INTERRUPTED}", file=sys.stderr)
     return ExitCode.COMPLETE
 
 
@@ -33,9 +42,15 @@ def output_of(name: str) -> Path:
     return Path(name) if (Path(name) / STATUS).exists() else default_output(name)
 
 
-def describe(status: ExperimentStatus) -> str:
-    """The status as a few aligned lines."""
-    lines = [f"Phase:     {status.phase}"]
+def interrupted(output: Path, status: ExperimentStatus) -> bool:
+    """Whether a run ended without saying so: what it wrote last is not of a run that has ended, and none holds the folder."""
+    ended = status.phase.terminal or status.phase is Phase.SUSPENDED
+    return not ended and is_held(output) is False
+
+
+def describe(status: ExperimentStatus, left: bool = False) -> str:
+    """The status as a few aligned lines; `left` when it is that of a run whose process is gone."""
+    lines = [f"Phase:     {INTERRUPTED}" if left else f"Phase:     {status.phase}"]
     if status.stage:
         lines.append(f"Stage:     {status.stage}")
     if status.progress is not None and not status.phase.terminal:
@@ -47,7 +62,9 @@ def describe(status: ExperimentStatus) -> str:
         lines.append(f"Failure:   {status.failure.reason}: {status.failure.message}")
     lines.append("Stages:")
     width = max((len(stage.name) for stage in status.stages), default=0)
-    lines += [f"  {stage.name:{width}}  {stage.state:9}  {stage.key[:10]}  {stage.message}".rstrip() for stage in status.stages]
+    for stage in status.stages:
+        state = "Stopped" if left and stage.state is StageState.RUNNING else stage.state
+        lines.append(f"  {stage.name:{width}}  {state:9}  {stage.key[:10]}  {stage.message}".rstrip())
     if status.results is not None:
         lines.append("Scores:")
         for score in status.results.scores:

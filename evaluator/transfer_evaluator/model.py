@@ -10,6 +10,7 @@ import torch
 
 from transfer_api.errors import ModelError
 from transfer_api.spec import Precision
+from transfer_pod.model import check_whole
 
 DTYPE = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
 DEFAULT_POSITIONS = 2048
@@ -50,21 +51,22 @@ def load_model(folder: Path, precision: Precision) -> LoadedModel:
     """Loads model and tokenizer; on a GPU where there is one.
 
     Raises:
-        ModelError: transformers cannot load it as a causal language model.
+        ModelError: transformers cannot load it as a causal language model, or weights are missing.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPE[precision], local_files_only=True, use_safetensors=True, trust_remote_code=False
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPE[precision], local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(
             f"cannot be loaded: {type(error).__name__}: {error}", field="spec.model", value=str(folder),
             allowed="a causal language model of transformers", next_step="Try AutoModelForCausalLM.from_pretrained(folder)",
         ) from error  # fmt: skip
+    check_whole(info, folder)
     model.eval().to(device)
     return LoadedModel(folder=folder, model=model, tokenizer=tokenizer, positions=model_positions(model.config))
 

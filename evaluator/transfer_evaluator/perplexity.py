@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transfer_api.errors import DataError
-from transfer_api.spec import NamedText
+from transfer_api.spec import PERPLEXITY, NamedText
 from transfer_evaluator.model import LoadedModel
 from transfer_evaluator.score import Item, Metric, TaskResult, Transform
 from transfer_evaluator.scorer import Begin, Request, TokenScorer, silent
 
-SUITE = "perplexity"
 MAX_CONTEXT = 1024
 METRICS = (
     Metric(name="bits_per_byte", numerator="nats", denominator="bytes", transform=Transform.BITS, higher_is_better=False),
@@ -78,7 +77,9 @@ def score_texts(model: LoadedModel, scorer: TokenScorer, texts: Sequence[Text], 
         "perplexity is per token and not comparable across vocabularies"
     )
     return [
-        TaskResult(suite=SUITE, task=text.name, language=text.language, harness=harness, metrics=METRICS, items=_items(text, ids, found))
+        TaskResult(
+            suite=PERPLEXITY, task=text.name, language=text.language, harness=harness, metrics=METRICS, items=_items(text, ids, found)
+        )
         for text, ids, found in zip(texts, tokens, nats, strict=True)
     ]
 

@@ -37,7 +37,7 @@ def write_report(folder: Path, report: ReportInput) -> list[Path]:
         MARKDOWN: _render("report.md.j2", page),
         HTML: _render("report.html.j2", {**page, "plots": _plots(report)}),
     }
-    with storage_errors(folder):
+    with storage_errors(folder, field="output"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_atomically(folder / name, content)

@@ -11,6 +11,7 @@ from typing import Any
 
 from transfer_api.errors import SpecError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage, Score
+from transfer_api.spec import PERPLEXITY
 from transfer_api.stage import EvaluationParameters, StageKind
 from transfer_evaluator import perplexity
 from transfer_evaluator.model import LoadedModel, load_model
@@ -69,9 +70,9 @@ class _Suites:
 
     def __init__(self, context: PodContext, parameters: EvaluationParameters) -> None:
         self.parameters = parameters
-        self.tasks = [suite for suite in dict.fromkeys(parameters.suites) if suite != perplexity.SUITE]
+        self.tasks = [suite for suite in dict.fromkeys(parameters.suites) if suite != PERPLEXITY]
         self.texts: list[perplexity.Text] = []
-        if perplexity.SUITE in parameters.suites:
+        if PERPLEXITY in parameters.suites:
             if not parameters.texts:
                 raise SpecError(
                     "the suite perplexity has no texts", field="spec.evaluation.texts", value=[],

@@ -24,8 +24,8 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from transfer_api.errors import DataError, SpecError, TransferError
+from transfer_api.spec import PERPLEXITY
 from transfer_evaluator.harness import HarnessModel
-from transfer_evaluator.perplexity import SUITE as PERPLEXITY
 from transfer_evaluator.score import Item, Metric, TaskResult
 
 FIELD = "spec.evaluation.suites"
@@ -51,7 +51,7 @@ class TaskLibrary:
         self._complete = False
 
     def check(self, suites: Iterable[str]) -> None:
-        """Sees that every suite exists, before any model is loaded.
+        """Sees that every suite exists, and every task that a group of them names, before any model is loaded.
 
         Raises:
             SpecError: one does not; the message has the nearest names.
@@ -63,6 +63,8 @@ class TaskLibrary:
         for suite in wanted:
             if suite not in names:
                 raise _unknown(suite, names)
+            if absent := next((member for member in self._members(suite) if member not in names), None):
+                raise _unknown(absent, names, f"no such task, which the group {suite} names")
 
     def run(self, suite: str, model: HarnessModel, *, shots: int | None, limit: int | None, seed: int) -> list[TaskResult]:
         """Scores a task, a group with its tasks, or the tasks of a tag.
@@ -95,6 +97,18 @@ class TaskLibrary:
         group = loaded.get("groups", {}).get(suite)
         return [group] if group is not None else list(loaded["tasks"].values())
 
+    def _members(self, group: str) -> list[str]:
+        """The tasks that a group of the task folders names. A group that has data of its own may define them in passing."""
+        entry = self._manager.task_index[group]
+        if entry.kind is not Kind.GROUP or entry.yaml_path is None or not self._ours(entry.yaml_path):
+            return []
+        content = load_yaml(entry.yaml_path, resolve_func=False)
+        members = content.get("task")
+        return [] if "dataset_path" in content or not isinstance(members, list) else [one for one in members if isinstance(one, str)]
+
+    def _ours(self, path: Path) -> bool:
+        return any(Path(path).resolve().is_relative_to(Path(folder).resolve()) for folder in self._folders)
+
     def _self_contained(self, name: str) -> bool:
         """Whether a suite and all that it names are in the index already."""
         entry = self._manager.task_index.get(name)
@@ -107,11 +121,11 @@ class TaskLibrary:
         return all(self._self_contained(member) for member in named if isinstance(member, str))
 
 
-def _unknown(suite: str, names: Iterable[str]) -> SpecError:
+def _unknown(suite: str, names: Iterable[str], problem: str = "no such suite") -> SpecError:
     near = difflib.get_close_matches(suite, [PERPLEXITY, *names], n=5, cutoff=0.5)
     hint = f"Nearest names: {', '.join(near)}" if near else "No name is near it"
     return SpecError(
-        "no such suite", field=FIELD, value=suite,
+        problem, field=FIELD, value=suite,
         allowed="perplexity, or a task, group or tag of lm-evaluation-harness or of spec.evaluation.taskFolders",
         next_step=f"{hint}. Correct it, or give the folder that has it in spec.evaluation.taskFolders",
     )  # fmt: skip

@@ -92,13 +92,20 @@ class ArtifactStore:
         """
         folder = self.path(kind, key)
         for name, entry in self.manifest(kind, key)["files"].items():
-            file = folder / name
-            size = file.stat().st_size if file.is_file() else None
-            if size != entry["size"] or (verify and sha256(file) != entry["sha256"]):
-                raise ArtifactError(
-                    f"{file} is {'missing' if size is None else 'not the file that was written'}", next_step=_REMOVE.format(folder)
-                )
+            _check(folder, name, entry, verify=verify)
         return folder
+
+    def file(self, kind: StageKind, key: str, name: str) -> Path:
+        """One file of a finished artifact, checked against the manifest as `open` checks all.
+
+        Raises:
+            ArtifactError: missing, cut short or altered, or the manifest does not name it.
+        """
+        folder = self.path(kind, key)
+        entry = self.manifest(kind, key)["files"].get(name)
+        if entry is None:
+            raise ArtifactError(f"{folder / MANIFEST} names no {name}", next_step=_REMOVE.format(folder))
+        return _check(folder, name, entry, verify=True)
 
     def draft(self, stage: StagePlan, pod: str) -> Path:
         """Where a pod fills the artifact of a stage: its own folder, for one that was given up may still be writing."""
@@ -134,28 +141,43 @@ class ArtifactStore:
         return reference
 
 
+def _check(folder: Path, name: str, entry: dict[str, Any], *, verify: bool) -> Path:
+    file = folder / name
+    size = file.stat().st_size if file.is_file() else None
+    if size != entry["size"] or (verify and sha256(file) != entry["sha256"]):
+        raise ArtifactError(f"{file} is {'missing' if size is None else 'not the file that was written'}", next_step=_REMOVE.format(folder))
+    return file
+
+
 _REMOVE = "Remove {} to have it made again"
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into a StorageError that names the folder and the way out."""
+def storage_errors(path: Path, *, field: str = "storage", option: str = "") -> Iterator[None]:
+    """Turns a full or read-only disk into a StorageError that names the folder and the way out.
+
+    Args:
+        path: what is written.
+        field: what a user calls the folder.
+        option: how another one is chosen, where there is an option for it.
+    """
+    another = f"another folder with {option}" if option else "another folder"
     try:
         yield
     except OSError as error:
         number = _number(error)
         if number in _NO_SPACE:
-            free = "Free space there, or choose another folder; what is finished is kept and the run goes on from its last checkpoint"
-            raise StorageError("no space left", field="storage", value=str(path), next_step=free) from error
+            free = f"Free space there, or choose {another}; what is finished is kept and the run goes on from its last checkpoint"
+            raise StorageError("no space left", field=field, value=str(path), next_step=free) from error
         if number == errno.EXDEV:
             raise StorageError(
-                "lies on several file systems", field="storage", value=str(path),
+                "lies on several file systems", field=field, value=str(path),
                 next_step="Its folders work/ and artifacts/ must be on one, since what is finished is moved at once",
             ) from error  # fmt: skip
         if number in _NO_WRITE:
             raise StorageError(
-                "cannot be written", field="storage", value=str(path), allowed="a folder in which this user may write",
-                next_step="Change its permissions or choose another folder",
+                "cannot be written", field=field, value=str(path), allowed="a folder in which this user may write",
+                next_step=f"Change its permissions or choose {another}",
             ) from error  # fmt: skip
         raise
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from transfer_pod.context import PodContext
 from transfer_pod.hub import hub_error
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Says which shard has which tensor, where the weights are in several files."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -97,9 +101,50 @@ def check_model_folder(folder: Path, field: str = "spec.model.path") -> Path:
             problem, field=field, value=str(folder), allowed="*.safetensors",
             next_step="Load it once where you trust it and save it again: model.save_pretrained(folder)",
         )  # fmt: skip
+    _check_shards(folder, config, field)
     for path in weights:
         safetensors_header(path, field)
     return folder
+
+
+def _check_shards(folder: Path, config: Mapping[str, Any], field: str) -> None:
+    """Whether the files are there that transformers reads: model.safetensors, else each that the index names."""
+    if (folder / WEIGHTS).is_file() or "transformers_weights" in config:
+        return
+    if not (folder / INDEX).is_file():
+        raise ModelError(
+            "has neither one file of weights nor an index of several", field=field, value=str(folder), allowed=f"{WEIGHTS} or {INDEX}",
+            next_step="Fetch what is missing",
+        )  # fmt: skip
+    try:
+        shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        absent = sorted(str(shard) for shard in shards if not (folder / shard).is_file())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"has a broken {INDEX}: {type(error).__name__}: {error}", field=field, value=str(folder), next_step="Fetch it again"
+        ) from error
+    if absent:
+        others = f" and {len(absent) - 1} more files" if len(absent) > 1 else ""
+        raise ModelError(
+            f"lacks {absent[0]}{others}, which {INDEX} names", field=field, value=str(folder), next_step="Fetch what is missing"
+        )
+
+
+def check_whole(info: Mapping[str, Any], folder: Path) -> None:
+    """Refuses weights of which some are missing: transformers would make them up, at random, and only log it.
+
+    Args:
+        info: what `from_pretrained` tells with `output_loading_info`.
+        folder: where the weights are.
+
+    Raises:
+        ModelError: names some of them.
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"lacks {len(missing)} weights, among them {', '.join(missing[:3])}", field="spec.model", value=str(folder),
+            next_step="Fetch it again; a file of weights was cut short or left out",
+        )  # fmt: skip
 
 
 def _check_tokenizer(file: Path, field: str) -> None:

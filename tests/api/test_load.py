@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -163,7 +164,7 @@ CONTENT_CASES = [
     pytest.param("spec: 1\nspec: 2\n", ["spec stands there twice", "line 2"], id="a key twice"),
     pytest.param("just words", ["is not an experiment", "'just words'"], id="a string"),
     pytest.param("- 1", ["is not an experiment"], id="a list"),
-    pytest.param("a: " + "9" * 5000, ["is not YAML"], id="an integer without end"),
+    pytest.param('a: "\\UFFFFFFFF"', ["is not YAML"], id="an escape of no character"),
     pytest.param(b"name: caf\xe9\n", ["is not UTF-8", "0xe9", "line 1"], id="Latin-1"),
     pytest.param(b"a" * (2 << 20), ["at most"], id="too large a file"),
     pytest.param("apiVersion: v1\nkind: ConfigMap\n", ["apiVersion", "transfer-operator.dev/v1alpha1"], id="another resource only"),
@@ -200,6 +201,46 @@ def test_values_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
 def test_numbers_are_read_as_kubectl_reads_them(tmp_path: Path) -> None:
     text = yaml.safe_dump(document()).replace("tokens: 41K", "tokens: 41K\n    learningRate: 2e-5")
     assert 'write "2e-05"' in refusal(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000, "0b" + "1" * 20_000, "1" + ":1" * 5000], ids=["10", "16", "2", "60"])
+@pytest.mark.parametrize(
+    ("written", "field"),
+    [
+        ("{path: model, parameters: NUMBER}", "spec.model.parameters: is too large a number"),
+        ("NUMBER", "spec.model: is too large a number"),
+        ("{? NUMBER : 1}", "spec.model: is not a field name"),
+    ],
+    ids=["for a number", "for a mapping", "for a name"],
+)
+def test_numbers_that_python_will_not_write_are_refused_by_field(tmp_path: Path, number: str, written: str, field: str) -> None:
+    content = yaml.safe_dump(changed(document(), "spec.model", "MODEL")).replace("MODEL", written.replace("NUMBER", number))
+    told = refusal(write(tmp_path, content))
+    assert field in told
+    assert len(told) < 500
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("spec.language", "\ud800", "spec.language: holds half"),
+        ("spec.pretraining.mixture.0.path", "a\udfff", "spec.pretraining.mixture[0].path: holds half"),
+        ("spec.\ud800", 1, "spec: a name in it holds half"),
+    ],
+    ids=["first half", "second half", "in a name"],
+)
+def test_half_a_character_is_refused_by_field(tmp_path: Path, path: str, value: object, field: str) -> None:
+    told = refusal(write(tmp_path, json.dumps(changed(document(), path, value))))
+    assert field in told
+    told.encode()
+
+
+def test_both_halves_of_an_escape_are_a_character(tmp_path: Path) -> None:
+    written = json.dumps(changed(document(), "spec.pretraining.mixture.0.path", "\U0001f600.txt"))
+    assert "\\ud83d\\ude00" in written
+    experiment = load_experiment(write(tmp_path, written))
+    assert experiment.spec.pretraining is not None
+    assert experiment.spec.pretraining.mixture[0].path == "\U0001f600.txt"
 
 
 def test_dates_stay_strings_as_kubectl_keeps_them(tmp_path: Path) -> None:

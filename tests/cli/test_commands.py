@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,8 @@ from tests.support.folders import write_experiment
 from transfer_api.errors import ExitCode, StorageError
 from transfer_api.load import load_experiment
 from transfer_api.status import ExperimentStatus
-from transfer_cli import run
-from transfer_cli.main import main
+from transfer_cli import outputs, run
+from transfer_cli.main import INTERRUPTED, main
 from transfer_cli.outputs import STATUS, read_status
 
 
@@ -78,6 +79,33 @@ def test_how_a_command_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, com
 
     monkeypatch.setattr(importlib.import_module(f"transfer_cli.{command}"), "run", raises)
     assert main([command, str(tmp_path / "file.yaml")]) == code
+
+
+@pytest.mark.parametrize("code", sorted({*map(int, ExitCode), INTERRUPTED}))
+def test_every_exit_code_is_in_the_documentation(code: int) -> None:
+    assert f"\n| {code} | " in (Path(__file__).resolve().parents[2] / "docs" / "concepts.md").read_text()
+
+
+def test_a_full_output_disk_is_called_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    experiment = load_experiment(write_experiment(tmp_path))
+    session: Any = SimpleNamespace(output=tmp_path / "output", backend=SimpleNamespace(create=full))
+    monkeypatch.setattr(run, "write_atomically", full)
+    decision: Any = SimpleNamespace(status=ExperimentStatus(), actions=[object.__new__(run.CreatePod)])
+    monkeypatch.setattr(outputs, "_copy_model", full)
+    (tmp_path / "output").mkdir()
+    writes = {
+        "the status": lambda: run.Session._write(session, ExperimentStatus(), decision),
+        "the log of a pod": lambda: run.Session._act(session, decision),
+        "the model": lambda: outputs.write_outputs(experiment, (), decision.status, storage=tmp_path, output=session.output),
+    }
+    for what, write in writes.items():
+        with pytest.raises(StorageError) as caught:
+            write()
+        assert (caught.value.field, caught.value.value) == ("output", str(session.output)), what
+        assert "--output" in str(caught.value)
 
 
 def test_the_port_that_was_chosen_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

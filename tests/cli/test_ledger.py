@@ -47,8 +47,8 @@ def test_a_true_ledger_is_proved_with_steps_rows_and_processes(trained: Path, tm
 
 @pytest.mark.parametrize(
     ("number", "change"),
-    [(1, {"digest": "0" * 64}), (2, {"first_row": 0}), (3, {"step": 3}), (3, None)],
-    ids=["other rows", "rows read twice", "a step twice", "a step missing"],
+    [(1, {"digest": "0" * 64}), (2, {"first_row": 0}), (3, {"step": 3}), (3, None), (2, {"loss": 0.1}), (2, {"kind": "lost"})],
+    ids=["other rows", "rows read twice", "a step twice", "a step missing", "another loss", "a step called lost"],
 )
 def test_a_ledger_that_is_wrong_ends_with_11(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, change: dict[str, object] | None

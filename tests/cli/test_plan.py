@@ -138,6 +138,22 @@ def test_evaluation_in_half_the_bits_takes_half_the_memory(tmp_path: Path, capsy
     assert f"{2 * PARAMETERS / 1000:.1f} KB" in memory("BFloat16")
 
 
+def test_only_what_the_evaluation_scores_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def tokens(**evaluation: Any) -> str:
+        file.write_text(yaml.safe_dump(document(pretraining=None, evaluation={**EVALUATION, **evaluation})))
+        line = next(line for line in shown(file, tmp_path / "storage", capsys).splitlines() if line.startswith("  evaluation"))
+        return line.split("to do")[1].split()[0]
+
+    file = write_experiment(tmp_path)
+    (tmp_path / "test.txt").write_text("\n\n".join(["twelve bytes"] * 100))
+    assert tokens() == f"{(14 * 100 - 2) // 4}"
+    assert tokens(limit=10) == f"{12 * 10 // 4}"
+    assert tokens(limit=1000) == f"{12 * 100 // 4}"
+    assert tokens(suites=["mmlu"]) == "0"
+    (tmp_path / "test.txt").write_bytes(b"\xe9")
+    assert tokens(limit=10) == "?"
+
+
 def test_what_is_missing_is_said_below_a_plan_that_is_printed_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = document(model={"path": "models/smollm2-135m"}, evaluation=EVALUATION)
     file = write_experiment(tmp_path, wanted)

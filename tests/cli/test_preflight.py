@@ -6,14 +6,16 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.support.documents import EVALUATION, TUNING, VOCABULARY, changed, document
-from tests.support.folders import write_experiment, write_model
+from tests.support.folders import PARAMETERS, write_experiment, write_model
 from transfer_api.errors import ExitCode
 from transfer_api.load import SpecErrors, load_experiment
 from transfer_api.stage import StagePlan, plan_stages
@@ -73,6 +75,12 @@ def _cut_short(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
 
 
+def _shard_missing(folder: Path) -> None:
+    (folder / "model" / "model.safetensors").rename(folder / "model" / "model-00001-of-00002.safetensors")
+    named = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+
+
 CASES = [
     pytest.param(
         lambda f: shutil.rmtree(f / "model"), ["spec.model.path", "'model'", "no such file or folder", "Looked in"], id="model missing"
@@ -93,6 +101,9 @@ CASES = [
     pytest.param(lambda f: (f / "model/config.json").unlink(), ["spec.model.path", "config.json"], id="no config"),
     pytest.param(_pickle, ["spec.model.path", "pickle (pytorch_model.bin)", "*.safetensors"], id="pickle"),
     pytest.param(_cut_short, ["model.safetensors is not a complete safetensors file", "Fetch it again"], id="weights cut short"),
+    pytest.param(
+        _shard_missing, ["spec.model.path", "lacks model-00002-of-00002.safetensors", "Fetch"], id="a shard of the weights missing"
+    ),
     pytest.param(lambda f: (f / "id.txt").unlink(), ["spec.pretraining.mixture[0].path", "'id.txt'", "no such file"], id="data missing"),
     pytest.param(lambda f: (f / "id.txt").write_text(""), ["spec.pretraining.mixture[0].path", "is empty", "id.txt"], id="data empty"),
     pytest.param(lambda f: (f / "en.txt").write_text(" \n\n"), ["spec.pretraining.mixture[1].path", "blank lines"], id="data blank"),
@@ -150,6 +161,23 @@ def test_task_folders_hold_tasks(tmp_path: Path) -> None:
     check(tmp_path)
 
 
+@pytest.mark.parametrize("baseline", [True, False])
+def test_a_misspelt_suite_is_refused_before_anything_runs(tmp_path: Path, baseline: bool) -> None:
+    wanted = document(evaluation={"suites": ["belebele_ind_latn"], "baseline": baseline})
+    write_experiment(tmp_path, wanted)
+    told = refusal(tmp_path)
+    assert "spec.evaluation.suites: no such suite (got 'belebele_ind_latn')" in told
+    assert "belebele_ind_Latn" in told
+
+
+def test_suites_that_a_file_plainly_names_need_no_index_of_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transfer_evaluator.tasks", None)  # importing it fails
+    write_experiment(tmp_path, document(evaluation={"suites": ["mine", "mmlu", "belebele_ind_Latn"], "taskFolders": ["tasks"]}))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "any.yaml").write_text("dataset_path: json\ntask: 'mine'  # of our own\n")
+    check(tmp_path)
+
+
 def test_a_file_where_a_folder_is_wanted(tmp_path: Path) -> None:
     write_experiment(tmp_path)
     (tmp_path / "file").write_text("")
@@ -173,8 +201,36 @@ def test_a_disk_too_small_for_the_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "model").rename(tmp_path / "model-70000B")
     (tmp_path / "model-70000B" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # a size that only the spec knows
     told = refusal(tmp_path)
-    assert "GB free and the experiment needs about" in told
+    assert "GB free and the experiment with the copy of its model needs about" in told
     assert "--storage" in told
+
+
+def disks(monkeypatch: pytest.MonkeyPatch, output: Path, free: dict[str, int], apart: bool) -> None:
+    """As if storage and output had so much free, on one disk or on two."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free["output" if Path(folder) == output else "storage"]))
+    monkeypatch.setattr(preflight, "_one_disk", lambda storage, output: not apart)
+
+
+def test_the_copy_of_the_model_counts_for_the_disk_of_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_experiment(tmp_path, document(instructionTuning=TUNING))
+    output, copy, plenty = tmp_path / "runs", 4 * PARAMETERS, 10**12
+    check(tmp_path)
+    kept = preflight.disk_needed(load_experiment(tmp_path / "experiment.yaml").spec, check(tmp_path), tmp_path / "storage", (tmp_path,))
+
+    disks(monkeypatch, output, {"storage": kept, "output": copy}, apart=True)
+    check(tmp_path)
+    disks(monkeypatch, output, {"storage": plenty, "output": copy - 1}, apart=True)
+    told = refusal(tmp_path)
+    assert "output: has 0.0 GB free and the copy of its model needs" in told
+    assert "--output" in told
+    disks(monkeypatch, output, {"storage": kept + copy, "output": 0}, apart=False)
+    check(tmp_path)
+    disks(monkeypatch, output, {"storage": kept + copy - 1, "output": 0}, apart=False)
+    told = refusal(tmp_path)
+    assert "storage: has 0.0 GB free and the experiment with the copy of its model needs" in told
+    (output / "model").mkdir()
+    (output / "status.yaml").touch()
+    check(tmp_path)  # the copy takes the place of the one that lies there
 
 
 def test_vocabulary_counts_for_the_disk(tmp_path: Path) -> None:

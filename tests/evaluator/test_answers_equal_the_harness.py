@@ -129,6 +129,13 @@ def test_an_unknown_suite_names_field_value_and_the_nearest(library):
     assert "letters" in str(refused.value)
 
 
+def test_a_group_that_names_no_task_is_refused_before_a_model_is_loaded(tmp_path):
+    write_tasks(tmp_path)
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [letters, clozze]\n")
+    with pytest.raises(SpecError, match=r"no such task, which the group both names.*clozze.*cloze"):
+        TaskLibrary([tmp_path]).check(["both"])
+
+
 def test_suites_of_the_task_folder_need_no_index_of_the_whole_harness(library, monkeypatch):
     monkeypatch.setattr(TaskLibrary, "_index", lambda *a, **k: pytest.fail("built the whole index"))
     library.check(["letters", "both"])

@@ -11,8 +11,8 @@ import pytest
 
 from tests.evaluator.tasks import write_tasks
 from tests.support.experiment import wait_for
-from tests.support.tiny import SENTENCES, save_tiny_model
-from transfer_api.errors import DataError, SpecError
+from tests.support.tiny import SENTENCES, drop_tensor, save_tiny_model
+from transfer_api.errors import DataError, ModelError, SpecError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
 from transfer_api.spec import ModelSource, NamedText, Precision
 from transfer_api.stage import EvaluationParameters, StageKind, StagePlan, stage_key
@@ -113,6 +113,14 @@ def test_what_cannot_be_scored_is_refused_before_a_model_is_loaded(storage, monk
     with pytest.raises(error) as refused:
         run(context(storage, stage), lambda progress: None)
     assert refused.value.field == field
+
+
+def test_weights_of_which_one_is_missing_are_refused_and_not_made_up(storage):
+    drop_tensor(save_tiny_model(storage / "torn"))
+    with pytest.raises(ModelError, match=r"lacks 1 weights.*down_proj") as refused:
+        run(context(storage, plan("torn", suites=("perplexity",))), lambda progress: None)
+    assert refused.value.field == "spec.model"
+    assert refused.value.next_step
 
 
 def test_progress_is_reported_at_most_twice_a_second_and_says_how_long_is_left():

@@ -11,7 +11,7 @@ import yaml
 from hack.shorten import shorten
 from tests.support.documents import document
 from transfer_api.load import experiment_from, load_experiment
-from transfer_api.spec import API_GROUP, TransferExperiment
+from transfer_api.spec import API_GROUP, Precision, TransferExperiment
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
@@ -37,6 +37,21 @@ def test_the_two_arms_of_the_vocabulary_comparison_differ_in_nothing_else() -> N
     assert original.pop("vocabulary") is None
     assert extended.pop("vocabulary") is not None
     assert original == extended
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "examples")))
+def test_an_example_that_asks_for_no_gpus_trains_in_float32(path: Path) -> None:
+    """bfloat16, the default, is the slower one on processors without AMX."""
+    spec = load_experiment(path).spec
+    stages = [stage for stage in (spec.pretraining, spec.instruction_tuning) if stage is not None]
+    assert stages
+    if not spec.workers.resources.limits:
+        assert {stage.precision for stage in stages} == {Precision.FLOAT32}
+
+
+def test_the_readme_shows_the_shortest_example() -> None:
+    shown = next(text for place, text in fences() if place.startswith("README.md"))
+    assert yaml.safe_load(shown) == yaml.safe_load((ROOT / "examples" / "minimal.yaml").read_text())
 
 
 def fences() -> list[tuple[str, str]]:

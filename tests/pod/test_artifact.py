@@ -98,6 +98,17 @@ def test_an_altered_file_of_the_same_size_passes_only_where_verification_is_left
     assert store.open(STAGE.kind, STAGE.key, verify=False) == folder
 
 
+def test_one_file_is_checked_without_the_others(store: ArtifactStore) -> None:
+    folder = committed(store)
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    (folder / names[0]).write_text("altered")
+    with pytest.raises(ArtifactError, match="not the file that was written"):
+        store.file(STAGE.kind, STAGE.key, names[0])
+    assert all(store.file(STAGE.kind, STAGE.key, name) == folder / name for name in names[1:])
+    with pytest.raises(ArtifactError, match=r"manifest\.json names no other\.txt"):
+        store.file(STAGE.kind, STAGE.key, "other.txt")
+
+
 @pytest.mark.parametrize(
     ("number", "problem"),
     [

@@ -50,3 +50,12 @@ def save_tiny_model(folder: Path, *, seed: int = 0, tied: bool = True, layers: i
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     return folder
+
+
+def drop_tensor(folder: Path, name: str = "model.layers.1.mlp.down_proj.weight") -> None:
+    """Takes one tensor out of a model's weights; the file stays a whole safetensors file."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -10,12 +10,11 @@ from typing import Any, cast
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from tests.support.pods import LENGTH, ORDER, ROWS_PER_STEP, losses, make_storage, training_stage
-from tests.support.tiny import SENTENCES, save_tiny_model
+from tests.support.tiny import SENTENCES, drop_tensor, save_tiny_model
 from transfer_api.errors import DataError, ModelError, SpecError, TransferError
 from transfer_api.progress import Progress
 from transfer_api.spec import NamedText, Precision, Schedule
@@ -223,9 +222,7 @@ def test_what_cannot_work_is_told_with_field_and_way_out(
 
 def test_weights_of_which_one_is_missing_are_refused(storage: tuple[Path, str]) -> None:
     folder, dataset = storage
-    weights = load_file(folder / "model" / "model.safetensors")
-    del weights["model.layers.1.mlp.down_proj.weight"]
-    save_file(weights, folder / "model" / "model.safetensors", metadata={"format": "pt"})
+    drop_tensor(folder / "model")
     with pytest.raises(ModelError, match=r"lacks 1 weights.*down_proj"):
         train(folder, training_stage(KEY, dataset, steps=3))
 

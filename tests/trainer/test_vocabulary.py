@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.support.tiny import SENTENCES, save_tiny_model
+from tests.support.tiny import SENTENCES, drop_tensor, save_tiny_model
 from transfer_api.errors import DataError, ModelError
 from transfer_api.progress import ResultMessage
 from transfer_api.spec import Initialization, ModelSource, TextSource
@@ -161,3 +161,10 @@ def test_a_tokenizer_of_another_kind_is_refused(storage: Path) -> None:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ModelError, match="byte-level BPE"):
         BaseTokenizer(PreTrainedTokenizerFast(tokenizer_object=words))
+
+
+def test_weights_of_which_one_is_missing_are_refused(storage: Path) -> None:
+    save_tiny_model(storage / "torn")
+    drop_tensor(storage / "torn")
+    with pytest.raises(ModelError, match=r"lacks 1 weights.*down_proj"):
+        run(storage, "torn", model="torn")

@@ -17,6 +17,7 @@ import torch
 
 from transfer_api.errors import ModelError
 from transfer_api.spec import Initialization
+from transfer_pod.model import check_whole
 
 
 def resize_model(
@@ -36,16 +37,17 @@ def resize_model(
         Rows of the matrix: at least `first_id + len(pieces)`, more where the base model was padded further than that.
 
     Raises:
-        ModelError: transformers cannot load it.
+        ModelError: transformers cannot load it, or weights are missing.
     """
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot be loaded: {error}", field="spec.model", value=str(folder), next_step="Check the model's files"
         ) from error
+    check_whole(info, folder)
     embedding = model.get_input_embeddings()
     if embedding.weight.shape[0] < first_id:
         raise ModelError(

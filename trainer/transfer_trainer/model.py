@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from transfer_api.errors import ModelError, SpecError
 from transfer_api.spec import Precision
+from transfer_pod.model import check_whole
 
 CPU_MICRO_BATCH_TOKENS = 1024
 """Larger passes bring nothing on a CPU and cost memory: 486 tokens/s at 1,024, 496 at 2,048 (SmolLM2-135M, two cores)."""
@@ -31,7 +32,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     """Loads safetensors with a class of transformers, without dropout.
 
     Raises:
-        ModelError: transformers cannot load it.
+        ModelError: transformers cannot load it, or weights are missing.
     """
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -45,19 +46,6 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     check_whole(info, folder)
     # Evaluation mode only switches dropout off, wherever the architecture has it; gradients flow all the same.
     return cast(PreTrainedModel, model.eval())
-
-
-def check_whole(info: dict[str, Any], folder: Path) -> None:
-    """Refuses weights of which some are missing: transformers would make them up, at random.
-
-    Raises:
-        ModelError: names some of them.
-    """
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"lacks {len(missing)} weights, among them {', '.join(missing[:3])}", field="spec.model", value=str(folder),
-            next_step="Fetch it again; a file of weights was cut short or left out",
-        )  # fmt: skip
 
 
 def check_length(model: PreTrainedModel, sequence_length: int, section: str) -> None:

@@ -1,0 +1,52 @@
+"""Whether the suites of an experiment exist, asked before anything runs.
+
+lm-evaluation-harness takes four seconds to import and six to index its 14,000 task files, which every run would wait for. Reading
+those files for a few names takes half a second and no import. So a name that a file plainly gives is taken as there, and only what is
+not found in this way (a tag, a group of one's own with its members, a misspelt name) is asked of the library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from transfer_api.spec import PERPLEXITY
+
+
+def check_suites(suites: Iterable[str], folders: Sequence[Path]) -> None:
+    """Sees that every suite exists, in the task folders or in the harness.
+
+    Raises:
+        SpecError: one does not, or a group of the task folders names a task that does not; the message has the nearest names.
+    """
+    wanted = set(suites) - {PERPLEXITY}
+    wanted -= _named("task", wanted, folders)
+    groups = _named("group", wanted, folders)  # its members may be misspelt, which only the library sees
+    doubtful = groups | ((wanted - groups) - _named("task|group", wanted - groups, _harness_folders()))
+    if doubtful:
+        from transfer_evaluator.tasks import TaskLibrary, quiet
+
+        quiet()
+        TaskLibrary(folders).check(sorted(doubtful))
+
+
+def _named(kind: str, names: set[str], folders: Sequence[Path]) -> set[str]:
+    """Which of the names a task file gives to itself."""
+    if not names:
+        return set()
+    line = re.compile(rf"^(?:{kind}):[ \t]*['\"]?({'|'.join(map(re.escape, names))})['\"]?[ \t]*(?:#.*)?$", re.M)
+    found: set[str] = set()
+    for file in (file for folder in folders for file in folder.rglob("*.yaml")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            found.update(line.findall(file.read_text(encoding="utf-8")))
+        if found == names:
+            break
+    return found
+
+
+def _harness_folders() -> list[Path]:
+    spec = importlib.util.find_spec("lm_eval")
+    return [Path(place) / "tasks" for place in (spec.submodule_search_locations or [])] if spec else []
