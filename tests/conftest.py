@@ -1,7 +1,35 @@
 """Settings of every test."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 # A shared machine may be slow at any moment: an example is judged by what it finds, not by how long it takes.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+@pytest.fixture
+def harness_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes the harness's 14,000 task files once a process instead of in every test that names an unknown suite (10 s)."""
+    from lm_eval.tasks._index import TaskIndex
+
+    build = TaskIndex.build
+
+    def by_folder(paths: Iterable[Path], **settings: Any) -> dict[str, Any]:
+        index: dict[str, Any] = {}
+        for path in paths:
+            if path not in _INDEXES or "lm_eval" not in path.parts:
+                _INDEXES[path] = build([path], **settings)
+            index |= _INDEXES[path]
+        return index
+
+    monkeypatch.setattr(TaskIndex, "build", staticmethod(by_folder))
+
+
+_INDEXES: dict[Path, dict[str, Any]] = {}

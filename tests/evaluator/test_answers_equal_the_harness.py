@@ -121,6 +121,7 @@ def test_a_figure_that_is_no_mean_of_items_is_passed_on_without_them(library, ti
     assert result.aggregates["bits_per_byte"][1] is False
 
 
+@pytest.mark.usefixtures("harness_index")
 def test_an_unknown_suite_names_field_value_and_the_nearest(library):
     with pytest.raises(SpecError) as refused:
         library.check(["letters", "lettres"])
@@ -129,6 +130,7 @@ def test_an_unknown_suite_names_field_value_and_the_nearest(library):
     assert "letters" in str(refused.value)
 
 
+@pytest.mark.usefixtures("harness_index")
 def test_a_group_that_names_no_task_is_refused_before_a_model_is_loaded(tmp_path):
     write_tasks(tmp_path)
     (tmp_path / "both.yaml").write_text("group: both\ntask: [letters, clozze]\n")
