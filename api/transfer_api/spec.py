@@ -70,6 +70,7 @@ class Initialization(enum.StrEnum):
 
     SUBTOKEN_MEAN = "SubtokenMean"
     MEAN = "Mean"
+    MULTIVARIATE = "Multivariate"
     RANDOM = "Random"
 
 
@@ -166,8 +167,13 @@ class Vocabulary(Contract):
     added_tokens: Amount = Field(description="Rows to add to the vocabulary.")
     initialization: Initialization = Field(
         default=Initialization.SUBTOKEN_MEAN,
-        description="Start of the new rows: mean of the rows the old tokenizer would use, mean of all rows, or normal noise.",
+        description="Start of the new rows: mean of the rows the old tokenizer would use, mean of all rows, that mean with noise of the "
+        "old rows' covariance, or normal noise.",
     )
+    pad_to_multiple_of: int | None = Field(
+        default=None, ge=1, le=1024,
+        description="Rounds the rows of embedding and head up, such as to 128 for fast matrix products. Default: no more rows than tokens.",
+    )  # fmt: skip
     corpus: list[TextSource] = Field(min_length=1, max_length=32, description="Texts from which the tokens are learned.")
 
 

@@ -73,6 +73,7 @@ class VocabularyParameters(Observed):
     model: ModelSource
     added_tokens: int
     initialization: Initialization
+    pad_to_multiple_of: int | None = None
     corpus: list[TextSource]
     seed: int
 
@@ -277,6 +278,7 @@ class _Planner:
         wanted = self.spec.vocabulary
         return VocabularyParameters(
             model=self.model, added_tokens=wanted.added_tokens, initialization=wanted.initialization,
+            pad_to_multiple_of=wanted.pad_to_multiple_of,
             corpus=[source.model_copy(update={"language": None}) for source in wanted.corpus], seed=self.spec.seed,
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_trainer import vocabulary
 from transfer_trainer.dataset import load_tokenizer
+from transfer_trainer.embedding import MULTIVARIATE_SCALE
 from transfer_trainer.vocabulary import BaseTokenizer
 
 TEXTS = [f"{sentence} Kata {number} 人人生而自由，在尊严和权利上一律平等。" for sentence in SENTENCES[2:] for number in range(10)]
@@ -35,11 +36,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    storage: Path, key: str, model: str = "tied", added: int = ADDED, initialization: str = "SubtokenMean"
+    storage: Path, key: str, model: str = "tied", added: int = ADDED, initialization: str = "SubtokenMean", multiple: int | None = None
 ) -> tuple[ResultMessage, Path]:
     parameters = VocabularyParameters(
         model=ModelSource(path=model), added_tokens=added, initialization=Initialization(initialization),
-        corpus=[TextSource(path="corpus.txt")], seed=1,
+        pad_to_multiple_of=multiple, corpus=[TextSource(path="corpus.txt")], seed=1,
     )  # fmt: skip
     stage = StagePlan(name="v", kind=StageKind.VOCABULARY, key=key, parameters=parameters.model_dump(mode="json", by_alias=True))
     result = vocabulary.run(PodContext(stage=stage, storage=storage, pod="p"), lambda progress: None)
@@ -107,6 +108,31 @@ def test_other_beginnings_are_the_mean_of_all_rows_and_seeded_noise(storage: Pat
     again, _ = weights(run(storage, "noise-again", initialization="Random")[1] / "model")
     assert torch.equal(noise, again)
     assert noise[len(old) :].std() == pytest.approx(float(old.std()), rel=0.1)
+
+
+def test_multivariate_rows_lie_about_the_mean_with_noise_like_the_old_rows(storage: Path) -> None:
+    old, _ = weights(storage / "tied")
+    new = weights(run(storage, "multivariate", initialization="Multivariate")[1] / "model")[0][len(old) :]
+    assert torch.equal(new, weights(run(storage, "multivariate-again", initialization="Multivariate")[1] / "model")[0][len(old) :])
+    noise = (new - old.mean(dim=0)) / MULTIVARIATE_SCALE**0.5
+    assert len({tuple(row.tolist()) for row in noise}) == ADDED
+    # In the directions of the old rows' spread it has their size.
+    _, vectors = torch.linalg.eigh(old.T.cov())
+    spread = ((old - old.mean(dim=0)) @ vectors).std(dim=0)
+    assert float(((noise @ vectors) / spread).std()) == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("model", ["tied", "untied"])
+def test_rows_are_padded_to_the_multiple_with_the_mean_and_are_nobodys_token(storage: Path, model: str) -> None:
+    result, folder = run(storage, f"padded-{model}", model, multiple=64)
+    facts = json.loads((folder / "vocabulary.json").read_text())
+    assert facts["rows"] % 64 == 0
+    assert facts["rows"] - 64 < facts["effective_size"] < facts["rows"]
+    assert len(AutoTokenizer.from_pretrained(folder / "model")) == facts["effective_size"] == result.numbers["effective_size"]
+    for old, new in zip(weights(storage / model), weights(folder / "model"), strict=True):
+        assert len(new) == facts["rows"]
+        padding = new[facts["effective_size"] :]
+        torch.testing.assert_close(padding, old[: facts["base_size"]].mean(dim=0).expand(len(padding), -1))
 
 
 def test_the_number_format_of_the_model_is_kept(storage: Path) -> None:

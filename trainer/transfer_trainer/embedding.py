@@ -1,8 +1,9 @@
 """Gives a model rows for added tokens, in the input embedding and, where it is not the same matrix, in the head.
 
 A new row begins where the model already knows something: `SubtokenMean` is the mean of the rows that the base tokenizer
-would have used for the same bytes (SambaLingo, arXiv 2404.05829); `Mean` is the mean of all old rows; `Random` is normal
-noise of their spread, the weak baseline.
+would have used for the same bytes (SambaLingo, arXiv 2404.05829); `Mean` is the mean of all old rows; `Multivariate` adds
+to it a little noise of the old rows' covariance, so that new tokens differ and none is likelier than the old ones (Hewitt,
+Initializing New Word Embeddings for Pretrained Language Models, 2021); `Random` is normal noise of their spread, the weak baseline.
 
 Letters: V = rows of the vocabulary, A = added rows, D = width of the model.
 """
@@ -17,12 +18,14 @@ import torch
 
 from transfer_api.errors import ModelError
 from transfer_api.spec import Initialization
+from transfer_api.stage import VocabularyParameters
 from transfer_pod.model import check_whole
 
+MULTIVARIATE_SCALE = 1e-5
+"""Share of the old rows' covariance that the noise of `Multivariate` has, as in Hewitt's code."""
 
-def resize_model(
-    folder: Path, target: Path, pieces: Sequence[Sequence[int]], first_id: int, initialization: Initialization, seed: int
-) -> int:
+
+def resize_model(folder: Path, target: Path, pieces: Sequence[Sequence[int]], first_id: int, parameters: VocabularyParameters) -> int:
     """Saves the model of `folder` with rows for the added tokens into `target`, in its own number format.
 
     Args:
@@ -30,11 +33,11 @@ def resize_model(
         target: gets config and safetensors.
         pieces: for each added token the ids that the base tokenizer uses for it.
         first_id: id of the first added token; lower rows are not changed.
-        initialization: how the new rows start.
-        seed: of the noise of `Random`.
+        parameters: how the new rows start, to which multiple the rows are padded, and the seed of the noise.
 
     Returns:
-        Rows of the matrix: at least `first_id + len(pieces)`, more where the base model was padded further than that.
+        Rows of the matrix: at least `first_id + len(pieces)`, more where the base model was padded further than that, or where
+        padding is asked for. Rows of padding are no token's; they are the mean of the old rows.
 
     Raises:
         ModelError: transformers cannot load it, or weights are missing.
@@ -54,11 +57,16 @@ def resize_model(
             "has fewer rows than its tokenizer has tokens", field="spec.model", value=int(embedding.weight.shape[0]),
             allowed=f"at least {first_id}", next_step="Use the tokenizer that belongs to the model",
         )  # fmt: skip
-    rows = max(int(embedding.weight.shape[0]), first_id + len(pieces))
+    before = int(embedding.weight.shape[0])
+    multiple = parameters.pad_to_multiple_of or 1
+    rows = -(-max(before, first_id + len(pieces)) // multiple) * multiple
     model.resize_token_embeddings(rows, mean_resizing=False)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(parameters.seed)
     for weight_VD in _matrices(model):
-        fill_rows(weight_VD, pieces, first_id, initialization, generator)
+        mean_D = weight_VD[:first_id].float().mean(dim=0)
+        fill_rows(weight_VD, pieces, first_id, parameters.initialization, generator)
+        with torch.no_grad():
+            weight_VD[max(before, first_id + len(pieces)) :] = mean_D.to(weight_VD.dtype)
     model.save_pretrained(target)
     return rows
 
@@ -79,6 +87,16 @@ def fill_rows(
         new_AD = torch.stack([old_VD[list(ids)].mean(dim=0) for ids in pieces])
     elif initialization is Initialization.MEAN:
         new_AD = old_VD.mean(dim=0).expand(len(pieces), -1)
+    elif initialization is Initialization.MULTIVARIATE:
+        new_AD = old_VD.mean(dim=0) + _like_rows(old_VD, len(pieces), generator) * MULTIVARIATE_SCALE**0.5
     else:
         new_AD = torch.randn(len(pieces), weight_VD.shape[1], generator=generator) * old_VD.std()
     weight_VD[first_id : first_id + len(pieces)] = new_AD.to(weight_VD.dtype)
+
+
+def _like_rows(old_VD: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Normal noise [count, D] with the covariance of rows. By eigenvalues: it may be singular, where a model has fewer rows than width."""
+    values_D, vectors_DD = torch.linalg.eigh(old_VD.T.cov())
+    noise_AD: torch.Tensor = torch.randn(count, len(values_D), generator=generator) * values_D.clamp(min=0).sqrt()
+    turned_AD: torch.Tensor = noise_AD @ vectors_DD.T
+    return turned_AD

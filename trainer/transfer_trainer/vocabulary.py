@@ -95,7 +95,7 @@ def _save(
     extended = load_tokenizer(target / "model")
     check_extension(tokenizer, extended, base, learned, corpus.held_out)
     pieces = [base.ids(token) for token in learned.tokens]
-    rows = resize_model(folder, target / "model", pieces, base.size, parameters.initialization, parameters.seed)
+    rows = resize_model(folder, target / "model", pieces, base.size, parameters)
     before, after = fertility(tokenizer, corpus.held_out), fertility(extended, corpus.held_out)
     facts = _facts(base, learned, corpus, rows, before, after)
     write_atomically(target / "vocabulary.json", json.dumps(facts, indent=1, ensure_ascii=False))
