@@ -26,6 +26,7 @@ from transfer_api.spec import (
     ModelSource,
     Optimization,
     Pretraining,
+    Schedule,
     Storage,
     TextSource,
     Toleration,
@@ -179,6 +180,31 @@ def _warmup(training: Optimization) -> Violation | None:
     return None if float(training.warmup) <= 1 else _share("warmup", training.warmup, "0.05 for a twentieth of the steps")
 
 
+def _decay(training: Optimization) -> Violation | None:
+    if float(training.warmup) + float(training.decay) <= 1 or training.schedule is not Schedule.WSD:
+        return None
+    return Violation(
+        field="decay", value=training.decay, allowed="at most 1 together with warmup", next_step='Write it such as "0.2", the last fifth'
+    )
+
+
+def _embeddings_first(training: Optimization) -> Violation | None:
+    if float(training.embeddings_first) > 1:
+        return _share("embeddingsFirst", training.embeddings_first, "0.1 for the first tenth of the steps")
+    if float(training.embeddings_first) > 0 and training.method is Method.LORA and not training.lora.train_embeddings:
+        return Violation(
+            field="embeddingsFirst", value=training.embeddings_first, allowed="0 where embeddings are not trained",
+            next_step="Set lora.trainEmbeddings: true, or remove embeddingsFirst",
+        )  # fmt: skip
+    return None
+
+
+def _z_loss(training: Optimization) -> Violation | None:
+    return (
+        None if float(training.z_loss) <= 1 else Violation(field="zLoss", value=training.z_loss, allowed="at most 1", next_step="Try 1e-4")
+    )
+
+
 def _learning_rate(training: Optimization) -> Violation | None:
     for field, value in (("learningRate", training.learning_rate), ("embeddingLearningRate", training.embedding_learning_rate)):
         if value is not None and not 0 < float(value) <= 1:
@@ -285,6 +311,11 @@ IMMUTABLE = ("model", "language", "storage", "vocabulary", "pretraining", "instr
 _OPTIONAL_STAGES = ("vocabulary", "pretraining", "instructionTuning", "evaluation")
 
 _WARMUP_CEL = "double(self.warmup) <= 1.0"
+_DECAY_CEL = "self.schedule != 'WSD' || double(self.warmup) + double(self.decay) <= 1.0"
+_EMBEDDINGS_FIRST_CEL = (
+    "double(self.embeddingsFirst) <= 1.0 && (double(self.embeddingsFirst) == 0.0 || self.method != 'LoRA' || "
+    "(has(self.lora) && self.lora.trainEmbeddings))"
+)
 _RATE_CEL = (
     "double(self.learningRate) > 0.0 && double(self.learningRate) <= 1.0 && (!has(self.embeddingLearningRate) || "
     "(double(self.embeddingLearningRate) > 0.0 && double(self.embeddingLearningRate) <= 1.0))"
@@ -350,6 +381,15 @@ RULES: tuple[Rule, ...] = (
         name="warmup-is-a-share", paths=TRAINING, cel=_WARMUP_CEL,
         message="warmup is a share of the steps, at most 1", check=_warmup,
     ),
+    Rule(
+        name="decay-follows-warmup", paths=TRAINING, cel=_DECAY_CEL,
+        message="warmup and decay are shares of the same steps, together at most 1", check=_decay,
+    ),
+    Rule(
+        name="embeddings-first", paths=TRAINING, cel=_EMBEDDINGS_FIRST_CEL,
+        message="embeddingsFirst is a share of the steps, at most 1, and needs embeddings that are trained", check=_embeddings_first,
+    ),
+    Rule(name="z-loss", paths=TRAINING, cel="double(self.zLoss) <= 1.0", message="zLoss is a weight, at most 1", check=_z_loss),
     Rule(
         name="learning-rate", paths=TRAINING, cel=_RATE_CEL,
         message="a learning rate is more than 0 and at most 1", check=_learning_rate,

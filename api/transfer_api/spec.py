@@ -80,6 +80,7 @@ class Schedule(enum.StrEnum):
     COSINE = "Cosine"
     LINEAR = "Linear"
     CONSTANT = "Constant"
+    WSD = "WSD"
 
 
 class Precision(enum.StrEnum):
@@ -203,8 +204,22 @@ class Optimization(Contract):
     embedding_learning_rate: DecimalString | None = Field(
         default=None, description="Peak learning rate of embeddings and head. Default: learningRate."
     )
-    schedule: Schedule = Field(default=Schedule.COSINE, description="Learning rate after the warm-up.")
+    schedule: Schedule = Field(
+        default=Schedule.COSINE,
+        description="Learning rate after the warm-up: falling to 0 as a cosine or a line, constant, or constant and then falling in the "
+        "last `decay` of the steps (WSD, warmup-stable-decay).",
+    )
     warmup: DecimalString = Field(default="0.05", description="Share of the steps in which the learning rate rises to its peak.")
+    decay: DecimalString = Field(default="0.2", description="Share of the steps in which the learning rate falls to 0, with schedule WSD.")
+    embeddings_first: DecimalString = Field(
+        default="0",
+        description="Share of the steps in which only embeddings and head are trained, before everything is: new rows find their place "
+        "while the rest stands still.",
+    )
+    z_loss: DecimalString = Field(
+        default="0",
+        description="Weight of the squared log-normaliser in the loss, such as 1e-4; keeps logits small in long runs. 0 for none.",
+    )
     weight_decay: DecimalString = Field(default="0.01", description="AdamW weight decay of matrices.")
     gradient_clipping: DecimalString = Field(default="1.0", description="Largest norm of the gradient; 0 for none.")
     precision: Precision = Field(

@@ -113,6 +113,9 @@ class TrainingParameters(Observed):
     embedding_learning_rate: str
     schedule: Schedule
     warmup: str
+    decay: str = "0.2"
+    embeddings_first: str = "0"
+    z_loss: str = "0"
     weight_decay: str
     gradient_clipping: str
     precision: Precision
@@ -306,7 +309,10 @@ class _Planner:
             tokens=pretraining.tokens if pretraining else None, steps=wanted.steps, epochs=epochs,
             learning_rate=wanted.learning_rate,
             embedding_learning_rate=wanted.embedding_learning_rate or wanted.learning_rate,
-            schedule=wanted.schedule, warmup=wanted.warmup, weight_decay=wanted.weight_decay,
+            schedule=wanted.schedule, warmup=wanted.warmup,
+            # Fields that the rest makes meaningless do not part stages that are the same.
+            decay=wanted.decay if wanted.schedule is Schedule.WSD else "0",
+            embeddings_first=wanted.embeddings_first, z_loss=wanted.z_loss, weight_decay=wanted.weight_decay,
             gradient_clipping=wanted.gradient_clipping, precision=wanted.precision, seed=self.spec.seed,
         )  # fmt: skip
         validation_steps = pretraining.validation_steps if pretraining else None

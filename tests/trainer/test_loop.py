@@ -59,7 +59,7 @@ def test_documents_of_a_packed_row_do_not_see_each_other(model: PreTrainedModel)
     for row, cut in enumerate(cuts):
         positions_BT[row, cut:] = torch.arange(24 - cut)
     targets_BT = positions_BT > 0
-    packed = summed_loss(model, tokens_BT, positions_BT, targets_BT, torch.ones(3))
+    packed = summed_loss(model, tokens_BT, positions_BT, targets_BT, torch.ones(3)).nats
     alone = torch.tensor(0.0)
     for row, cut in enumerate(cuts):
         for document in (tokens_BT[row, :cut], tokens_BT[row, cut:]):
@@ -72,13 +72,41 @@ def test_documents_of_a_packed_row_do_not_see_each_other(model: PreTrainedModel)
 def test_rows_of_weight_zero_and_rows_without_labels_count_for_nothing(model: PreTrainedModel) -> None:
     tokens_BT, positions_BT = torch.randint(3, 300, (2, 16)), torch.arange(16).repeat(2, 1)
     labelled = torch.ones(2, 16, dtype=torch.bool)
-    one = summed_loss(model, tokens_BT[:1], positions_BT[:1], labelled[:1], torch.ones(1))
-    torch.testing.assert_close(summed_loss(model, tokens_BT, positions_BT, labelled, torch.tensor([1.0, 0.0])), one)
+    one = summed_loss(model, tokens_BT[:1], positions_BT[:1], labelled[:1], torch.ones(1)).nats
+    torch.testing.assert_close(summed_loss(model, tokens_BT, positions_BT, labelled, torch.tensor([1.0, 0.0])).nats, one)
     labelled[1] = False
-    torch.testing.assert_close(summed_loss(model, tokens_BT, positions_BT, labelled, torch.ones(2)), one)
-    nothing = summed_loss(model, tokens_BT, positions_BT, torch.zeros_like(labelled), torch.ones(2))
+    torch.testing.assert_close(summed_loss(model, tokens_BT, positions_BT, labelled, torch.ones(2)).nats, one)
+    nothing = summed_loss(model, tokens_BT, positions_BT, torch.zeros_like(labelled), torch.ones(2)).nats
     assert nothing.item() == 0
     nothing.backward()  # type: ignore[no-untyped-call]
+
+
+def test_the_z_loss_is_minimised_and_not_shown(model: PreTrainedModel) -> None:
+    tokens_BT, positions_BT = torch.randint(3, 300, (2, 16)), torch.arange(16).repeat(2, 1)
+    labelled, weight_B = torch.ones(2, 16, dtype=torch.bool), torch.tensor([1.0, 0.5])
+    plain = summed_loss(model, tokens_BT, positions_BT, labelled, weight_B)
+    both = summed_loss(model, tokens_BT, positions_BT, labelled, weight_B, z_loss=0.1)
+    assert plain.objective is plain.nats
+    assert torch.equal(both.nats, plain.nats)
+    squares = model(tokens_BT).logits[:, :-1].logsumexp(dim=-1).square().sum(dim=1)
+    torch.testing.assert_close(both.objective, plain.nats + 0.1 * (squares * weight_B).sum())
+
+
+def test_embeddings_alone_are_trained_at_first_then_everything(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+
+    def moved(key: str, steps: int) -> set[str]:
+        stage = training_stage(key, dataset, steps=6, embeddings_first="0.5", checkpoint_steps=100)
+        left = iter([False] * steps + [True])
+        training = Training(PodContext(stage=stage, storage=folder, pod="pod"), Team(), lambda: next(left), lambda progress: None)
+        before = {name: value.clone() for name, value in training.model.state_dict().items()}
+        training.run()
+        return {name for name, value in training.model.state_dict().items() if not torch.equal(value, before[name])}
+
+    everything = set(load_model(folder / "model").state_dict())
+    embeddings = {name for name in everything if "embed_tokens" in name or "lm_head" in name}
+    assert moved(KEY, 3) == embeddings
+    assert moved("b" * 32, 4) == everything
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
@@ -101,9 +129,11 @@ def test_the_loss_falls_on_rows_that_can_be_learned(storage: tuple[Path, str]) -
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
 
 
-def test_a_run_stopped_at_any_step_goes_on_with_the_same_losses(storage: tuple[Path, str]) -> None:
+@pytest.mark.parametrize("changes", [{}, {"embeddings_first": "0.3", "z_loss": "1e-3"}], ids=["plainly", "embeddings first"])
+def test_a_run_stopped_at_any_step_goes_on_with_the_same_losses(storage: tuple[Path, str], changes: dict[str, str]) -> None:
     folder, dataset = storage
-    steady, broken = training_stage(KEY, dataset, steps=9), training_stage("b" * 32, dataset, steps=9, checkpoint_steps=100)
+    steady = training_stage(KEY, dataset, steps=9, **changes)
+    broken = training_stage("b" * 32, dataset, steps=9, checkpoint_steps=100, **changes)
     train(folder, steady)
     for budget in (0, 1, 3):
         left = iter([False] * budget + [True])
@@ -249,7 +279,8 @@ def test_a_lora_target_that_names_nothing_is_refused_with_what_there_is(storage:
         pytest.param(Schedule.CONSTANT, [0.5, 1, 1, 1, 1], id="constant"),
         pytest.param(Schedule.LINEAR, [0.5, 1, 1, 2 / 3, 1 / 3], id="linear"),
         pytest.param(Schedule.COSINE, [0.5, 1, 1, 0.75, 0.25], id="cosine"),
+        pytest.param(Schedule.WSD, [0.5, 1, 1, 2 / 3, 1 / 3], id="warm-up, stable, decay"),
     ],
 )
 def test_the_learning_rate_warms_up_and_falls(schedule: Schedule, expected: list[float]) -> None:
-    assert [learning_rate_factor(step, 5, 0.4, schedule) for step in range(5)] == pytest.approx(expected)
+    assert [learning_rate_factor(step, 5, 0.4, schedule, decay=0.4) for step in range(5)] == pytest.approx(expected)

@@ -37,7 +37,14 @@ from transfer_trainer.fence import Fence, Term
 from transfer_trainer.ledger import LEDGER, Ledger, StepLine, read_ledger
 from transfer_trainer.lora import add_adapters
 from transfer_trainer.model import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, arithmetic, check_length, load_model, summed_loss
-from transfer_trainer.optimizer import clip_gradients, learning_rate_factor, make_optimizer, set_learning_rate
+from transfer_trainer.optimizer import (
+    clip_gradients,
+    drop_gradients,
+    embedding_steps,
+    learning_rate_factor,
+    make_optimizer,
+    set_learning_rate,
+)
 from transfer_trainer.parallel import Team, shard
 from transfer_trainer.rows import RowIds, digest, row_order, total_steps
 from transfer_trainer.store import RowStore
@@ -212,15 +219,17 @@ class Training:
         asked, labels, read = team.sum(self.asked(), batch.labels, batch.checksum)
         if asked:
             return False
-        factor = learning_rate_factor(self.step, self.steps, float(parameters.warmup), parameters.schedule)
+        factor = learning_rate_factor(self.step, self.steps, float(parameters.warmup), parameters.schedule, float(parameters.decay))
         set_learning_rate(self.optimizer, factor)
         nats = 0.0
         for tokens_BT, positions_BT, targets_BT, weight_B in batch.passes(self.micro_rows, self.passes, team.device):
             with arithmetic(parameters.precision, team.device):
-                loss = summed_loss(self.model, tokens_BT, positions_BT, targets_BT, weight_B)
-            (loss * (team.world_size / max(1.0, labels))).backward()  # type: ignore[no-untyped-call]
-            nats += float(loss.detach())
+                loss = summed_loss(self.model, tokens_BT, positions_BT, targets_BT, weight_B, float(parameters.z_loss))
+            (loss.objective * (team.world_size / max(1.0, labels))).backward()  # type: ignore[no-untyped-call]
+            nats += float(loss.nats.detach())
         mean = team.sum(nats)[0] / max(1.0, labels)
+        if self.step < embedding_steps(self.steps, float(parameters.embeddings_first)):
+            drop_gradients(cast(PreTrainedModel, self.model))
         norm = clip_gradients(self.model, float(parameters.gradient_clipping))
         self._check_finite(mean, norm)
         self.optimizer.step()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,10 +70,25 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Sums over labels, each times the weight of its row; scalars."""
+
+    nats: torch.Tensor
+    """Negative log-likelihood: what is shown and compared."""
+    objective: torch.Tensor
+    """What is minimised: the same, and the z-loss where one is asked for."""
+
+
 def summed_loss(
-    model: torch.nn.Module, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, targets_BT: torch.Tensor, weight_B: torch.Tensor
-) -> torch.Tensor:
-    """Sum over all labels of their negative log-likelihood in nats, each times the weight of its row; a scalar.
+    model: torch.nn.Module,
+    tokens_BT: torch.Tensor,
+    positions_BT: torch.Tensor,
+    targets_BT: torch.Tensor,
+    weight_B: torch.Tensor,
+    z_loss: float = 0.0,
+) -> Loss:
+    """Runs the model and sums the loss over all labels.
 
     Args:
         model: a causal language model of transformers, plain, sharded or with adapters.
@@ -80,6 +96,7 @@ def summed_loss(
         positions_BT: int64, from 0 in each document.
         targets_BT: bool; token j is a label, predicted from the state at j-1.
         weight_B: float32; 0 for rows that only keep the processes in step.
+        z_loss: weight of the squared log-normaliser (PaLM, arXiv 2204.02311, section 5).
     """
     labelled_BT = targets_BT[:, 1:]
     labels_N = tokens_BT[:, 1:][labelled_BT]
@@ -88,8 +105,11 @@ def summed_loss(
     # `logits_to_keep` takes indices of one row, so the rows are told apart by a hook on its input.
     with _states_at(model, labelled_BT):
         logits_NV = model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False).logits
-    loss_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
-    return (loss_N * weight_N).sum()
+    logits_NV = logits_NV.float()
+    nats = (F.cross_entropy(logits_NV, labels_N, reduction="none") * weight_N).sum()
+    if not z_loss:
+        return Loss(nats, nats)
+    return Loss(nats, nats + z_loss * (logits_NV.logsumexp(dim=-1).square() * weight_N).sum())
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def make_optimizer(model: PreTrainedModel, parameters: TrainingParameters) -> to
 
     Call it after sharding: FSDP2 replaces the parameters.
     """
-    ends = {id(parameter) for module in _ends(model) for parameter in module.parameters()}
+    ends = _parameters_of_ends(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -32,18 +32,29 @@ def make_optimizer(model: PreTrainedModel, parameters: TrainingParameters) -> to
             decay = float(parameters.weight_decay) if parameter.dim() >= 2 else 0.0
             groups.setdefault((peak, decay), []).append(parameter)
     described = [{"params": members, PEAK: peak, "lr": peak, "weight_decay": decay} for (peak, decay), members in groups.items()]
-    return torch.optim.AdamW(described, betas=BETAS, fused=True)
+    optimizer = torch.optim.AdamW(described, betas=BETAS, fused=True)
+    for group in groups.values():
+        for parameter in group:
+            # AdamW itself does this at a parameter's first gradient. A checkpoint needs the state of all of them, also of those
+            # that have had none yet.
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter),
+            }  # fmt: skip
+    return optimizer
 
 
-def _ends(model: PreTrainedModel) -> list[nn.Module]:
-    """Embeddings and head, where they are trained in full."""
-    return [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+def _parameters_of_ends(model: PreTrainedModel) -> set[int]:
+    """Identities of the parameters of embeddings and head."""
+    ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    return {id(parameter) for module in ends for parameter in module.parameters()}
 
 
-def learning_rate_factor(step: int, total_steps: int, warmup: float, schedule: Schedule) -> float:
+def learning_rate_factor(step: int, total_steps: int, warmup: float, schedule: Schedule, decay: float = 0.0) -> float:
     """Share of the peak learning rate that step `step` (from 0) uses.
 
-    Linear from 1/n to 1 over the n warm-up steps; then cosine or linear towards 0, which the step after the last would reach.
+    Linear from 1/n to 1 over the n warm-up steps; then cosine or linear towards 0, which the step after the last would reach. With
+    WSD (MiniCPM, arXiv 2404.06395) the line to 0 takes the last `decay` of all steps.
     """
     warm = math.ceil(warmup * total_steps)
     if step < warm:
@@ -56,6 +67,25 @@ def learning_rate_factor(step: int, total_steps: int, warmup: float, schedule: S
             return 1 - done
         case Schedule.CONSTANT:
             return 1.0
+        case Schedule.WSD:
+            falling = math.ceil(decay * total_steps)
+            return min(1.0, (total_steps - step) / (falling + 1))
+
+
+def embedding_steps(total_steps: int, share: float) -> int:
+    """Steps from the first in which only embeddings and head are trained."""
+    return math.ceil(share * total_steps)
+
+
+def drop_gradients(model: PreTrainedModel) -> None:
+    """Takes the gradients of everything but embeddings and head, so that AdamW touches neither those weights nor their moments.
+
+    They are computed and dropped rather than not computed: which parameters want gradients is fixed when FSDP2 shards them.
+    """
+    ends = _parameters_of_ends(model)
+    for parameter in model.parameters():
+        if id(parameter) not in ends:
+            parameter.grad = None
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -80,4 +80,4 @@ def _nats(model: nn.Module, windows: list[list[int]], longest: int, device: torc
     positions_BT = np.broadcast_to(np.arange(longest), tokens_BT.shape).copy()
     with torch.no_grad(), arithmetic(precision, device):
         tokens, positions, targets = (torch.from_numpy(array).to(device) for array in (tokens_BT, positions_BT, targets_BT))
-        return float(summed_loss(model, tokens, positions, targets, torch.ones(len(tokens_BT), device=device)))
+        return float(summed_loss(model, tokens, positions, targets, torch.ones(len(tokens_BT), device=device)).nats)
