@@ -23,6 +23,7 @@ from tests.support.pods import (
     training_stage,
 )
 from transfer_api.progress import Outcome
+from transfer_api.spec import Schedule
 from transfer_trainer.ledger import Summary, verify_ledger
 
 STEPS = 60
@@ -44,7 +45,9 @@ def assert_as_steady(group: Cluster, storage: Path) -> Summary:
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_two_three_one_two_workers_give_the_losses_of_one_steady_worker(storage: tuple[Path, str], lora: bool) -> None:
     folder, dataset = storage
-    with cluster(folder, training_stage(KEY, dataset, steps=STEPS, lora=lora), max_nodes=3) as group:
+    # The first half trains embeddings alone, so that the sizes change in both halves and between them.
+    stage = training_stage(KEY, dataset, steps=STEPS, lora=lora, embeddings_first="0.5", schedule=Schedule.WSD, z_loss="1e-3")
+    with cluster(folder, stage, max_nodes=3) as group:
         *_, fourth = resize(group)
         summary = assert_as_steady(group, folder)
         assert summary.lost_steps <= 2 * group.stage.execution.checkpoint_steps
