@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from transfer_api.errors import ModelError, SpecError
 from transfer_api.spec import Precision
 from transfer_pod.model import check_whole
+from transfer_trainer.head import HeadLoss, chunked_loss, forward_of, plain_head, plain_loss
 
 CPU_MICRO_BATCH_TOKENS = 1024
 """Larger passes bring nothing on a CPU and cost memory: 486 tokens/s at 1,024, 496 at 2,048 (SmolLM2-135M, two cores)."""
@@ -70,16 +69,6 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Loss:
-    """Sums over labels, each times the weight of its row; scalars."""
-
-    nats: torch.Tensor
-    """Negative log-likelihood: what is shown and compared."""
-    objective: torch.Tensor
-    """What is minimised: the same, and the z-loss where one is asked for."""
-
-
 def summed_loss(
     model: torch.nn.Module,
     tokens_BT: torch.Tensor,
@@ -87,8 +76,10 @@ def summed_loss(
     targets_BT: torch.Tensor,
     weight_B: torch.Tensor,
     z_loss: float = 0.0,
-) -> Loss:
-    """Runs the model and sums the loss over all labels.
+    *,
+    chunked: bool = True,
+) -> HeadLoss:
+    """Runs the model and sums the loss over all labels, each times the weight of its row.
 
     Args:
         model: a causal language model of transformers, plain, sharded or with adapters.
@@ -97,24 +88,36 @@ def summed_loss(
         targets_BT: bool; token j is a label, predicted from the state at j-1.
         weight_B: float32; 0 for rows that only keep the processes in step.
         z_loss: weight of the squared log-normaliser (PaLM, arXiv 2204.02311, section 5).
+        chunked: without the logits of all labels at once, where the model allows it.
+
+    Returns:
+        Negative log-likelihood in nats, which is shown and compared and has no gradient; and the objective: the same, and the
+        z-loss where one is asked for.
     """
     labelled_BT = targets_BT[:, 1:]
     labels_N = tokens_BT[:, 1:][labelled_BT]
     weight_N = weight_B[:, None].expand_as(labelled_BT)[labelled_BT]
-    # The head runs inside the model (FSDP2 gathers its weights there), but only on the states that have a label:
-    # `logits_to_keep` takes indices of one row, so the rows are told apart by a hook on its input.
-    with _states_at(model, labelled_BT):
-        logits_NV = model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False).logits
-    logits_NV = logits_NV.float()
-    nats = (F.cross_entropy(logits_NV, labels_N, reduction="none") * weight_N).sum()
-    if not z_loss:
-        return Loss(nats, nats)
-    return Loss(nats, nats + z_loss * (logits_NV.logsumexp(dim=-1).square() * weight_N).sum())
+    # The head runs inside the model (FSDP2 gathers its weights there), but only on the states that have a label, and where it can
+    # it gives their loss in place of their logits.
+    found: list[HeadLoss] = []
+    linear = plain_head(model) if chunked else None
+
+    def loss_of(states_ND: torch.Tensor) -> torch.Tensor:
+        assert linear is not None
+        found.append(chunked_loss(states_ND, linear.weight, labels_N, weight_N, z_loss))
+        return found[0].objective
+
+    with contextlib.ExitStack() as changes:
+        changes.enter_context(_states_at(model, labelled_BT))
+        if linear is not None:
+            changes.enter_context(forward_of(linear, loss_of))
+        output = model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False).logits
+    return HeadLoss(found[0].nats, output) if found else plain_loss(output, labels_N, weight_N, z_loss)
 
 
 @contextlib.contextmanager
 def _states_at(model: torch.nn.Module, labelled_BT: torch.Tensor) -> Iterator[None]:
-    """Lets the head see [N, D] instead of [B, T, D]."""
+    """Lets the head see [N, D] instead of [B, T, D]: `logits_to_keep` takes indices of one row, and rows differ."""
     head = cast(torch.nn.Module, cast(Any, model).get_output_embeddings())
 
     def select(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
