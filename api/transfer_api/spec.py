@@ -117,14 +117,16 @@ class ModelSource(Contract):
 
 
 class TextSource(Contract):
-    """Texts of one language: a hub data set or files in the storage (.jsonl, .txt; .gz of both)."""
+    """Texts of one language: a hub data set or files in the storage (.jsonl, .txt, .gz and .zst of both, .parquet)."""
 
     hub: HubName | None = Field(default=None, description="Data set on the hub, such as wikimedia/wikipedia. Exactly one of hub and path.")
     subset: Label | None = Field(default=None, description="Configuration of the hub data set, such as 20231101.id.")
     split: Label = Field(default="train", description="Split of the hub data set.")
     revision: Revision | None = Field(default=None, description="Commit of the hub data set, 40 hexadecimal digits.")
     path: Path | None = Field(
-        default=None, description="File or glob, relative to the storage. .jsonl: one object a line; .txt: documents parted by blank lines."
+        default=None,
+        description="File or glob, relative to the storage. .jsonl: one object a line; .parquet: one a row; .txt: documents "
+        "parted by blank lines. Each also as .gz or .zst.",
     )
     field: Label = Field(default="text", description="Field that holds the text.")
     language: Language | None = Field(default=None, description="BCP 47 code of the texts. Default: the experiment's language.")
@@ -149,7 +151,7 @@ class InstructionSource(Contract):
     subset: Label | None = Field(default=None, description="Configuration of the hub data set.")
     split: Label = Field(default="train", description="Split of the hub data set.")
     revision: Revision | None = Field(default=None, description="Commit of the hub data set, 40 hexadecimal digits.")
-    path: Path | None = Field(default=None, description="JSON Lines file or glob, relative to the storage.")
+    path: Path | None = Field(default=None, description="JSON Lines or Parquet file or glob, relative to the storage.")
 
 
 class Storage(Contract):

@@ -7,7 +7,6 @@ size, time and inode of each file: a second run reads no content again.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +20,14 @@ from transfer_api.spec import ExperimentSpec, TextSource, TransferExperiment
 from transfer_api.stage import input_paths
 from transfer_pod.artifact import sha256, write_atomically
 from transfer_pod.context import expand, find_input
+from transfer_pod.documents import count_rows as rows_of
 from transfer_pod.model import read_config, safetensors_header
 
 CACHE = ".fingerprints.json"
 # Of a model folder only what decides how it is loaded: a README does not make it another model.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
-GZIP_FACTOR = 3  # text packs to about a third
+PACKED = (".gz", ".zst", ".parquet")
+PACKED_FACTOR = 3  # text packs to about a third
 
 
 @dataclass(frozen=True)
@@ -130,17 +131,14 @@ def text_bytes(paths: Iterable[str | None], storage: Path, search: Sequence[Path
             files = expand(find_input(path, (storage, *search)))
         except DataError:
             return None
-        total += sum(file.stat().st_size * (GZIP_FACTOR if file.suffix == ".gz" else 1) for file in files if file.is_file())
+        total += sum(file.stat().st_size * (PACKED_FACTOR if file.suffix in PACKED else 1) for file in files if file.is_file())
     return total
 
 
 def count_rows(paths: Iterable[str | None], storage: Path, search: Sequence[Path]) -> int:
-    """Lines behind paths that `text_bytes` could see; broken ones count as far as they can be read."""
-    total = 0
-    for file in (file for path in paths if path is not None for file in expand(find_input(path, (storage, *search)))):
-        with contextlib.suppress(OSError, EOFError), gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            total += sum(1 for line in lines if line.strip())
-    return total
+    """Objects behind paths that `text_bytes` could see; broken files count as far as they can be read."""
+    files = (file for path in paths if path is not None for file in expand(find_input(path, (storage, *search))))
+    return sum(rows_of(file) for file in files)
 
 
 def model_size(spec: ExperimentSpec, storage: Path, search: Sequence[Path]) -> ModelSize | None:

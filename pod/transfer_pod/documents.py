@@ -7,7 +7,9 @@ is imported for it.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
 import os
 import zlib
@@ -21,11 +23,14 @@ from transfer_api.spec import InstructionSource, TextSource
 from transfer_pod.context import PodContext, expand
 from transfer_pod.hub import hub_error
 
-OBJECTS = (".jsonl", ".jsonl.gz")
-TEXTS = (".txt", ".txt.gz")
+PARQUET = ".parquet"
+OBJECTS = (".jsonl", ".jsonl.gz", ".jsonl.zst", PARQUET)
+TEXTS = (".txt", ".txt.gz", ".txt.zst")
 ROLES = ("system", "user", "assistant")
 T = TypeVar("T")
 _CHECKED_LINES = 100
+_TABLE_ROWS = 1000  # of a Parquet file held as Python objects at once
+_DENIED = ("cannot be read: permission denied", "Let this user read it")
 _CHECKED_BYTES = 4_000_000  # lines may be whole books
 # A NUL or half a surrogate pair is left over from a broken conversion; it means nothing, and half a pair has no UTF-8.
 _MEANINGLESS = dict.fromkeys([0, *range(0xD800, 0xE000)])
@@ -44,12 +49,12 @@ def iter_documents(source: TextSource, context: PodContext, field: str) -> Itera
     """The documents of a source in order, without those that are blank.
 
     Args:
-        source: files (.jsonl, .txt, .gz of both; globs in order of name) or a hub data set.
+        source: files (.jsonl, .txt, .gz and .zst of both, .parquet; globs in order of name) or a hub data set.
         context: where relative paths are looked up.
         field: place of the source in the experiment file, such as ``spec.pretraining.mixture[0]``.
 
     Raises:
-        DataError: no file, not UTF-8, not JSON, without the field, or without a single document.
+        DataError: no file, not UTF-8, not JSON or Parquet, without the field, or without a single document.
     """
     if source.path is not None:
         path = context.find(source.path, f"{field}.path")
@@ -63,7 +68,7 @@ def iter_documents(source: TextSource, context: PodContext, field: str) -> Itera
 def iter_instructions(source: InstructionSource, context: PodContext, field: str) -> Iterator[list[Message]]:
     """The conversations of a source in order.
 
-    Either form is read, line by line: ``instruction``, ``input`` (may lack or be empty) and ``output``; or ``messages``, a
+    Either form is read, object by object: ``instruction``, ``input`` (may lack or be empty) and ``output``; or ``messages``, a
     list of ``role`` and ``content``. An input follows its instruction on a new line, as Chinese-LLaMA-Alpaca joins them.
 
     Raises:
@@ -72,11 +77,11 @@ def iter_instructions(source: InstructionSource, context: PodContext, field: str
     if source.path is not None:
         path = context.find(source.path, f"{field}.path")
         files = _files(path, OBJECTS, field)
-        found = (_conversation(row, where, field) for file in files for where, row in _objects(_Lines(file, field)))
+        found = (_conversation(row, where, f"{field}.path") for file in files for where, row in _objects(_open(file, field)))
         yield from _at_least_one(found, path, field, "instruction")
     else:
         rows = _hub_rows(source, field)
-        yield from _at_least_one((_conversation(row, where, field) for where, row in rows), source.hub, field, "instruction")
+        yield from _at_least_one((_conversation(row, where, f"{field}.hub") for where, row in rows), source.hub, field, "instruction")
 
 
 def check_source(path: Path, field_name: str | None, spec_field: str) -> None:
@@ -93,15 +98,41 @@ def check_source(path: Path, field_name: str | None, spec_field: str) -> None:
     files = _files(path, OBJECTS if field_name is None else OBJECTS + TEXTS, spec_field)
     found, complete = False, True
     for file in files:
-        lines = _Lines(file, spec_field, checked_only=True)
+        opened = _open(file, spec_field, checked_only=True)
         if field_name is None:
-            items: Iterator[Any] = (_conversation(row, where, spec_field) for where, row in _objects(lines))
+            items: Iterator[Any] = (_conversation(row, where, f"{spec_field}.path") for where, row in _objects(opened))
         else:
-            items = _documents_of(lines, field_name, spec_field)
+            items = _documents_of(opened, field_name, spec_field)
         found = sum(1 for _ in items) > 0 or found
-        complete = complete and lines.complete
+        complete = complete and opened.complete
     if complete and not found:
         raise _nothing(path, spec_field, "instruction" if field_name is None else "document")
+
+
+def count_rows(file: Path) -> int:
+    """Rows of a Parquet file, else lines that are not blank; a broken file counts as far as it can be read."""
+    count = 0
+    with contextlib.suppress(OSError, EOFError, zlib.error, ValueError):
+        if file.suffix.lower() == PARQUET:
+            from pyarrow import parquet
+
+            return int(parquet.read_metadata(file).num_rows)
+        with _unpacked(file) as lines:
+            for line in lines:
+                count += bool(line.strip())
+    return count
+
+
+def _unpacked(file: Path) -> IO[bytes]:
+    match file.suffix.lower():
+        case ".gz":
+            return gzip.open(file, "rb")  # type: ignore[return-value]
+        case ".zst":
+            import pyarrow as pa
+
+            return io.BufferedReader(pa.input_stream(file, compression="zstd"))
+        case _:
+            return file.open("rb")
 
 
 def _files(path: Path, endings: tuple[str, ...], field: str) -> list[Path]:
@@ -138,8 +169,8 @@ def _nothing(path: Path | str | None, field: str, noun: str) -> DataError:
     )  # fmt: skip
 
 
-class _Lines:
-    """The lines of a file as text without their ends, each with its number; errors name line and byte."""
+class _File:
+    """A file of a source. With `checked_only` it is read as far as a look at it goes."""
 
     def __init__(self, path: Path, field: str, *, checked_only: bool = False) -> None:
         self.path = path
@@ -148,10 +179,48 @@ class _Lines:
         """False once reading stopped before the end of the file."""
         self._checked_only = checked_only
 
+    def wrong(self, problem: str, next_step: str) -> DataError:
+        """The error that names this file."""
+        return DataError(problem, field=f"{self.field}.path", value=str(self.path), next_step=next_step)
+
+
+def _open(path: Path, field: str, *, checked_only: bool = False) -> _Lines | _Table:
+    kind = _Table if path.suffix.lower() == PARQUET else _Lines
+    return kind(path, field, checked_only=checked_only)
+
+
+class _Table(_File):
+    """A Parquet file."""
+
+    def rows(self, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Its rows, or of each only one column where there is such a one; with the place that an error names."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        number = 0
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                columns = [column] if column in file.schema_arrow.names else None
+                for batch in file.iter_batches(batch_size=_CHECKED_LINES if self._checked_only else _TABLE_ROWS, columns=columns):
+                    if self._checked_only and number:
+                        self.complete = False
+                        return
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"{self.path}, row {number}", row
+        except PermissionError as error:
+            raise self.wrong(*_DENIED) from error
+        except pa.ArrowException as error:
+            raise self.wrong(f"cannot be read as Parquet after row {number}: {error}", "Write or fetch it again") from error
+
+
+class _Lines(_File):
+    """The lines of a file as text without their ends, each with its number; errors name line and byte."""
+
     def __iter__(self) -> Iterator[tuple[int, str]]:
         read = 0
         try:
-            with self._open() as file:
+            with _unpacked(self.path) as file:
                 for number, line in enumerate(file, start=1):
                     if self._checked_only and (number > _CHECKED_LINES or read > _CHECKED_BYTES):
                         self.complete = False
@@ -161,10 +230,11 @@ class _Lines:
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise self.wrong(f"is not a complete gzip file: {error}", "Compress it again, or drop .gz from a plain file's name") from error
         except PermissionError as error:
-            raise self.wrong("cannot be read: permission denied", "Let this user read it") from error
-
-    def _open(self) -> IO[bytes]:
-        return gzip.open(self.path, "rb") if self.path.suffix.lower() == ".gz" else self.path.open("rb")  # type: ignore[return-value]
+            raise self.wrong(*_DENIED) from error
+        except OSError as error:
+            if error.errno is not None:  # of the disk; those of Arrow's decompression have no number
+                raise
+            raise self.wrong(f"is not a complete zstd file: {error}", "Compress it again, or drop .zst from a plain file's name") from error
 
     def _decode(self, number: int, line: bytes) -> str:
         if number == 1:
@@ -179,21 +249,17 @@ class _Lines:
                 "Convert it, for instance: iconv -f WINDOWS-1252 -t UTF-8",
             ) from error
 
-    def wrong(self, problem: str, next_step: str) -> DataError:
-        """The error that names this file."""
-        return DataError(problem, field=f"{self.field}.path", value=str(self.path), next_step=next_step)
-
 
 def _file_documents(files: list[Path], name: str, field: str) -> Iterator[str]:
     for file in files:
-        yield from _documents_of(_Lines(file, field), name, field)
+        yield from _documents_of(_open(file, field), name, field)
 
 
-def _documents_of(lines: _Lines, name: str, field: str) -> Iterator[str]:
-    if lines.path.name.lower().endswith(TEXTS):
-        yield from _parted_by_blank_lines(lines)
+def _documents_of(file: _Lines | _Table, name: str, field: str) -> Iterator[str]:
+    if isinstance(file, _Lines) and file.path.name.lower().endswith(TEXTS):
+        yield from _parted_by_blank_lines(file)
         return
-    for where, row in _objects(lines):
+    for where, row in _objects(file, name):
         text = _text_of(row, name, where, field)
         if text.strip():
             yield text
@@ -212,8 +278,17 @@ def _parted_by_blank_lines(lines: _Lines) -> Iterator[str]:
         yield "\n".join(document)
 
 
-def _objects(lines: _Lines) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON Lines file, each with the place that an error names; blank lines are passed over."""
+def _objects(file: _Lines | _Table, name: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file, each with the place that an error names; blank lines are passed over.
+
+    Args:
+        file: JSON Lines or Parquet.
+        name: of the one field that is wanted, where it is one.
+    """
+    if isinstance(file, _Table):
+        yield from file.rows(name)
+        return
+    lines = file
     for number, line in lines:
         if not line.strip():
             continue
@@ -280,8 +355,7 @@ def _has_meaningless(text: str) -> bool:
     return False
 
 
-def _conversation(row: dict[str, Any], where: str, field: str) -> list[Message]:
-    place = f"{field}.path" if ", line " in where else f"{field}.hub"
+def _conversation(row: dict[str, Any], where: str, place: str) -> list[Message]:
     if isinstance(row.get("messages"), list):
         return _messages(row["messages"], where, place)
     for name in ("instruction", "output"):

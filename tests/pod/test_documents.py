@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from transfer_api.errors import DataError
 from transfer_api.spec import InstructionSource, ModelSource, TextSource
 from transfer_api.stage import DatasetParameters, StageKind, StagePlan
 from transfer_pod.context import PodContext
-from transfer_pod.documents import Message, check_source, iter_documents, iter_instructions
+from transfer_pod.documents import Message, check_source, count_rows, iter_documents, iter_instructions
 
 FIELD = "spec.pretraining.mixture[0]"
 
@@ -29,7 +31,14 @@ def context(tmp_path: Path) -> PodContext:
 
 def write(path: Path, content: str | bytes) -> str:
     data = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    if path.suffix == ".zst":
+        with pa.output_stream(path, compression="zstd") as stream:
+            stream.write(data)
+    elif path.suffix == ".parquet":
+        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path.name
 
 
@@ -51,6 +60,9 @@ BLANK_PARTED = "\ufeff\nSatu.\r\n\r\n \nDua.\r\nTiga.\n"
     [
         pytest.param("a.jsonl", JSON_LINES, id="JSON Lines"),
         pytest.param("a.jsonl.gz", JSON_LINES, id="compressed JSON Lines"),
+        pytest.param("a.jsonl.zst", JSON_LINES, id="JSON Lines by zstd"),
+        pytest.param("a.parquet", JSON_LINES, id="Parquet"),
+        pytest.param("a.txt.zst", BLANK_PARTED, id="text by zstd"),
         pytest.param("a.txt", BLANK_PARTED, id="text parted by blank lines, with a byte order mark and Windows line ends"),
         pytest.param("a.txt.gz", BLANK_PARTED, id="compressed text"),
     ],
@@ -134,6 +146,39 @@ def test_a_folder_is_refused_with_a_glob_to_write(context: PodContext, tmp_path:
 def test_a_gzip_file_cut_short_is_refused(context: PodContext, tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc" * 1000)[:-10])
     assert "not a complete gzip file" in refused(lambda: documents(context, "a.txt.gz") and None)
+
+
+def test_a_zstd_file_cut_short_is_refused_and_one_of_two_frames_is_read_whole(context: PodContext, tmp_path: Path) -> None:
+    write(tmp_path / "a.txt.zst", "abc\n" * 100_000)
+    whole = (tmp_path / "a.txt.zst").read_bytes()
+    (tmp_path / "b.txt.zst").write_bytes(whole + whole)
+    assert len(documents(context, "b.txt.zst")[0]) == 2 * 400_000 - 1
+    (tmp_path / "a.txt.zst").write_bytes(whole[:-10])
+    assert "not a complete zstd file" in refused(lambda: documents(context, "a.txt.zst") and None)
+
+
+def test_a_parquet_file_without_the_column_or_broken_is_refused_by_what_it_has(context: PodContext, tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", '{"content": "Satu.", "title": "a"}')
+    told = refused(lambda: documents(context, "a.parquet") and None)
+    assert f"{FIELD}.field" in told
+    assert "content, title" in told
+    assert documents(context, "a.parquet", "content") == ["Satu."]
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-3])
+    assert "cannot be read as Parquet" in refused(lambda: documents(context, "b.parquet") and None)
+
+
+def test_instructions_of_a_parquet_file_are_those_of_json_lines(context: PodContext, tmp_path: Path) -> None:
+    lines = json.dumps({"instruction": "Q", "input": "", "output": "A"}) + "\n" + json.dumps({"instruction": "R", "output": "B"})
+    assert conversations(context, write(tmp_path / "a.parquet", lines)) == conversations(context, write(tmp_path / "a.jsonl", lines))
+
+
+def test_rows_are_counted_in_every_format(tmp_path: Path) -> None:
+    lines = '{"text": "a"}\n\n{"text": "b"}\n'
+    for name, rows in (("a.jsonl", 2), ("a.jsonl.gz", 2), ("a.jsonl.zst", 2), ("a.parquet", 2)):
+        write(tmp_path / name, lines)
+        assert count_rows(tmp_path / name) == rows
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    assert count_rows(tmp_path / "broken.parquet") == 0
 
 
 def test_the_check_reads_only_the_first_lines(context: PodContext, tmp_path: Path) -> None:
