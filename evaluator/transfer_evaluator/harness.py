@@ -7,14 +7,14 @@ Encoding (how context and continuation are cut, where BOS goes) is the harness's
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from transfer_api.errors import DataError, SpecError
+from transfer_evaluator.generation import Prompt, answer
 from transfer_evaluator.model import LoadedModel
 from transfer_evaluator.scorer import Begin, Request, TokenScorer, silent
 
@@ -83,21 +83,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Greedy answers, one request at a time, cut at the first stop string.
+        """Greedy answers, cut at the first stop string.
 
         Raises:
             SpecError: the task asks for sampling.
         """
-        done = self.begin(len(requests))
-        answers = []
-        for context, settings in (request.args for request in requests):
-            answer, tokens = self._generate(context, dict(settings))
-            answers.append(answer)
-            done(1, tokens)
-        return answers
+        prompts = [self._prompt(*request.args) for request in requests]
+        return answer(self.loaded, prompts, self.eot_token_id, self.begin(len(prompts)))
 
-    @torch.inference_mode()
-    def _generate(self, context: str, settings: dict[str, Any]) -> tuple[str, int]:
+    def _prompt(self, context: str, settings: Mapping[str, Any]) -> Prompt:
         if settings.get("do_sample") and float(settings.get("temperature", 1.0)) > 0:
             raise SpecError(
                 "a task asks for sampled answers, which are not repeatable", field="spec.evaluation.suites",
@@ -105,13 +99,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             )  # fmt: skip
         limit = int(settings.get("max_gen_toks", settings.get("max_new_tokens", MAX_GENERATED)))
         room = max(1, self.loaded.positions - limit)
-        input_ids_BT = torch.tensor([self.tok_encode(context)[-room:]], device=self.loaded.device)
-        output_BT = self.loaded.model.generate(
-            input_ids_BT, attention_mask=torch.ones_like(input_ids_BT), do_sample=False, max_new_tokens=limit,
-            eos_token_id=self.eot_token_id, pad_token_id=self.eot_token_id, use_cache=True,
-        )  # fmt: skip
-        new = output_BT[0, input_ids_BT.shape[1] :]
-        return _cut(self.tokenizer.decode(new, skip_special_tokens=True), settings.get("until") or ()), len(new)
+        until = settings.get("until") or ()
+        return Prompt(tuple(self.tok_encode(context)[-room:]), limit, (until,) if isinstance(until, str) else tuple(until))
 
 
 def _fit(context: Sequence[int], continuation: Sequence[int], positions: int) -> Request:
@@ -127,10 +116,3 @@ def _fit(context: Sequence[int], continuation: Sequence[int], positions: int) ->
         )  # fmt: skip
     surplus = max(0, len(context) + len(continuation) - positions - 1)
     return Request(tuple(itertools.islice(context, surplus, None)), tuple(continuation))
-
-
-def _cut(text: str, until: str | Iterable[str]) -> str:
-    for stop in [until] if isinstance(until, str) else until:
-        if stop:
-            text = text.split(stop)[0]
-    return text

@@ -10,6 +10,7 @@ from lm_eval.models.huggingface import HFLM
 
 from tests.evaluator.tasks import write_tasks
 from transfer_api.errors import DataError, SpecError
+from transfer_evaluator.generation import Prompt, answer
 from transfer_evaluator.harness import HarnessModel
 from transfer_evaluator.scorer import TokenScorer
 from transfer_evaluator.tasks import TaskLibrary, read_results, resolve_data_files
@@ -68,6 +69,23 @@ def test_greedy_answers_are_the_same(library, tiny, theirs):
     ours = HarnessModel(tiny, TokenScorer(tiny.model))
     found, wanted = evaluate(library, "generated", ours), evaluate(library, "generated", theirs)
     assert [s["resps"] for s in found["samples"]["generated"]] == [s["resps"] for s in wanted["samples"]["generated"]]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 200, 10_000], ids=["one at a time", "a few", "all together"])
+def test_answers_do_not_depend_on_who_stands_beside_them(tiny, batch_tokens):
+    texts = ["all human beings", "Semua orang", "all human beings are born free and equal in dignity and rights", "S", "are endowed with"]
+    prompts = [Prompt(tuple(tiny.tokenizer.encode(text)), 24, ()) for text in texts]
+    end = tiny.tokenizer.eos_token_id
+    whole = answer(tiny, prompts, end, lambda finished, tokens: None, batch_tokens=1)
+    counted = []
+    found = answer(tiny, prompts, end, lambda finished, tokens: counted.append((finished, tokens)), batch_tokens=batch_tokens)
+    assert found == whole
+    assert sum(finished for finished, _ in counted) == len(prompts)
+    # A stop string from the middle of an answer ends it there, and its neighbours go on.
+    stop = whole[0][len(whole[0]) // 2 :][:3]
+    assert stop
+    stopped = [Prompt(prompt.tokens, 24, (stop,)) for prompt in prompts]
+    assert answer(tiny, stopped, end, lambda finished, tokens: None, batch_tokens=batch_tokens) == [text.split(stop)[0] for text in whole]
 
 
 def test_a_context_longer_than_the_model_is_cut_as_the_harness_cuts_it(tiny, theirs):
