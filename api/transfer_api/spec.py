@@ -126,7 +126,7 @@ class TextSource(Contract):
     path: Path | None = Field(
         default=None,
         description="File or glob, relative to the storage. .jsonl: one object a line; .parquet: one a row; .txt: documents "
-        "parted by blank lines. Each also as .gz or .zst.",
+        "parted by blank lines. Lines and texts also as .gz or .zst.",
     )
     field: Label = Field(default="text", description="Field that holds the text.")
     language: Language | None = Field(default=None, description="BCP 47 code of the texts. Default: the experiment's language.")

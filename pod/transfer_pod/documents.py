@@ -288,17 +288,16 @@ def _objects(file: _Lines | _Table, name: str | None = None) -> Iterator[tuple[s
     if isinstance(file, _Table):
         yield from file.rows(name)
         return
-    lines = file
-    for number, line in lines:
+    for number, line in file:
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise lines.wrong(f"line {number} is not JSON: {error}", "Write one JSON object a line") from error
+            raise file.wrong(f"line {number} is not JSON: {error}", "Write one JSON object a line") from error
         if not isinstance(row, dict):
-            raise lines.wrong(f"line {number} is not a JSON object but {_kind(row)}", 'Write one object a line, such as {"text": "…"}')
-        yield f"{lines.path}, line {number}", row
+            raise file.wrong(f"line {number} is not a JSON object but {_kind(row)}", 'Write one object a line, such as {"text": "…"}')
+        yield f"{file.path}, line {number}", row
 
 
 def _hub_rows(source: TextSource | InstructionSource, field: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -59,14 +59,15 @@ def resize_model(folder: Path, target: Path, pieces: Sequence[Sequence[int]], fi
         )  # fmt: skip
     before = int(embedding.weight.shape[0])
     multiple = parameters.pad_to_multiple_of or 1
-    rows = -(-max(before, first_id + len(pieces)) // multiple) * multiple
+    used = max(before, first_id + len(pieces))
+    rows = -(-used // multiple) * multiple
     model.resize_token_embeddings(rows, mean_resizing=False)
     generator = torch.Generator().manual_seed(parameters.seed)
     for weight_VD in _matrices(model):
-        mean_D = weight_VD[:first_id].float().mean(dim=0)
         fill_rows(weight_VD, pieces, first_id, parameters.initialization, generator)
-        with torch.no_grad():
-            weight_VD[max(before, first_id + len(pieces)) :] = mean_D.to(weight_VD.dtype)
+        if rows > used:
+            with torch.no_grad():
+                weight_VD[used:] = weight_VD[:first_id].float().mean(dim=0).to(weight_VD.dtype)
     model.save_pretrained(target)
     return rows
 

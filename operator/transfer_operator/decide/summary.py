@@ -210,22 +210,16 @@ def _workers_ready(snapshot: Snapshot, stages: list[StageStatus], workers: Worke
         return False, Reason.BELOW_MIN, _why(Reason.BELOW_MIN, snapshot, current, now)
     if workers.ready < workers.desired:
         return False, Reason.BELOW_REPLICAS, _why(Reason.BELOW_REPLICAS, snapshot, current, now)
-    if _waiting(snapshot, current, now):  # the rendezvous: without it, workers that run do not train
-        return False, Reason.BELOW_MIN, _why(Reason.BELOW_MIN, snapshot, current, now)
+    if why := _why(Reason.BELOW_MIN, snapshot, current, now):  # the rendezvous: without it, workers that run do not train
+        return False, Reason.BELOW_MIN, why
     return True, Reason.ALL_READY, ""
 
 
 def _why(reason: Reason, snapshot: Snapshot, current: StageStatus, now: datetime) -> str:
-    """What the reason says, and what the first of the wanted pods waits for."""
-    waiting = _waiting(snapshot, current, now)
-    return f"{REASON_TEXT[reason]} {waiting[0].name} waits: {waiting[0].waiting}" if waiting else ""
-
-
-def _waiting(snapshot: Snapshot, current: StageStatus, now: datetime) -> list[Pod]:
-    """The wanted pods that wait for something worth telling, the rendezvous first."""
+    """What the reason says, and what the first of the wanted pods waits for, the rendezvous before others; empty where none waits."""
     wanted = {(record.index, record.generation) for record in current.workers if not record.retired}
     pods = [pod for pod in snapshot.pods if pod.name.stage == current.key and pod.name.attempt == current.attempt]
-    return [
+    waiting = [
         pod
         for pod in sorted(pods, key=lambda pod: (pod.name.role is Role.WORKER, pod.name.index))
         if pod.alive
@@ -234,6 +228,7 @@ def _waiting(snapshot: Snapshot, current: StageStatus, now: datetime) -> list[Po
         and (pod.name.role is Role.RENDEZVOUS or (pod.name.index, pod.name.generation) in wanted)
         and not (pod.on_its_way and now - pod.created < PATIENCE)
     ]
+    return f"{REASON_TEXT[reason]} {waiting[0].name} waits: {waiting[0].waiting}" if waiting else ""
 
 
 def _stalled(stages: list[StageStatus]) -> tuple[bool, Reason, str]:
