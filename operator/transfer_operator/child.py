@@ -7,8 +7,11 @@ an earlier experiment of the same name has left, or only by hand.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
+from datetime import datetime
 
 from transfer_operator.cluster import Body, Cluster, ClusterError, Resource
+from transfer_operator.decide.snapshot import PodName
 
 REFUSED = (400, 403, 404, 422)
 """Answers to the creation of an object that are about it: a quota, a policy, a namespace that ends. Others are the server's trouble."""
@@ -24,6 +27,17 @@ class Obstacle(enum.Enum):
     STAYS = "something else has its name, and stays until somebody removes it"
 
 
+@dataclass
+class Refused:
+    """A pod, or the Service of one, that cannot be made."""
+
+    name: PodName
+    since: datetime
+    message: str
+    retry: float
+    """When it is tried again, by the clock."""
+
+
 class NotMadeError(Exception):
     """An object cannot be made."""
 
@@ -35,6 +49,12 @@ class NotMadeError(Exception):
     def again(self) -> float:
         """Seconds after which it is worth another try."""
         return NAMESAKE_AGAIN_S if self.obstacle is Obstacle.GOES else REFUSED_AGAIN_S
+
+    def noted(self, name: PodName, before: Refused | None, now: datetime, clock: float) -> Refused:
+        """What to remember of it, after what was remembered `before`."""
+        # What goes by itself is no failure to start, and may take its grace.
+        since = before.since if before is not None and self.obstacle is not Obstacle.GOES else now
+        return Refused(name, since, self.message, clock + self.again)
 
 
 async def make(cluster: Cluster, resource: Resource, namespace: str, body: Body, owner: str) -> tuple[Body | None, bool]:

@@ -178,8 +178,10 @@ class Cluster:
                 raise NotLeaderError
             try:
                 status, headers, data = await self._send(verb, path, query, body, content)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError, asyncio.CancelledError) as error:
                 API_REQUESTS.labels(verb, resource.plural, "0").inc()
+                if isinstance(error, asyncio.CancelledError):  # whoever asked waits no longer, as the Lease after its own limit
+                    raise
                 raise ClusterError(0, f"{verb} {path}: {type(error).__name__}: {error}") from error
         API_REQUESTS.labels(verb, resource.plural, str(status)).inc()
         if status >= 400:

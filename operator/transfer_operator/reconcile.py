@@ -28,7 +28,7 @@ from transfer_api.status import (
     second,
 )
 from transfer_operator import manifest, metrics
-from transfer_operator.child import NAMESAKE_AGAIN_S, NotMadeError, Obstacle, make
+from transfer_operator.child import NAMESAKE_AGAIN_S, NotMadeError, Obstacle, Refused, make
 from transfer_operator.cluster import EVENTS, EXPERIMENTS, PODS, SERVICES, Body, Cluster, ClusterError, NotLeaderError, Resource
 from transfer_operator.decide import CreatePod, Decision, DeletePod, Event, Pod, PodPhase, Role, Settings, Snapshot, decide
 from transfer_operator.decide.snapshot import PodName
@@ -41,17 +41,6 @@ from transfer_operator.view import Key, Known, View, key_of
 logger = logging.getLogger(__name__)
 
 CONFLICT_AGAIN_S = 0.05
-
-
-@dataclass
-class Refused:
-    """A pod, or the Service of one, that cannot be made."""
-
-    name: PodName
-    since: datetime
-    message: str
-    retry: float
-    """When it is tried again, by the clock."""
 
 
 @dataclass
@@ -327,13 +316,8 @@ class Reconciler:
     async def _create(self, key: Key, known: Known, memory: Memory, action: CreatePod) -> None:
         assert known.experiment is not None
         name = str(action.name)
-        if self._waits(key, memory.refused.get(name)):
-            return
-        try:
-            body = await self._make(PODS, key, manifest.pod(known.experiment, action, self.settings), known.uid)
-        except NotMadeError as error:
-            await self._note(key, known, memory.refused, action.name, error)
-            return
+        pod = manifest.pod(known.experiment, action, self.settings)
+        body = await self._make(key, known, memory.refused, action.name, PODS, pod, known.uid)
         if body is not None:
             memory.refused.pop(name, None)
             memory.seen.add(name)
@@ -345,37 +329,33 @@ class Reconciler:
         over = "deletionTimestamp" in pod["metadata"] or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
         if name is None or name.role is not Role.RENDEZVOUS or uid in memory.served or over or known.experiment is None:
             return
-        if self._waits(key, memory.unserved.get(str(name))):
-            return
-        try:
-            body = await self._make(SERVICES, key, manifest.rendezvous_service(known.experiment, name, uid, self.settings), uid)
-        except NotMadeError as error:
-            await self._note(key, known, memory.unserved, name, error)
-            return
+        service = manifest.rendezvous_service(known.experiment, name, uid, self.settings)
+        body = await self._make(key, known, memory.unserved, name, SERVICES, service, uid)
         if body is not None:
             memory.served.add(uid)
             if memory.unserved.pop(str(name), None) is not None:
                 self.queue.add(key)  # so that the status tells it
 
-    def _waits(self, key: Key, refused: Refused | None) -> bool:
-        """Whether it is too early to try again."""
-        if refused is None or refused.retry <= self.clock():
-            return False
-        self.queue.add(key, refused.retry - self.clock())
-        return True
-
-    async def _make(self, resource: Resource, key: Key, body: Body, owner: str) -> Body | None:
-        made, new = await make(self.cluster, resource, key[0], body, owner)
+    async def _make(
+        self, key: Key, known: Known, notes: dict[str, Refused], name: PodName, resource: Resource, body: Body, owner: str
+    ) -> Body | None:
+        """Makes an object, or finds it made; None where it cannot be made, which is noted, told once and tried again after a while."""
+        old = notes.get(str(name))
+        if old is not None and old.retry > self.clock():
+            self.queue.add(key, old.retry - self.clock())
+            return None
+        try:
+            made, new = await make(self.cluster, resource, key[0], body, owner)
+        except NotMadeError as error:
+            await self._note(key, known, notes, name, error)
+            return None
         if not new:  # whatever became of it meanwhile, no event may tell it again
             self.queue.add(key, NAMESAKE_AGAIN_S if made is None else 0)
         return made
 
     async def _note(self, key: Key, known: Known, notes: dict[str, Refused], name: PodName, error: NotMadeError) -> None:
-        """Remembers why something cannot be made; tells it once."""
         old = notes.get(str(name))
-        # What goes by itself is no failure to start, and may take its grace.
-        since = old.since if old is not None and error.obstacle is not Obstacle.GOES else second(self.now())
-        notes[str(name)] = Refused(name, since, error.message, self.clock() + error.again)
+        notes[str(name)] = error.noted(name, old, second(self.now()), self.clock())
         self.queue.add(key, error.again)
         stays = error.obstacle is Obstacle.STAYS
         if old is None or (stays and old.message != error.message):

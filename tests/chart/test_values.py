@@ -78,6 +78,12 @@ REFUSED: list[tuple[str, Object, str]] = [
         "a variable of a setting", {"extraEnv": [{"name": "TRANSFER_OPERATOR_LOG_LEVEL", "value": "DEBUG"}]}, "settings.logLevel",
     ),
     ("a variable twice", {"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "extraEnv: A stands there twice"),
+    ("a volume of the chart's own", {"extraVolumes": [{"name": "tmp", "emptyDir": {}}]}, 'extraVolumes: "tmp" is there already'),
+    ("a mount without its volume", {"extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}]}, 'no volume is named "ca"; name one of tmp'),
+    (
+        "a mount over the chart's own", {"extraVolumeMounts": [{"name": "tmp", "mountPath": "/tmp/"}]},
+        "something is mounted at /tmp already",
+    ),
     (
         "a ServiceMonitor without its Service",
         {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}}, "metrics.service.enabled",

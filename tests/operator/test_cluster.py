@@ -9,7 +9,8 @@ import pytest
 
 from tests.operator.api_server import ApiServer, Wire
 from tests.operator.virtual_time import run
-from transfer_operator.cluster import EXPERIMENTS, PODS, Body, ClusterError, NotLeaderError, Resource
+from transfer_operator import metrics
+from transfer_operator.cluster import EXPERIMENTS, LEASES, PODS, Body, ClusterError, NotLeaderError, Resource
 
 
 def on(case: Callable[[ApiServer, Wire], Awaitable[None]], may_write: bool = True) -> None:
@@ -166,3 +167,16 @@ def test_no_more_requests_than_allowed_are_under_way_at_once() -> None:
 
     run(case())
     assert most == 20
+
+
+def test_a_request_that_nobody_waits_for_any_longer_is_counted_as_unanswered() -> None:
+    async def case(server: ApiServer, wire: Wire) -> None:
+        unanswered = metrics.API_REQUESTS.labels("GET", "leases", "0")
+        before = unanswered._value.get()
+        wire.frozen = True
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await wire.get(LEASES, "lab", "transfer-operator")
+        assert unanswered._value.get() == before + 1
+
+    on(case)

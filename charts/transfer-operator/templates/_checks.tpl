@@ -3,6 +3,7 @@
 {{- include "transfer.checkElection" . }}
 {{- include "transfer.checkNames" . }}
 {{- include "transfer.checkEnvironment" . }}
+{{- include "transfer.checkVolumes" . }}
 {{- end }}
 
 {{- define "transfer.checkElection" -}}
@@ -41,5 +42,27 @@
 {{- fail (printf "extraEnv: %s stands there twice; remove one of the two" .name) }}
 {{- end }}
 {{- $_ := set $seen .name true }}
+{{- end }}
+{{- end }}
+
+{{- /* The API server refuses the Deployment, which helm tells only after it has written the rest of the release. */ -}}
+{{- define "transfer.checkVolumes" -}}
+{{- $volumes := list "tmp" }}
+{{- range .Values.extraVolumes }}
+{{- if has .name $volumes }}
+{{- fail (printf "extraVolumes: %q is there already (\"tmp\" is the chart's own); give each volume a name of its own" .name) }}
+{{- end }}
+{{- $volumes = append $volumes .name }}
+{{- end }}
+{{- $paths := list "/tmp" }}
+{{- range .Values.extraVolumeMounts }}
+{{- if not (has .name $volumes) }}
+{{- fail (printf "extraVolumeMounts: no volume is named %q; name one of %s or add it to extraVolumes" .name (join ", " $volumes)) }}
+{{- end }}
+{{- $path := trimSuffix "/" .mountPath }}
+{{- if has $path $paths }}
+{{- fail (printf "extraVolumeMounts: something is mounted at %s already (/tmp is the chart's own); choose another mountPath" $path) }}
+{{- end }}
+{{- $paths = append $paths $path }}
 {{- end }}
 {{- end }}
