@@ -29,7 +29,7 @@ def asked() -> Rights:
                 found[plural + "/status"].add("patch")
             else:
                 found[plural].add(VERBS[verb])
-        for name in re.findall(r"\._make\((\w+)", text):  # child.make: creates it, or looks at what has its name
+        for name in re.findall(r"\._make\([^()]*?\b([A-Z]+)\b", text):  # child.make: creates it, or looks at what has its name
             found[getattr(cluster, name).plural] |= {"create", "get"}
         for plural in re.findall(r'kopf\.on\.event\("?[\w.]*"?, "v1\w*", "(\w+)"', text):
             found[plural] |= {"list", "watch"}
