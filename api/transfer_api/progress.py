@@ -48,7 +48,15 @@ class Progress(Observed):
     remaining_seconds: float | None = None
     checkpoint_step: Count | None = None
     checkpoint_time: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Unix time of the last complete checkpoint.")
-    checkpoint_seconds: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Time that it took.")
+    checkpoint_seconds: float | None = Field(
+        default=None, ge=0, le=LATEST_UNIX_TIME, description="Time that it took, from the end of its step until it was complete."
+    )
+    checkpoint_stall_seconds: float | None = Field(
+        default=None, ge=0, le=LATEST_UNIX_TIME, description="Time in which training stood still for checkpoints, in this round."
+    )
+    checkpoint_interval_seconds: float | None = Field(
+        default=None, ge=0, le=LATEST_UNIX_TIME, description="Time between two checkpoints, where the trainer chooses it."
+    )
     data_wait_seconds: float | None = Field(
         default=None, ge=0, le=LATEST_UNIX_TIME, description="Time in which this pod read rows instead of training."
     )

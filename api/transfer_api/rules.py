@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_snake
 from transfer_api.amount import amount_cel, format_amount
 from transfer_api.errors import SpecError
 from transfer_api.spec import (
+    CheckpointInterval,
     Evaluation,
     ExperimentSpec,
     InstructionSource,
@@ -186,6 +187,15 @@ def _decay(training: Optimization) -> Violation | None:
     return Violation(
         field="decay", value=training.decay, allowed="at most 1 together with warmup", next_step='Write it such as "0.2", the last fifth'
     )
+
+
+def _checkpoint_interval(training: Optimization) -> Violation | None:
+    if training.checkpoint_interval is not CheckpointInterval.AUTO or training.checkpoint_steps is None:
+        return None
+    return Violation(
+        field="checkpointSteps", value=training.checkpoint_steps, allowed="only with checkpointInterval: Steps",
+        next_step="Remove it, or remove checkpointInterval: Auto",
+    )  # fmt: skip
 
 
 def _embeddings_first(training: Optimization) -> Violation | None:
@@ -388,6 +398,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="embeddings-first", paths=TRAINING, cel=_EMBEDDINGS_FIRST_CEL,
         message="embeddingsFirst is a share of the steps, at most 1, and needs embeddings that are trained", check=_embeddings_first,
+    ),
+    Rule(
+        name="checkpoint-interval", paths=TRAINING, cel="self.checkpointInterval != 'Auto' || !has(self.checkpointSteps)",
+        message="checkpointInterval: Auto chooses when to save, so there are no checkpointSteps", check=_checkpoint_interval,
     ),
     Rule(name="z-loss", paths=TRAINING, cel="double(self.zLoss) <= 1.0", message="zLoss is a weight, at most 1", check=_z_loss),
     Rule(

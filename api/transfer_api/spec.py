@@ -74,6 +74,13 @@ class Initialization(enum.StrEnum):
     RANDOM = "Random"
 
 
+class CheckpointInterval(enum.StrEnum):
+    """When a training stage saves."""
+
+    STEPS = "Steps"
+    AUTO = "Auto"
+
+
 class Schedule(enum.StrEnum):
     """Learning rate after the warm-up."""
 
@@ -233,6 +240,14 @@ class Optimization(Contract):
     )
     checkpoint_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two checkpoints. Default: a tenth of the run, at most 500."
+    )
+    checkpoint_interval: CheckpointInterval = Field(
+        default=CheckpointInterval.STEPS,
+        description="Every checkpointSteps steps, or (Auto) as often as loses the least time by what a save costs and how often this run "
+        "fails: Young and Daly's interval, within 10 s and 30 min.",
+    )
+    checkpoints_kept: int = Field(
+        default=2, ge=1, le=100, description="Complete checkpoints that are kept. Where the newest is damaged, the one before is used."
     )
 
 

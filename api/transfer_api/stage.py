@@ -23,6 +23,7 @@ from pydantic import Field
 
 from transfer_api.base import Observed
 from transfer_api.spec import (
+    CheckpointInterval,
     Evaluation,
     ExperimentSpec,
     Initialization,
@@ -154,6 +155,8 @@ class Execution(Observed):
 
     micro_batch_tokens: int | None = None
     checkpoint_steps: int | None = None
+    checkpoint_interval: CheckpointInterval = CheckpointInterval.STEPS
+    checkpoints_kept: int = 2
     max_epochs: int | None = Field(default=None, description="Refuses a budget that reads a source more often; it changes no row.")
     validation_steps: int | None = None
     validation_texts: list[NamedText] = Field(default=[], description="Measured on along the way, never learned from.")
@@ -318,6 +321,7 @@ class _Planner:
         validation_steps = pretraining.validation_steps if pretraining else None
         execution = Execution(
             micro_batch_tokens=wanted.micro_batch_tokens, checkpoint_steps=wanted.checkpoint_steps,
+            checkpoint_interval=wanted.checkpoint_interval, checkpoints_kept=wanted.checkpoints_kept,
             max_epochs=pretraining.max_epochs if pretraining else None, validation_steps=validation_steps,
             validation_texts=self.spec.evaluation.texts if self.spec.evaluation and validation_steps else [],
         )  # fmt: skip

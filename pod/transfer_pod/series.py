@@ -50,7 +50,22 @@ SERIES: tuple[Series, ...] = (
         "checkpoint_timestamp_seconds", "gauge", "checkpoint_time", "Unix time of the last complete checkpoint; its age is time() minus it."
     ),
     Series(
-        "checkpoint_duration_seconds", "gauge", "checkpoint_seconds", "Time that the last checkpoint took, in which nothing is trained."
+        "checkpoint_duration_seconds",
+        "gauge",
+        "checkpoint_seconds",
+        "Time that the last checkpoint took, from its step until it was complete.",
+    ),
+    Series(
+        "checkpoint_stall_seconds",
+        "gauge",
+        "checkpoint_stall_seconds",
+        "Time of the current round in which training stood still for checkpoints.",
+    ),
+    Series(
+        "checkpoint_interval_seconds",
+        "gauge",
+        "checkpoint_interval_seconds",
+        "Time between two checkpoints, with checkpointInterval: Auto.",
     ),
     Series(
         "data_wait_seconds_total", "counter", "data_wait_seconds", "Time in which this pod's first process read rows instead of training."

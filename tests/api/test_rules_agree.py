@@ -77,6 +77,12 @@ CASES = [
         changed(changed(ALL, "spec.instructionTuning.embeddingsFirst", "0.1"), "spec.instructionTuning.lora", {"trainEmbeddings": True}),
         None,
     ),
+    ("interval chosen", changed(document(), "spec.pretraining.checkpointInterval", "Auto"), None),
+    (
+        "interval chosen and given",
+        changed(changed(ALL, "spec.instructionTuning.checkpointInterval", "Auto"), "spec.instructionTuning.checkpointSteps", 5),
+        "chooses when to save",
+    ),
     ("z-loss over one", changed(document(), "spec.pretraining.zLoss", "2"), "zLoss"),
     ("learning rate of zero", changed(document(), "spec.pretraining.learningRate", "0"), "more than 0"),
     ("learning rate as integer", changed(document(), "spec.pretraining.learningRate", "2"), "at most 1"),

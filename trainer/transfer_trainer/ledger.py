@@ -51,6 +51,8 @@ class Summary:
     lost_steps: int = 0
     productive_seconds: float = 0.0
     highest_step: int = 0
+    failures: int = 0
+    """How often steps were lost."""
     lines: list[StepLine] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
 
@@ -58,7 +60,8 @@ class Summary:
 def read_ledger(path: Path) -> Summary:
     """Reads a ledger; an absent file is an empty one, and a last line cut short by a kill is left out.
 
-    `productive_seconds` counts each step the first time it was done.
+    `productive_seconds` counts each step the first time it was done. Lines stand in the order in which they were written, so each
+    failure shows as `lost` lines after which the steps begin again, or which are the last.
 
     Raises:
         ArtifactError: another line is not JSON.
@@ -66,7 +69,7 @@ def read_ledger(path: Path) -> Summary:
     lines: list[StepLine] = []
     validation: list[dict[str, Any]] = []
     seconds: dict[int, float] = {}
-    lost = 0
+    lost, failures, after, at_end = 0, 0, 0, False
     for entry in _entries(path):
         try:
             kind = entry.pop("kind")
@@ -77,11 +80,13 @@ def read_ledger(path: Path) -> Summary:
             validation.append(entry)
             continue
         seconds.setdefault(line.step, line.seconds)
+        failures += line.step <= after
+        after, at_end = line.step, kind == "lost"
         if kind == "step":
             lines.append(line)
         else:
             lost += 1
-    return Summary(len(lines), lost, sum(seconds.values()), max(seconds, default=0), lines, validation)
+    return Summary(len(lines), lost, sum(seconds.values()), max(seconds, default=0), failures + at_end, lines, validation)
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

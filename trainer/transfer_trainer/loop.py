@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from transfer_api.errors import SpecError
 from transfer_api.progress import Activity, Progress
-from transfer_api.spec import Method
+from transfer_api.spec import CheckpointInterval, Method
 from transfer_api.stage import StageKind, TrainingParameters
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
@@ -34,6 +34,7 @@ from transfer_pod.model import model_folder
 from transfer_trainer.checkpoint import Checkpoints
 from transfer_trainer.export import export, full_weights
 from transfer_trainer.fence import Fence, Term
+from transfer_trainer.interval import Auto, EverySteps, Interval
 from transfer_trainer.ledger import LEDGER, Ledger, StepLine, read_ledger
 from transfer_trainer.lora import add_adapters
 from transfer_trainer.model import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, arithmetic, check_length, load_model, summed_loss
@@ -135,13 +136,13 @@ class Training:
         self._speed.popleft()  # what came before the first step is no step
         while self.step < self.steps:
             if not self._train_step():
-                self._save()
+                self._save(wait=True)
                 return False
             every = self.execution.validation_steps
             if self.step == self.steps or (every and self.step % every == 0):
                 self._validate()
-            if self.step == self.steps or self.step % self.checkpoint_steps == 0:
-                self._save()
+            if self.step == self.steps or self.save_due:
+                self._save(wait=self.step == self.steps)
         self._finish()
         return True
 
@@ -154,7 +155,6 @@ class Training:
         self.store = RowStore.open(folder / "rows")
         self.order = row_order(self.parameters.seed, self.store.sources)
         self.steps = total_steps(self.parameters, self.store.sources, self.execution.max_epochs, self.section)
-        self.checkpoint_steps = self.execution.checkpoint_steps or max(1, min(500, self.steps // 10))
         length = self.store.sequence_length
         default = GPU_MICRO_BATCH_TOKENS if self.team.device.type == "cuda" else CPU_MICRO_BATCH_TOKENS
         self.micro_batch_tokens = self.execution.micro_batch_tokens or default
@@ -186,17 +186,18 @@ class Training:
 
     def _resume(self) -> None:
         self.checkpoints = Checkpoints(
-            self.work / "checkpoints", self.context.stage.key, self.team, trainable_only=self.parameters.method is Method.LORA
-        )
+            self.work / "checkpoints", self.context.stage.key, self.team, self.fence,
+            trainable_only=self.parameters.method is Method.LORA, kept=self.execution.checkpoints_kept,
+        )  # fmt: skip
         self.step = self.checkpoints.load(self.model, self.optimizer)
         self.ledger: Ledger | None = None
-        lost, productive, loss, highest = 0.0, 0.0, 0.0, 0
+        lost, productive, loss, highest, failures = 0.0, 0.0, 0.0, 0, 0
         if self.team.rank == 0:
             self.ledger = Ledger(self.work / LEDGER, self.step)
             summary = read_ledger(self.work / LEDGER)
             lost, productive = summary.lost_steps, summary.productive_seconds
             loss = summary.lines[-1].loss if summary.lines else 0.0
-            highest = summary.highest_step
+            highest, failures = summary.highest_step, summary.failures
         # Zero on all but rank 0, so that every pod shows the same.
         lost, productive, loss, self.highest_step = self.team.sum(lost, productive, loss, highest)
         tokens = self.step * self.parameters.rows_per_step * self.store.sequence_length
@@ -204,8 +205,13 @@ class Training:
             step=self.step, total_steps=self.steps, tokens=tokens, lost_steps=int(lost), productive_seconds=productive,
             loss=loss if self.step else None,
         )  # fmt: skip
-        self._tell(checkpoint_step=self.checkpoints.last_step, checkpoint_time=self.checkpoints.last_time)
-        if self.step:
+        if self.execution.checkpoint_interval is CheckpointInterval.AUTO:
+            self.interval: Interval = Auto(failures, productive)
+        else:
+            self.interval = EverySteps(self.execution.checkpoint_steps or max(1, min(500, self.steps // 10)))
+        self._tell(checkpoint_interval_seconds=self.interval.seconds)
+        if self.checkpoints.last is not None:
+            self._tell(checkpoint_step=self.step, checkpoint_time=self.checkpoints.last.time)
             logger.info("going on from step %d of %d with %d processes", self.step, self.steps, self.team.world_size)
 
     # -- steps
@@ -216,7 +222,10 @@ class Training:
         team, parameters = self.team, self.parameters
         batch = Batch.read(self.store, self.order.share(self.step, parameters.rows_per_step, team.rank, team.world_size))
         self.data_wait += time.monotonic() - begin
-        asked, labels, read = team.sum(self.asked(), batch.labels, batch.checksum)
+        due = team.rank == 0 and self.interval.due(self.step + 1)
+        asked, labels, read, saved, self.save_due = team.sum(self.asked(), batch.labels, batch.checksum, self.checkpoints.done, due)
+        if saved == team.world_size:
+            self._note_save()
         if asked:
             return False
         factor = learning_rate_factor(self.step, self.steps, float(parameters.warmup), parameters.schedule, float(parameters.decay))
@@ -232,6 +241,7 @@ class Training:
             drop_gradients(cast(PreTrainedModel, self.model))
         norm = clip_gradients(self.model, float(parameters.gradient_clipping))
         self._check_finite(mean, norm)
+        self.checkpoints.settle()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -276,21 +286,33 @@ class Training:
 
     # -- saving
 
-    def _save(self) -> None:
-        if self.step in (0, self.checkpoints.last_step):
+    def _save(self, *, wait: bool) -> None:
+        """Saves what is trained so far, beside the next steps or, with `wait`, before it returns. A save that still runs is waited for."""
+        if self.checkpoints.running:
+            self._note_save()
+        if self.step == 0 or (self.checkpoints.last is not None and self.checkpoints.last.step == self.step):
             return
+        self.interval.begun()
+        self.checkpoints.begin(self.step, self.model, self.optimizer, self.ledger.sync if self.ledger is not None else None)
+        if wait:
+            self._note_save()
+
+    def _note_save(self) -> None:
+        """Tells of a save once it is complete on every process."""
         self._tell(activity=Activity.SAVING)
-        begin = time.monotonic()
-        if self.ledger is not None:
-            self.ledger.sync()
-        self.checkpoints.save(self.step, self.model, self.optimizer, self.fence)
-        saved = self.checkpoints.last_time
-        self._tell(activity=Activity.RUNNING, checkpoint_step=self.step, checkpoint_time=saved, last_step_time=saved)
-        self._tell(checkpoint_seconds=time.monotonic() - begin)
+        saved = self.checkpoints.finish()
+        self.interval.saved(saved.seconds, saved.stall)
+        (interval,) = self.team.tell(round(1000 * (self.interval.seconds or 0)))  # rank 0 decides
+        self._tell(
+            activity=Activity.RUNNING, checkpoint_step=saved.step, checkpoint_time=saved.time, checkpoint_seconds=saved.seconds,
+            checkpoint_stall_seconds=self.checkpoints.stall_seconds, checkpoint_interval_seconds=interval / 1000 or None,
+            last_step_time=time.time(),
+        )  # fmt: skip
 
     def _finish(self) -> None:
         """Commits the artifact; every process returns only after it is in place."""
         self._tell(activity=Activity.SAVING)
+        self.checkpoints.close()
         weights = full_weights(self.model, adapters=self.parameters.method is Method.LORA)
         if self.fence is not None:
             assert self.ledger is not None

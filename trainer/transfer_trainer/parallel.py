@@ -10,6 +10,7 @@ import datetime as dt
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -20,8 +21,10 @@ from transfer_api.errors import ModelError
 
 COLLECTIVE_TIMEOUT = "TRANSFER_COLLECTIVE_TIMEOUT"
 """Environment variable: seconds after which a silent peer counts as lost. A killed peer is noticed at once (its sockets
-close); only a frozen one costs this long. Must exceed the slowest step and the longest save."""
+close); only a frozen one costs this long. Must exceed the slowest step."""
 DEFAULT_TIMEOUT_SECONDS = 300
+SAVE_TIMEOUT = dt.timedelta(hours=1)
+"""Longest that one process writes its part of a checkpoint while the others wait. A lost peer is noticed by training itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Team:
     incarnation: str = ""
     """Of the rendezvous store; empty where there is none."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    background: dist.ProcessGroup | None = None
+    """For what goes on beside training, in threads of their own; lives as long as the round."""
 
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> Team:
@@ -45,12 +50,14 @@ class Team:
         if gpu:
             torch.cuda.set_device(device)
         world_size = int(environment.get("WORLD_SIZE", "1"))
+        background: dist.ProcessGroup | None = None
         if world_size > 1:
             timeout = dt.timedelta(seconds=float(environment.get(COLLECTIVE_TIMEOUT, DEFAULT_TIMEOUT_SECONDS)))
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
+            background = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=SAVE_TIMEOUT))
         rank = int(environment.get("RANK", "0"))
         return cls(
-            rank=rank, local_rank=local_rank, world_size=world_size, device=device,
+            rank=rank, local_rank=local_rank, world_size=world_size, device=device, background=background,
             round=int(environment.get("TRANSFER_ROUND", "0")), incarnation=environment.get("TRANSFER_INCARNATION", ""),
         )  # fmt: skip
 
@@ -73,7 +80,7 @@ class Team:
         self.sum(0.0)
 
     def leave(self) -> None:
-        """Closes the process group, if there is one."""
+        """Closes the process groups, if there are any."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
