@@ -53,6 +53,7 @@ class Progress(Observed):
         default=None, ge=0, le=LATEST_UNIX_TIME, description="Time in which this pod read rows instead of training."
     )
     lost_steps: Count = Field(default=0, description="Steps done again after a restart.")
+    skipped_steps: Count = Field(default=0, description="Steps left out as anomalous.")
     productive_seconds: float = Field(
         default=0.0, ge=0, le=LATEST_UNIX_TIME, description="Time in which steps were done for the first time."
     )

@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_snake
 from transfer_api.amount import amount_cel, format_amount
 from transfer_api.errors import SpecError
 from transfer_api.spec import (
+    Anomalies,
     Evaluation,
     ExperimentSpec,
     InstructionSource,
@@ -235,6 +236,14 @@ def _validation_texts(spec: ExperimentSpec) -> Violation | None:
     )  # fmt: skip
 
 
+def _spike_factor(anomalies: Anomalies) -> Violation | None:
+    if anomalies.spike_factor is None or float(anomalies.spike_factor) > 1:
+        return None
+    return Violation(
+        field="spikeFactor", value=anomalies.spike_factor, allowed="more than 1", next_step='Write how many times the median, such as "2"'
+    )
+
+
 def _unique_texts(evaluation: Evaluation) -> Violation | None:
     return _unique("texts", [text.name for text in evaluation.texts])
 
@@ -393,6 +402,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="learning-rate", paths=TRAINING, cel=_RATE_CEL,
         message="a learning rate is more than 0 and at most 1", check=_learning_rate,
+    ),
+    Rule(
+        name="spike-factor", paths=tuple(f"{place}.anomalies" for place in TRAINING),
+        cel="!has(self.spikeFactor) || double(self.spikeFactor) > 1.0",
+        message="spikeFactor is a multiple of the median, more than 1", check=_spike_factor,
     ),
     Rule(
         name="perplexity-needs-texts", paths=("spec.evaluation",), cel="!('perplexity' in self.suites) || self.texts.size() > 0",

@@ -83,6 +83,14 @@ class Schedule(enum.StrEnum):
     WSD = "WSD"
 
 
+class AnomalyAction(enum.StrEnum):
+    """What follows an anomalous step."""
+
+    STOP = "Stop"
+    SKIP = "Skip"
+    ROLL_BACK = "RollBack"
+
+
 class Precision(enum.StrEnum):
     """Number format of the forward and backward pass; weights and optimizer are always float32."""
 
@@ -192,6 +200,24 @@ class Lora(Contract):
     train_embeddings: bool = Field(default=False, description="Train embeddings and head in full beside the adapters.")
 
 
+class Anomalies(Contract):
+    """What to do about a step whose loss or gradient norm is not a finite number, or whose loss is a spike."""
+
+    action: AnomalyAction = Field(
+        default=AnomalyAction.STOP,
+        description="Stop: the stage fails. Skip: the step changes nothing, and its rows are left out. RollBack: the same, and training goes "
+        "back to the last checkpoint, in case the weights are damaged. Skipped steps count in the budget; the ledger names them.",
+    )
+    spike_factor: DecimalString | None = Field(
+        default=None,
+        description='A loss of more than this times the median of the last `window` steps is a spike, such as "2". Default: none is.',
+    )
+    window: int = Field(
+        default=64, ge=4, le=1024, description="Steps in that median. Until a stage has so many, none is a spike."
+    )
+    limit: int = Field(default=10, ge=1, le=10_000, description="Most anomalous steps that Skip and RollBack let pass in one stage.")
+
+
 class Optimization(Contract):
     """What pretraining and instruction tuning share."""
 
@@ -224,6 +250,9 @@ class Optimization(Contract):
     )
     weight_decay: DecimalString = Field(default="0.01", description="AdamW weight decay of matrices.")
     gradient_clipping: DecimalString = Field(default="1.0", description="Largest norm of the gradient; 0 for none.")
+    anomalies: Anomalies | None = Field(
+        default=None, description="What to do about steps whose loss is not finite or a spike. Default: stop where it is not finite."
+    )
     precision: Precision = Field(
         default=Precision.BFLOAT16,
         description="Number format of forward and backward pass. Without GPUs Float32 is faster, unless the processor has AMX.",

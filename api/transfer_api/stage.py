@@ -23,6 +23,7 @@ from pydantic import Field
 
 from transfer_api.base import Observed
 from transfer_api.spec import (
+    Anomalies,
     Evaluation,
     ExperimentSpec,
     Initialization,
@@ -118,6 +119,9 @@ class TrainingParameters(Observed):
     z_loss: str = "0"
     weight_decay: str
     gradient_clipping: str
+    anomalies: Anomalies | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="None, which no key holds: stop where the loss is not finite."
+    )
     precision: Precision
     seed: int
 
@@ -313,7 +317,8 @@ class _Planner:
             # Fields that the rest makes meaningless do not part stages that are the same.
             decay=wanted.decay if wanted.schedule is Schedule.WSD else "0",
             embeddings_first=wanted.embeddings_first, z_loss=wanted.z_loss, weight_decay=wanted.weight_decay,
-            gradient_clipping=wanted.gradient_clipping, precision=wanted.precision, seed=self.spec.seed,
+            gradient_clipping=wanted.gradient_clipping,
+            anomalies=wanted.anomalies if wanted.anomalies != Anomalies() else None, precision=wanted.precision, seed=self.spec.seed,
         )  # fmt: skip
         validation_steps = pretraining.validation_steps if pretraining else None
         execution = Execution(

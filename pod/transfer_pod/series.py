@@ -56,6 +56,7 @@ SERIES: tuple[Series, ...] = (
         "data_wait_seconds_total", "counter", "data_wait_seconds", "Time in which this pod's first process read rows instead of training."
     ),
     Series("lost_steps_total", "counter", "lost_steps", "Steps done again after a restart."),
+    Series("skipped_steps_total", "counter", "skipped_steps", "Steps left out because their loss was no number or a spike."),
     Series("productive_seconds_total", "counter", "productive_seconds", "Time in which steps were done for the first time."),
 )
 METRIC = "metric"

@@ -78,6 +78,9 @@ CASES = [
         None,
     ),
     ("z-loss over one", changed(document(), "spec.pretraining.zLoss", "2"), "zLoss"),
+    ("a spike of less than the median", changed(document(), "spec.pretraining.anomalies", {"spikeFactor": "1"}), "multiple of the median"),
+    ("a spike in tuning", changed(ALL, "spec.instructionTuning.anomalies", {"action": "Skip", "spikeFactor": "1.01"}), None),
+    ("an unknown action", changed(document(), "spec.pretraining.anomalies", {"action": "Ignore"}), "Stop, Skip, RollBack"),
     ("learning rate of zero", changed(document(), "spec.pretraining.learningRate", "0"), "more than 0"),
     ("learning rate as integer", changed(document(), "spec.pretraining.learningRate", "2"), "at most 1"),
     ("embedding rate too large", changed(ALL, "spec.instructionTuning.embeddingLearningRate", "1e1"), "embeddingLearningRate"),
@@ -168,6 +171,7 @@ TRAINING = {
     "decay": DECIMALS,
     "embeddingsFirst": DECIMALS,
     "zLoss": DECIMALS,
+    "anomalies": st.fixed_dictionaries({}, optional={"spikeFactor": DECIMALS, "limit": st.integers(0, 2)}),
     "learningRate": DECIMALS,
     "validationSteps": st.integers(0, 2),
 }

@@ -60,6 +60,7 @@ def test_without_baseline_nothing_is_compared() -> None:
         ("spec.pretraining.microBatchTokens", 256), ("spec.pretraining.checkpointSteps", 3), ("spec.pretraining.tokens", 41_000),
         ("spec.pretraining.embeddingLearningRate", "2e-5"), ("spec.pretraining.lora", {"rank": 4}), ("metadata.name", "other"),
         ("spec.model.parameters", "7B"), ("spec.model.tokenSecret", {"name": "hub"}), ("spec.pretraining.maxEpochs", 9),
+        ("spec.pretraining.anomalies", {"action": "Stop"}),
         ("spec.pretraining.validationSteps", 5), ("spec.pretraining.mixture.0.language", "jv"), ("spec.vocabulary.corpus.0.language", "jv"),
     ],
 )  # fmt: skip
@@ -74,6 +75,7 @@ def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) 
         ("spec.model.path", "other", set()),
         ("spec.vocabulary.addedTokens", 101, {"baseline"}),
         ("spec.pretraining.learningRate", "3e-5", {"baseline", "vocabulary", "pretraining-dataset", "instruction-dataset"}),
+        ("spec.pretraining.anomalies", {"action": "Skip"}, {"baseline", "vocabulary", "pretraining-dataset", "instruction-dataset"}),
         ("spec.pretraining.mixture.0.weight", 9, {"baseline", "vocabulary", "instruction-dataset"}),
         ("spec.instructionTuning.epochs", 2, {"baseline", "vocabulary", "pretraining-dataset", "pretraining", "instruction-dataset"}),
         (

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 
 from tests.support.experiment import wait_for
@@ -36,8 +37,10 @@ SOURCES = {"id": (3, 40), "en": (1, 17)}  # name to weight and rows
 ORDER = RowOrder(SEED, tuple(weight for weight, _ in SOURCES.values()), tuple(rows for _, rows in SOURCES.values()))
 
 
-def make_dataset(storage: Path, length: int = LENGTH, labels: float = 0.8) -> str:
-    """Commits a dataset of random packed rows, this share of whose tokens have a label; returns its key."""
+def make_dataset(
+    storage: Path, length: int = LENGTH, labels: float = 0.8, tokens_of: Mapping[int, npt.NDArray[np.int64]] | None = None
+) -> str:
+    """Commits a dataset of packed rows, this share of whose tokens have a label; returns its key. Tokens are random unless given."""
     key = "d" * 32
     parameters = DatasetParameters(model=ModelSource(path="model"), sequence_length=length, seed=SEED)
     stage = StagePlan(name="dataset", kind=StageKind.DATASET, key=key, parameters=parameters.model_dump(mode="json", by_alias=True))
@@ -47,7 +50,7 @@ def make_dataset(storage: Path, length: int = LENGTH, labels: float = 0.8) -> st
     random = np.random.default_rng(0)
     index = []
     for number, (name, (weight, count)) in enumerate(SOURCES.items()):
-        tokens = random.integers(3, 300, (count, length))
+        tokens = random.integers(3, 300, (count, length)) if tokens_of is None else tokens_of[number]
         cuts = random.integers(4, length - 4, count)
         positions = np.arange(length)[None] - np.where(np.arange(length)[None] >= cuts[:, None], cuts[:, None], 0)
         targets = (positions > 0) & (random.random((count, length)) < labels)  # less than all: rows with different numbers of them

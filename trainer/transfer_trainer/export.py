@@ -119,6 +119,7 @@ def curve(summary: Summary) -> dict[str, Any]:
             for line in summary.lines
         ],
         "validation": [{"step": point["step"], "bitsPerByte": point["bits_per_byte"]} for point in summary.validation],
+        "skippedSteps": [line.step for line in summary.skipped],
         "lostSteps": summary.lost_steps,
         "productiveSeconds": summary.productive_seconds,
     }

@@ -23,18 +23,18 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from transfer_api.errors import SpecError
 from transfer_api.progress import Activity, Progress
-from transfer_api.spec import Method
+from transfer_api.spec import AnomalyAction, Method
 from transfer_api.stage import StageKind, TrainingParameters
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
+from transfer_trainer.anomaly import Anomaly, AnomalyWatch
 from transfer_trainer.checkpoint import Checkpoints
 from transfer_trainer.export import export, full_weights
 from transfer_trainer.fence import Fence, Term
-from transfer_trainer.ledger import LEDGER, Ledger, StepLine, read_ledger
+from transfer_trainer.ledger import LEDGER, AnomalyLine, Ledger, SkippedLine, StepLine, Summary, read_ledger
 from transfer_trainer.lora import add_adapters
 from transfer_trainer.model import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, arithmetic, check_length, load_model, summed_loss
 from transfer_trainer.optimizer import (
@@ -191,6 +191,7 @@ class Training:
         self.step = self.checkpoints.load(self.model, self.optimizer)
         self.ledger: Ledger | None = None
         lost, productive, loss, highest = 0.0, 0.0, 0.0, 0
+        summary = Summary()
         if self.team.rank == 0:
             self.ledger = Ledger(self.work / LEDGER, self.step)
             summary = read_ledger(self.work / LEDGER)
@@ -199,14 +200,24 @@ class Training:
             highest = summary.highest_step
         # Zero on all but rank 0, so that every pod shows the same.
         lost, productive, loss, self.highest_step = self.team.sum(lost, productive, loss, highest)
+        self._recall(summary)
         tokens = self.step * self.parameters.rows_per_step * self.store.sequence_length
         self._tell(
             step=self.step, total_steps=self.steps, tokens=tokens, lost_steps=int(lost), productive_seconds=productive,
-            loss=loss if self.step else None,
+            loss=loss if self.step else None, skipped_steps=sum(step <= self.step for step in self.watch.decided),
         )  # fmt: skip
         self._tell(checkpoint_step=self.checkpoints.last_step, checkpoint_time=self.checkpoints.last_time)
         if self.step:
             logger.info("going on from step %d of %d with %d processes", self.step, self.steps, self.team.world_size)
+
+    def _recall(self, summary: Summary) -> None:
+        """Has every process judge the steps to come by what rank 0 reads of those that were: the same bits on all."""
+        policy = self.parameters.anomalies
+        losses = [line.loss for line in summary.lines][-policy.window :] if policy else []
+        decided = [line.step for line in summary.anomalies]
+        sizes = self.team.tell(len(losses), len(decided))
+        told = self.team.sum(*(losses or [0.0] * sizes[0]), *(decided or [0] * sizes[1]))
+        self.watch = AnomalyWatch(policy, told[: sizes[0]], [int(step) for step in told[sizes[0] :]])
 
     # -- steps
 
@@ -219,6 +230,9 @@ class Training:
         asked, labels, read = team.sum(self.asked(), batch.labels, batch.checksum)
         if asked:
             return False
+        if self.step + 1 in self.watch.decided:
+            self._skip(digest(read))
+            return True
         factor = learning_rate_factor(self.step, self.steps, float(parameters.warmup), parameters.schedule, float(parameters.decay))
         set_learning_rate(self.optimizer, factor)
         nats = 0.0
@@ -231,19 +245,62 @@ class Training:
         if self.step < embedding_steps(self.steps, float(parameters.embeddings_first)):
             drop_gradients(cast(PreTrainedModel, self.model))
         norm = clip_gradients(self.model, float(parameters.gradient_clipping))
-        self._check_finite(mean, norm)
+        if (anomaly := self.watch.judge(self.step + 1, mean, norm)) is not None:
+            self._pass_by(anomaly, digest(read))
+            return True
+        self.watch.accept(mean)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, digest(read))
         return True
 
-    def _check_finite(self, loss: float, norm: float) -> None:
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise SpecError(
-                f"the loss is no longer a number at step {self.step + 1}", field=f"{self.section}.learningRate",
-                value=self.parameters.learning_rate, next_step="Lower it, lengthen warmup, or set gradientClipping",
+    def _pass_by(self, anomaly: Anomaly, read: str) -> None:
+        """Leaves out a step that turned out to be anomalous, as the experiment asks for.
+
+        Raises:
+            SpecError: it asks for an end.
+        """
+        action = self.watch.pass_by(anomaly, self.section, self.parameters.learning_rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ledger is not None:
+            finite = {name: value if value is None or math.isfinite(value) else None for name, value in anomaly.numbers.items()}
+            self.ledger.anomaly(
+                AnomalyLine(
+                    step=anomaly.step, action=action.value, finite=anomaly.finite, **finite,
+                    world_size=self.team.world_size, round=self.team.round, time=time.time(),
+                )
             )  # fmt: skip
+        rows = self.parameters.rows_per_step
+        first = (anomaly.step - 1) * rows
+        logger.warning("%s: rows %d to %d are left out (%s)", anomaly, first, first + rows - 1, action.value)
+        if action is AnomalyAction.ROLL_BACK:
+            self._roll_back()
+        else:
+            self._skip(read)
+
+    def _skip(self, read: str) -> None:
+        """Goes past the next step: weights and optimizer stay as they are."""
+        self.step += 1
+        if self.ledger is not None:
+            self.ledger.skipped(
+                SkippedLine(
+                    step=self.step, first_row=(self.step - 1) * self.parameters.rows_per_step, rows=self.parameters.rows_per_step,
+                    digest=read, world_size=self.team.world_size, round=self.team.round, time=time.time(),
+                )
+            )  # fmt: skip
+        tokens = self.step * self.parameters.rows_per_step * self.store.sequence_length
+        self._tell(step=self.step, tokens=tokens, skipped_steps=self.progress.skipped_steps + 1, last_step_time=time.time())
+
+    def _roll_back(self) -> None:
+        """Makes model and optimizer anew from the last checkpoint, or from the start where there is none yet."""
+        if self.ledger is not None:
+            self.ledger.close()
+        del self.model, self.optimizer
+        self._build()
+        self._resume()
+        self._speed.clear()
+        self._speed.append(time.monotonic())
 
     def _record(self, loss: float, norm: float, rate: float, seconds: float, read: str) -> None:
         per_step = self.parameters.rows_per_step * self.store.sequence_length
