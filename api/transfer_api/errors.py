@@ -8,6 +8,7 @@
     ├── ArtifactError      11     an artifact or checkpoint is unreadable or of another experiment
     ├── SaveRequested      75     not an error: saved because asked to stop; goes on from there
     └── Superseded         78     a newer attempt, or another experiment, has taken over what this pod makes
+        └── VersionMismatch       a worker does not run what the others of its attempt run
 
 The class decides whether the operator tries again (the table "Exit codes" in docs/concepts.md); a message is for people
 only and is never parsed.
@@ -99,6 +100,10 @@ class Superseded(TransferError):
     """Raised where others have taken over what a pod makes, so that it has to end for good."""
 
     exit_code = ExitCode.SUPERSEDED
+
+
+class VersionMismatch(Superseded):
+    """Raised where a worker runs other versions than the others of its attempt: only another attempt can mend that."""
 
 
 def shorten(value: object, limit: int = 80) -> str:

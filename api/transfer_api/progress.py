@@ -52,6 +52,11 @@ class Progress(Observed):
     data_wait_seconds: float | None = Field(
         default=None, ge=0, le=LATEST_UNIX_TIME, description="Time in which this pod read rows instead of training."
     )
+    compute_seconds: float | None = Field(
+        default=None, ge=0, le=LATEST_UNIX_TIME,
+        description="Time of a step in which this pod's slowest process computed by itself: rows and forward pass.",
+    )  # fmt: skip
+    straggler_ratio: float | None = Field(default=None, ge=0, description="That time over the median of all processes.")
     lost_steps: Count = Field(default=0, description="Steps done again after a restart.")
     skipped_steps: Count = Field(default=0, description="Steps left out as anomalous.")
     productive_seconds: float = Field(

@@ -205,16 +205,14 @@ class Anomalies(Contract):
 
     action: AnomalyAction = Field(
         default=AnomalyAction.STOP,
-        description="Stop: the stage fails. Skip: the step changes nothing, and its rows are left out. RollBack: the same, and training goes "
+        description="Stop: the stage fails. Skip: the step changes nothing, and its rows are left out. RollBack: the same, after going "
         "back to the last checkpoint, in case the weights are damaged. Skipped steps count in the budget; the ledger names them.",
     )
     spike_factor: DecimalString | None = Field(
         default=None,
         description='A loss of more than this times the median of the last `window` steps is a spike, such as "2". Default: none is.',
     )
-    window: int = Field(
-        default=64, ge=4, le=1024, description="Steps in that median. Until a stage has so many, none is a spike."
-    )
+    window: int = Field(default=64, ge=4, le=1024, description="Steps in that median. Until a stage has so many, none is a spike.")
     limit: int = Field(default=10, ge=1, le=10_000, description="Most anomalous steps that Skip and RollBack let pass in one stage.")
 
 

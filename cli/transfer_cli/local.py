@@ -25,11 +25,11 @@ from transfer_api.spec import PERPLEXITY, TransferExperiment
 from transfer_api.stage import StagePlan, needs_hub
 from transfer_api.task import program
 from transfer_cli.gpus import VARIABLE, usable_gpus, worker_share
-from transfer_cli.memory import OutOfMemory
 from transfer_operator.decide import CreatePod, DeletePod, Pod, PodPhase, Role
 from transfer_operator.decide.snapshot import PodName
 from transfer_pod.context import PodContext, find_input
 from transfer_pod.lock import StageLock
+from transfer_pod.memory import OutOfMemory
 
 LOOPBACK = "127.0.0.1"
 PROGRESS_TIMEOUT_S = 0.5

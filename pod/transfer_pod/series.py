@@ -55,6 +55,18 @@ SERIES: tuple[Series, ...] = (
     Series(
         "data_wait_seconds_total", "counter", "data_wait_seconds", "Time in which this pod's first process read rows instead of training."
     ),
+    Series(
+        "compute_seconds",
+        "gauge",
+        "compute_seconds",
+        "Time of a step in which this pod's slowest process computed by itself: reading rows, and the layers' forward pass.",
+    ),
+    Series(
+        "straggler_ratio",
+        "gauge",
+        "straggler_ratio",
+        "That time over the median of all processes.",
+    ),
     Series("lost_steps_total", "counter", "lost_steps", "Steps done again after a restart."),
     Series("skipped_steps_total", "counter", "skipped_steps", "Steps left out because their loss was no number or a spike."),
     Series("productive_seconds_total", "counter", "productive_seconds", "Time in which steps were done for the first time."),

@@ -198,9 +198,7 @@ class Ledger:
         self._file.flush()
 
 
-def verify_ledger(
-    path: Path, order: RowOrder, rows_per_step: int, steps: int | None = None, policy: Anomalies | None = None
-) -> Summary:
+def verify_ledger(path: Path, order: RowOrder, rows_per_step: int, steps: int | None = None, policy: Anomalies | None = None) -> Summary:
     """Proves a ledger: every step once, contiguous from the first, over the rows that `order` gives.
 
     A step that was skipped needs its decision, and no more may have been skipped than the policy lets pass. A step that was trained

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
+from transfer_api.cost import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS
 from transfer_api.progress import Activity, Progress
 from transfer_api.spec import AnomalyAction, Method
 from transfer_api.stage import StageKind, TrainingParameters
@@ -36,7 +37,7 @@ from transfer_trainer.export import export, full_weights
 from transfer_trainer.fence import Fence, Term
 from transfer_trainer.ledger import LEDGER, AnomalyLine, Ledger, SkippedLine, StepLine, Summary, read_ledger
 from transfer_trainer.lora import add_adapters
-from transfer_trainer.model import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, arithmetic, check_length, load_model, summed_loss
+from transfer_trainer.model import arithmetic, check_length, load_model, summed_loss
 from transfer_trainer.optimizer import (
     clip_gradients,
     drop_gradients,
@@ -45,10 +46,12 @@ from transfer_trainer.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
-from transfer_trainer.parallel import Team, shard
+from transfer_trainer.parallel import Team, decoder_layers, shard
 from transfer_trainer.rows import RowIds, digest, row_order, total_steps
 from transfer_trainer.store import RowStore
+from transfer_trainer.straggler import WINDOW_STEPS, Computed, ComputeTimer, Stragglers
 from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
+from transfer_trainer.watchdog import Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +109,13 @@ class Training:
         team: the round's processes.
         asked: whether this pod wants the round to end after a save (it leaves, or another pod joins).
         report: where progress goes.
+        pulse: where it says that a step has begun, and is done.
     """
 
-    def __init__(self, context: PodContext, team: Team, asked: Callable[[], bool], report: Callable[[Progress], None]) -> None:
-        self.context, self.team, self.asked, self.report = context, team, asked, report
+    def __init__(
+        self, context: PodContext, team: Team, asked: Callable[[], bool], report: Callable[[Progress], None], pulse: Pulse | None = None
+    ) -> None:
+        self.context, self.team, self.asked, self.report, self.pulse = context, team, asked, report, pulse or Pulse()
         self.parameters = cast(TrainingParameters, context.stage.typed_parameters())
         self.execution = context.stage.execution
         self.section = "spec.pretraining" if context.stage.kind is StageKind.PRETRAINING else "spec.instructionTuning"
@@ -119,6 +125,8 @@ class Training:
             activity=Activity.LOADING, pod=context.pod, stage=context.stage.name, world_size=team.world_size, round=team.round
         )
         self.data_wait = 0.0
+        self.stragglers = Stragglers(range(team.rank, team.rank + team.local_world_size), tells_all=team.rank == 0)
+        self._computed = Computed()
         self.fence = Fence.take(self.work, Term.of(context, team.incarnation), team.round) if team.rank == 0 else None
         self._tell()
         self._open_data()
@@ -134,7 +142,9 @@ class Training:
         self._speed.append(time.monotonic())
         self._speed.popleft()  # what came before the first step is no step
         while self.step < self.steps:
-            if not self._train_step():
+            with self.pulse.step():
+                goes_on = self._train_step()
+            if not goes_on:
                 self._save()
                 return False
             every = self.execution.validation_steps
@@ -170,6 +180,7 @@ class Training:
             assert self.parameters.lora is not None
             model = cast(PreTrainedModel, add_adapters(model, self.parameters.lora, self.parameters.seed, self.section))
         self.model: nn.Module = shard(model, self.team)
+        self.timer = ComputeTimer(decoder_layers(self.model) if self.team.world_size > 1 else (), self.team.device)
         self.optimizer = make_optimizer(cast(PreTrainedModel, self.model), self.parameters)
         self.texts = self._held_out()
 
@@ -226,7 +237,9 @@ class Training:
         begin = time.monotonic()
         team, parameters = self.team, self.parameters
         batch = Batch.read(self.store, self.order.share(self.step, parameters.rows_per_step, team.rank, team.world_size))
-        self.data_wait += time.monotonic() - begin
+        reading = time.monotonic() - begin
+        self.data_wait += reading
+        self.timer.take()  # validation runs the layers too
         asked, labels, read = team.sum(self.asked(), batch.labels, batch.checksum)
         if asked:
             return False
@@ -235,12 +248,13 @@ class Training:
             return True
         factor = learning_rate_factor(self.step, self.steps, float(parameters.warmup), parameters.schedule, float(parameters.decay))
         set_learning_rate(self.optimizer, factor)
-        nats = 0.0
+        nats, rows = 0.0, 0
         for tokens_BT, positions_BT, targets_BT, weight_B in batch.passes(self.micro_rows, self.passes, team.device):
             with arithmetic(parameters.precision, team.device):
                 loss = summed_loss(self.model, tokens_BT, positions_BT, targets_BT, weight_B, float(parameters.z_loss))
             (loss.objective * (team.world_size / max(1.0, labels))).backward()  # type: ignore[no-untyped-call]
             nats += float(loss.nats.detach())
+            rows += len(weight_B)
         mean = team.sum(nats)[0] / max(1.0, labels)
         if self.step < embedding_steps(self.steps, float(parameters.embeddings_first)):
             drop_gradients(cast(PreTrainedModel, self.model))
@@ -249,6 +263,7 @@ class Training:
             self._pass_by(anomaly, digest(read))
             return True
         self.watch.accept(mean)
+        self._computed.add(reading + self.timer.take(), rows)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -294,6 +309,7 @@ class Training:
 
     def _roll_back(self) -> None:
         """Makes model and optimizer anew from the last checkpoint, or from the start where there is none yet."""
+        self.pulse.rest()
         if self.ledger is not None:
             self.ledger.close()
         del self.model, self.optimizer
@@ -321,6 +337,16 @@ class Training:
             gradient_norm=norm, remaining_seconds=pace * (self.steps - self.step), last_step_time=now, data_wait_seconds=self.data_wait,
             productive_seconds=self.progress.productive_seconds + (seconds if self.step > self.highest_step else 0.0),
         )  # fmt: skip
+
+        if self.team.world_size > 1 and self.step % WINDOW_STEPS == 0:
+            self._compare()
+
+    def _compare(self) -> None:
+        """Shows how long this pod computes by itself, and says who holds the others up."""
+        times = self.team.gather(self._computed.take())
+        ratio = self.stragglers.judge(times)
+        slowest = max(times[rank] for rank in self.stragglers.own)
+        self._tell(compute_seconds=slowest * self.parameters.rows_per_step / self.team.world_size, straggler_ratio=ratio)
 
     def _validate(self) -> None:
         if not self.texts:

@@ -22,11 +22,6 @@ from transfer_api.spec import Precision
 from transfer_pod.model import check_whole
 from transfer_trainer.head import HeadLoss, chunked_loss, forward_of, plain_head, plain_loss
 
-CPU_MICRO_BATCH_TOKENS = 1024
-"""Larger passes bring nothing on a CPU and cost memory: 486 tokens/s at 1,024, 496 at 2,048 (SmolLM2-135M, two cores)."""
-GPU_MICRO_BATCH_TOKENS = 16384
-"""Fills a GPU at 1B parameters and more; the logits of a 128K vocabulary then take 8 GiB, unless they are chunked."""
-
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Loads safetensors with a class of transformers, without dropout.

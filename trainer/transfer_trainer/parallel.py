@@ -31,6 +31,8 @@ class Team:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    """Processes of this pod."""
     round: int = 0
     incarnation: str = ""
     """Of the rendezvous store; empty where there is none."""
@@ -51,6 +53,7 @@ class Team:
         rank = int(environment.get("RANK", "0"))
         return cls(
             rank=rank, local_rank=local_rank, world_size=world_size, device=device,
+            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
             round=int(environment.get("TRANSFER_ROUND", "0")), incarnation=environment.get("TRANSFER_INCARNATION", ""),
         )  # fmt: skip
 
@@ -60,6 +63,10 @@ class Team:
         if self.world_size > 1:
             dist.all_reduce(total)
         return list(total.tolist())
+
+    def gather(self, value: float) -> list[float]:
+        """The values of all processes, by rank."""
+        return self.sum(*(value if rank == self.rank else 0.0 for rank in range(self.world_size)))
 
     def tell(self, *values: int) -> list[int]:
         """The values of rank 0, on every process; all pass the same number of them."""

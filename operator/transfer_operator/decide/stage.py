@@ -16,13 +16,14 @@ from transfer_api.stage import StagePlan
 from transfer_api.status import ArtifactStatus, Cause, Reason, Restarts, StageState, StageStatus, WorkerRecord
 from transfer_operator.decide.decision import Action, CreatePod, DeletePod, Event, Refusal
 from transfer_operator.decide.snapshot import Pod, PodName, PodPhase, Role, Settings
-from transfer_operator.decide.verdict import Replace, Verdict, verdict
+from transfer_operator.decide.verdict import RAN_OUT, Replace, Verdict, verdict
 
 FIRST_BACKOFF = timedelta(seconds=10)
 LONGEST_BACKOFF = timedelta(minutes=5)
 ECHO = timedelta(minutes=1)
 LAST_WORDS = timedelta(seconds=30)
 """Time in which the pods of a complete stage end by themselves, so that their logs are whole and stay readable."""
+OUT_OF_MEMORY_WAYS = "lower microBatchTokens or sequenceLength, use method LoRA, or raise workers.resources.limits.memory"
 OVERDUE = timedelta(minutes=1)
 """How long after its grace a pod that was told to go is waited for: a node that answers has killed it long before."""
 PATIENCE = timedelta(seconds=30)
@@ -336,9 +337,7 @@ def count(step: Step, incident: Replace, pod: Pod | None = None) -> None:
     spent = (step.around.spent + restarts).count(incident.cause)
     if incident.out_of_memory and step.status.out_of_memory > 1:
         reason = Reason.OUT_OF_MEMORY
-        words = (
-            "ran out of memory twice; lower microBatchTokens or sequenceLength, use method LoRA, or raise workers.resources.limits.memory"
-        )
+        words = f"ran out of memory twice; {OUT_OF_MEMORY_WAYS if incident.message == RAN_OUT else incident.message}"
     elif limit is not None and spent > limit:
         reason = Reason.RESTART_LIMIT_EXCEEDED
         words = f"{incident.message}; the {incident.cause} budget of {limit} restarts is spent (spec.restarts.{incident.cause})"
