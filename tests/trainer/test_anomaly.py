@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.experiment import wait_for
 from tests.support.pods import LENGTH, ORDER, ROWS_PER_STEP, SOURCES, cluster, losses, make_dataset, make_storage, resize, training_stage
-from tests.support.tiny import save_tiny_model
+from tests.support.tiny import SENTENCES, save_tiny_model
 from transfer_api.errors import ArtifactError, SpecError
 from transfer_api.progress import Progress
-from transfer_api.spec import Anomalies, AnomalyAction, Schedule
+from transfer_api.spec import Anomalies, AnomalyAction, NamedText, Schedule
 from transfer_api.stage import StagePlan
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
@@ -186,6 +186,15 @@ def test_rolling_back_ends_as_skipping_does(tmp_path: Path, checkpoint_steps: in
     assert {line.action for line in other.anomalies} == {"RollBack"}
     assert other.lost_steps == (1 + 1 if checkpoint_steps == 2 else 3 + 4)
     assert (reports[-1].skipped_steps, reports[-1].lost_steps) == (2, other.lost_steps)
+
+
+def test_what_is_measured_along_the_way_is_measured_once_where_training_rolls_back(tmp_path: Path) -> None:
+    dataset = make(tmp_path, STEPS, spikes={6}, poisoned={2})
+    (tmp_path / "held.txt").write_text("\n\n".join(SENTENCES))
+    texts = [NamedText(path="held.txt", name="held")]
+    wanted = stage("a", dataset, ROLL_BACK, checkpoint_steps=2, validation_steps=2, validation_texts=texts)
+    train(tmp_path, wanted)
+    assert [point["step"] for point in ledger(tmp_path, wanted, ROLL_BACK, STEPS).validation] == [0, 2, 4, 6, 8]
 
 
 def test_weights_that_were_damaged_come_back_only_by_rolling_back(tmp_path: Path) -> None:

@@ -142,11 +142,14 @@ class Training:
         self._speed.append(time.monotonic())
         self._speed.popleft()  # what came before the first step is no step
         while self.step < self.steps:
+            before = self.step
             with self.pulse.step():
                 goes_on = self._train_step()
             if not goes_on:
                 self._save()
                 return False
+            if self.step <= before:
+                continue  # rolled back to where all of the below was done
             every = self.execution.validation_steps
             if self.step == self.steps or (every and self.step % every == 0):
                 self._validate()
@@ -224,11 +227,14 @@ class Training:
     def _recall(self, summary: Summary) -> None:
         """Has every process judge the steps to come by what rank 0 reads of those that were: the same bits on all."""
         policy = self.parameters.anomalies
-        losses = [line.loss for line in summary.lines][-policy.window :] if policy else []
+        self.watch = AnomalyWatch(policy)
+        if policy is None:
+            return
+        losses = [line.loss for line in summary.lines][-policy.window :]
         decided = [line.step for line in summary.anomalies]
         sizes = self.team.tell(len(losses), len(decided))
-        told = self.team.sum(*(losses or [0.0] * sizes[0]), *(decided or [0] * sizes[1]))
-        self.watch = AnomalyWatch(policy, told[: sizes[0]], [int(step) for step in told[sizes[0] :]])
+        told = self.team.sum(*(losses or [0.0] * sizes[0]), *(decided or [0] * sizes[1]), 0.0)  # never nothing at all
+        self.watch = AnomalyWatch(policy, told[: sizes[0]], [int(step) for step in told[sizes[0] : sum(sizes)]])
 
     # -- steps
 
@@ -315,6 +321,8 @@ class Training:
         del self.model, self.optimizer
         self._build()
         self._resume()
+        if self.step == 0:
+            self._validate()
         self._speed.clear()
         self._speed.append(time.monotonic())
 
