@@ -16,6 +16,8 @@ only and is never parsed.
 from __future__ import annotations
 
 import enum
+import functools
+from collections.abc import Callable
 
 
 class ExitCode(enum.IntEnum):
@@ -58,6 +60,13 @@ class TransferError(Exception):
         self.allowed = allowed
         self.next_step = next_step
         super().__init__(self._text())
+
+    def __reduce__(self) -> tuple[Callable[[], TransferError], tuple[()]]:
+        """Crosses from one process to another whole."""
+        again = functools.partial(
+            type(self), self.problem, field=self.field, value=self.value, allowed=self.allowed, next_step=self.next_step
+        )
+        return again, ()
 
     def _text(self) -> str:
         where = f"{self.field}: " if self.field else ""

@@ -169,6 +169,11 @@ class StagePlan(Observed):
     inputs: dict[str, str] = {}
     execution: Execution = Execution()
 
+    @property
+    def shared(self) -> bool:
+        """Whether as many pods as there are workers make it together: training, and tokenising the texts of a mixture."""
+        return self.kind.elastic or (self.kind is StageKind.DATASET and bool(self.parameters.get("mixture")))
+
     def typed_parameters(self) -> Parameters:
         """The parameters as the model of the stage's kind."""
         return PARAMETERS[self.kind].model_validate(self.parameters)  # type: ignore[return-value]

@@ -220,7 +220,7 @@ class LocalBackend:
     def _surroundings(self, action: CreatePod, gpus: list[str]) -> dict[str, str]:
         """Its GPUs, cores shared among the workers, and no network where the experiment names no hub."""
         cores = len(os.sched_getaffinity(0))
-        workers = self.experiment.spec.workers.replicas if action.stage.kind.elastic else 1
+        workers = self.experiment.spec.workers.replicas if action.stage.shared else 1
         variables = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers))),
             "PYTHONUNBUFFERED": "1",

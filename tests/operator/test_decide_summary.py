@@ -51,7 +51,7 @@ MOUNTS = {"waiting": "ContainerCreating: node a mounts claim experiments", "on_i
 def starting() -> World:
     """Training whose pods were created and do not run yet."""
     made = world(evaluation=None).settles()
-    return made.ends(str(made.stage_pods("pretraining-dataset")[0].name)).decides().decides()
+    return made.finishes_now("pretraining-dataset").decides().decides()
 
 
 @pytest.mark.parametrize(

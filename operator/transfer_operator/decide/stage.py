@@ -89,12 +89,12 @@ class Step:
     @property
     def desired(self) -> int:
         """Pods that the stage should have, besides the rendezvous."""
-        return self.around.spec.workers.replicas if self.plan.kind.elastic else 1
+        return self.around.spec.workers.replicas if self.plan.shared else 1
 
     @property
     def min_nodes(self) -> int:
-        """Workers with which training goes on; never more than are wanted."""
-        return min(self.around.spec.workers.min, self.desired)
+        """Workers with which training goes on, never more than are wanted; one of those that only share work does it all."""
+        return min(self.around.spec.workers.min, self.desired) if self.plan.kind.elastic else 1
 
     @property
     def meets(self) -> bool:
@@ -109,7 +109,7 @@ def begin(step: Step) -> None:
         state=StageState.RUNNING,
         attempt=step.status.attempt + 1,
         workers=[WorkerRecord(index=index) for index in range(step.desired)],
-        max_workers=max(step.around.spec.workers.max or 0, step.desired) if step.plan.kind.elastic else 1,
+        max_workers=max(step.around.spec.workers.max or 0, step.desired) if step.plan.shared else 1,
         rendezvous_seen=False,
         start_time=step.status.start_time or now,
         retry_time=step.status.retry_time if step.status.retry_time and step.status.retry_time > now else None,
@@ -423,7 +423,7 @@ def resize(step: Step) -> None:
 def check_startup(step: Step) -> None:
     """Fails a stage whose pods do not start, unless enough others train meanwhile."""
     wanted = [pod for _, pod in step.wanted() if pod is not None]
-    if step.plan.kind.elastic and sum(1 for pod in wanted if pod.phase is PodPhase.RUNNING) >= step.min_nodes:
+    if step.plan.shared and sum(1 for pod in wanted if pod.phase is PodPhase.RUNNING) >= step.min_nodes:
         wanted = []
     if step.meets and (store := step.pod(step.rendezvous)) is not None:
         wanted.append(store)
