@@ -125,17 +125,49 @@ class TextSource(Contract):
     revision: Revision | None = Field(default=None, description="Commit of the hub data set, 40 hexadecimal digits.")
     path: Path | None = Field(
         default=None,
-        description="File or glob, relative to the storage. .jsonl: one object a line; .parquet: one a row; .txt: documents "
-        "parted by blank lines. Lines and texts also as .gz or .zst.",
+        description="File or glob, relative to the storage, or an address (s3://bucket/texts/*.jsonl, gs://, https://). .jsonl: one object "
+        "a line; .parquet: one a row; .txt: documents parted by blank lines. Lines and texts also as .gz or .zst.",
     )
     field: Label = Field(default="text", description="Field that holds the text.")
     language: Language | None = Field(default=None, description="BCP 47 code of the texts. Default: the experiment's language.")
+
+
+class Deduplication(enum.StrEnum):
+    """Which documents count as having been there before."""
+
+    EXACT = "Exact"
+    NEAR = "Near"
+
+
+class TextFilter(Contract):
+    """Which documents of a source are kept. What is dropped is counted by reason, in the artifact and in the report."""
+
+    min_characters: int | None = Field(default=None, ge=1, le=1_000_000_000, description="Shorter documents are dropped.")
+    max_characters: int | None = Field(default=None, ge=1, le=1_000_000_000, description="Longer documents are dropped.")
+    max_repetition: DecimalString | None = Field(
+        default=None,
+        description="Documents that repeat themselves more are dropped: the share of pieces of 10 characters that stood in the same 1,000 "
+        "characters before. Prose has 0.05 to 0.25, one character again and again 0.99.",
+    )
+    languages: list[Language] = Field(
+        default=[], max_length=16,
+        description="Documents that py3langid takes for another language are dropped; it chooses among these and 15 large ones. "
+        "Default: every language is kept.",
+    )  # fmt: skip
 
 
 class WeightedSource(TextSource):
     """One part of a mixture."""
 
     weight: int = Field(default=1, ge=0, le=1_000_000, description="Share of rows drawn from this source, relative to the others.")
+    filter: TextFilter | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Which documents are kept. Default: all that are not blank."
+    )
+    deduplicate: Deduplication | None = Field(
+        default=None, exclude_if=lambda value: value is None,
+        description="Exact: a document that is in the source already is dropped, white space aside. Near: one that is nearly the same too "
+        "(MinHash, estimated Jaccard similarity of at least 0.8). Default: none is.",
+    )  # fmt: skip
 
 
 class NamedText(TextSource):
@@ -151,7 +183,9 @@ class InstructionSource(Contract):
     subset: Label | None = Field(default=None, description="Configuration of the hub data set.")
     split: Label = Field(default="train", description="Split of the hub data set.")
     revision: Revision | None = Field(default=None, description="Commit of the hub data set, 40 hexadecimal digits.")
-    path: Path | None = Field(default=None, description="JSON Lines or Parquet file or glob, relative to the storage.")
+    path: Path | None = Field(
+        default=None, description="JSON Lines or Parquet file or glob, relative to the storage, or an address (s3://, gs://, https://)."
+    )
 
 
 class Storage(Contract):
@@ -287,6 +321,10 @@ class Evaluation(Contract):
     shots: int | None = Field(default=None, ge=0, le=64, description="Examples before each question. Default: what the task says.")
     limit: int | None = Field(default=None, ge=1, le=1_000_000, description="Most items of one task or text. Default: all.")
     precision: Precision = Field(default=Precision.FLOAT32, description="Number format of the forward pass.")
+    contamination: bool = Field(
+        default=False, exclude_if=lambda value: not value,
+        description="Counts the items of each task of which 13 consecutive words stand in the training rows, for the report.",
+    )  # fmt: skip
 
 
 class Resources(Contract):
@@ -380,6 +418,11 @@ class ExperimentSpec(Contract):
     model: ModelSource = Field(description="The base model.")
     language: Language = Field(description="BCP 47 code of the language to learn; English is what must not be lost.")
     storage: Storage = Field(description="Where models, data and artifacts are.")
+    data_secret: Name | None = Field(
+        default=None,
+        description="Secret with the credentials of s3:// addresses under the names AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+        "AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL, as far as they are needed. `transfer run` takes them from its environment.",
+    )
     vocabulary: Vocabulary | None = Field(default=None, description="Vocabulary extension.")
     pretraining: Pretraining | None = Field(default=None, description="Further pretraining.")
     instruction_tuning: InstructionTuning | None = Field(default=None, description="Instruction tuning.")

@@ -125,7 +125,8 @@ class TrainingParameters(Observed):
 class EvaluationParameters(Observed):
     """Artifact: `results.json`, `items/<suite>.<task>.jsonl`.
 
-    Inputs: `model` unless the base model is scored, and `baseline` (an evaluation) where items are to be compared.
+    Inputs: `model` unless the base model is scored, `baseline` (an evaluation) where items are to be compared, and
+    `pretraining_rows` and `instruction_rows` (data sets) where the overlap with them is to be counted.
     """
 
     model: ModelSource
@@ -135,6 +136,7 @@ class EvaluationParameters(Observed):
     shots: int | None
     limit: int | None
     precision: Precision
+    contamination: bool = Field(default=False, exclude_if=lambda value: not value)
     seed: int
 
 
@@ -212,6 +214,16 @@ def needs_hub(spec: ExperimentSpec) -> bool:
     return spec.model.name is not None or tasks or _names_hub(spec.model_dump(mode="json"))
 
 
+def is_address(path: str) -> bool:
+    """Whether a path of the experiment is an address rather than a file of the storage."""
+    return "://" in path
+
+
+def reads_addresses(stage: StagePlan) -> bool:
+    """Whether a stage reads data by address."""
+    return any(map(is_address, [*_paths(stage.parameters), *_paths(stage.execution.model_dump(mode="json"))]))
+
+
 def _names_hub(value: Any) -> bool:
     if isinstance(value, Mapping):
         return value.get("hub") is not None or any(_names_hub(item) for item in value.values())
@@ -271,7 +283,8 @@ class _Planner:
             dataset = self._add("instruction-dataset", StageKind.DATASET, instructions, _roles(model=tokenizer))
             trained = self._train("instruction-tuning", StageKind.INSTRUCTION_TUNING, spec.instruction_tuning, dataset, trained)
         if spec.evaluation:
-            self._evaluation("evaluation", spec.evaluation, trained, baseline)
+            rows = {s.name.replace("-dataset", "_rows"): s.key for s in self.stages if s.kind is StageKind.DATASET}
+            self._evaluation("evaluation", spec.evaluation, trained, baseline, rows if spec.evaluation.contamination else {})
         return tuple(self.stages)
 
     def _add(self, name: str, kind: StageKind, parameters: Parameters, inputs: dict[str, str], execution: Execution | None = None) -> str:
@@ -328,13 +341,16 @@ class _Planner:
         )  # fmt: skip
         return self._add(name, kind, parameters, _roles(dataset=dataset, model=model), execution)
 
-    def _evaluation(self, name: str, wanted: Evaluation, model: str | None, baseline: str | None) -> str:
+    def _evaluation(
+        self, name: str, wanted: Evaluation, model: str | None, baseline: str | None, rows: Mapping[str, str] | None = None
+    ) -> str:
         texts = [text.model_copy(update={"language": text.language or self.spec.language}) for text in wanted.texts]
         parameters = EvaluationParameters(
             model=self.model, suites=wanted.suites, texts=texts, task_folders=wanted.task_folders,
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
+            contamination=bool(rows),
         )  # fmt: skip
-        return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline))
+        return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline, **(rows or {})))
 
 
 def _roles(**keys: str | None) -> dict[str, str]:

@@ -24,7 +24,7 @@ from transfer_cli.outputs import STATUS, models
 from transfer_evaluator.suites import check_suites
 from transfer_pod.artifact import ArtifactStore, storage_errors
 from transfer_pod.context import NOT_THERE, find_input
-from transfer_pod.documents import check_source
+from transfer_pod.documents import check_source, find_data
 from transfer_pod.model import check_model_folder, read_config
 
 __all__ = ["check", "fingerprints", "input_problems"]
@@ -131,7 +131,7 @@ def _sources(spec: ExperimentSpec) -> Iterator[tuple[str, str, str | None]]:
 
 
 def _source_question(field: str, path: str, text_field: str | None, roots: tuple[Path, ...]) -> Callable[[], None]:
-    return lambda: check_source(find_input(path, roots, f"{field}.path"), text_field, field)
+    return lambda: check_source(find_data(path, roots, f"{field}.path"), text_field, field)
 
 
 def _folder_question(index: int, folder: str, roots: tuple[Path, ...]) -> Callable[[], None]:

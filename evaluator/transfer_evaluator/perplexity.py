@@ -78,7 +78,13 @@ def score_texts(model: LoadedModel, scorer: TokenScorer, texts: Sequence[Text], 
     )
     return [
         TaskResult(
-            suite=PERPLEXITY, task=text.name, language=text.language, harness=harness, metrics=METRICS, items=_items(text, ids, found)
+            suite=PERPLEXITY,
+            task=text.name,
+            language=text.language,
+            harness=harness,
+            metrics=METRICS,
+            items=_items(text, ids, found),
+            texts=text.documents,
         )
         for text, ids, found in zip(texts, tokens, nats, strict=True)
     ]

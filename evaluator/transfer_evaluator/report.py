@@ -65,6 +65,7 @@ def results(report: ReportInput) -> dict[str, Any]:
             }
             for s in report.stages
         ],
+        **({"contamination": list(report.contamination)} if report.contamination else {}),
     }
 
 
@@ -79,6 +80,8 @@ def _page(report: ReportInput) -> dict[str, Any]:
         "rows": render_table(report.scores),
         "note": note(report.scores),
         "perplexity_note": PERPLEXITY_NOTE,
+        "contamination_columns": ("suite", "task", "items of 13 words or more", "in the training rows", "share", "shorter items"),
+        "contamination": [_contamination_row(overlap) for overlap in report.contamination],
         "stage_columns": ("stage", "seed", "steps", "tokens", "processes", "lost steps", "seconds", "more", "key"),
         "stages": [_stage_row(stage, report.curves) for stage in report.stages],
         "restarts": _restarts(report.status),
@@ -86,6 +89,11 @@ def _page(report: ReportInput) -> dict[str, Any]:
         "harnesses": sorted({score.harness for score in report.scores if score.harness}),
         "failure": (report.status.get("failure") or {}).get("message", ""),
     }
+
+
+def _contamination_row(overlap: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = (f"{overlap['items']:,}", f"{overlap['contaminated']:,}", f"{100 * overlap['share']:.1f} %", f"{overlap['short']:,}")
+    return (overlap["suite"], overlap["task"], *counts)
 
 
 def _stage_row(stage: StageFacts, curves: Sequence[Curve]) -> tuple[str, ...]:

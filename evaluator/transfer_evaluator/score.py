@@ -82,6 +82,8 @@ class TaskResult:
     """Figures that are no ratio of item values: name to value and whether higher is better."""
     detail: bool = False
     """Part of a group whose own line stands earlier."""
+    texts: Sequence[str] = ()
+    """Text of each item, as far as the overlap with training texts needs it; never written."""
 
     @property
     def file(self) -> str:

@@ -13,7 +13,7 @@ from transfer_api.errors import SpecError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage, Score
 from transfer_api.spec import PERPLEXITY
 from transfer_api.stage import EvaluationParameters, StageKind
-from transfer_evaluator import perplexity
+from transfer_evaluator import contamination, perplexity
 from transfer_evaluator.model import LoadedModel, load_model
 from transfer_evaluator.score import Item, TaskResult, read_items, score_tasks, write_items
 from transfer_evaluator.scorer import Done, TokenScorer
@@ -47,14 +47,16 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     meter = Meter(report)
     results = suites.run(model, meter)
     scores = score_tasks(results, _baseline(context), parameters.seed)
+    contaminated = _contamination(context, results, model, meter) if parameters.contamination else []
 
     seconds = time.monotonic() - started
     numbers = {"items": float(sum(len(result.items) for result in results)), "tokens": float(meter.tokens), "seconds": round(seconds, 3)}
+    numbers |= {"contaminated_items": float(sum(overlap.contaminated for overlap in contaminated))} if parameters.contamination else {}
     meter.show(Activity.SAVING)
     store = ArtifactStore(context.storage)
     artifact = store.draft(context.stage, context.pod)
     with storage_errors(artifact):
-        _write(artifact, context, results, scores, _settings(context, model, numbers))
+        _write(artifact, context, results, scores, _settings(context, model, numbers), contaminated)
     reference = store.commit(
         context.stage, artifact, scores=[score.model_dump(mode="json", by_alias=True) for score in scores], numbers=numbers
     )
@@ -130,6 +132,11 @@ class Meter:
         if self._clock() - self._shown >= REPORT_SECONDS:
             self.show(Activity.RUNNING)
 
+    def beat(self) -> None:
+        """Work goes on that is no forward pass."""
+        if self._clock() - self._shown >= REPORT_SECONDS:
+            self.show(Activity.RUNNING)
+
     def show(self, activity: Activity) -> None:
         """Reports now."""
         self._shown = self._clock()
@@ -151,13 +158,32 @@ def _baseline(context: PodContext) -> Callable[[TaskResult], list[Item] | None]:
     return lambda result: read_items(folder, result)
 
 
+def _contamination(context: PodContext, results: list[TaskResult], model: LoadedModel, meter: Meter) -> list[contamination.Overlap]:
+    """Overlap of each task with the rows that the model was trained on; nothing where it was not trained."""
+    keys = [key for role, key in sorted(context.stage.inputs.items()) if role.endswith("_rows")]
+    tasks = {(result.suite, result.task): result.texts for result in results if result.texts}
+    if not keys:
+        return []
+    store = ArtifactStore(context.storage)
+    folders = [store.open(StageKind.DATASET, key) / "rows" for key in keys]
+    training = (text for folder in folders for text in contamination.training_text(folder, model.tokenizer))
+    return contamination.overlaps(tasks, training, meter.beat)
+
+
 def _settings(context: PodContext, model: LoadedModel, numbers: dict[str, float]) -> dict[str, Any]:
     parameters = {name: value for name, value in context.stage.parameters.items() if name != "model"}
     measured = {"device": str(model.device), "positions": model.positions, "vocabulary": len(model.tokenizer)}
     return {**parameters, **measured, **numbers}
 
 
-def _write(folder: Path, context: PodContext, results: list[TaskResult], scores: list[Score], settings: dict[str, Any]) -> None:
+def _write(
+    folder: Path,
+    context: PodContext,
+    results: list[TaskResult],
+    scores: list[Score],
+    settings: dict[str, Any],
+    contaminated: list[contamination.Overlap],
+) -> None:
     folder.mkdir(parents=True)
     for result in results:
         write_items(folder, result)
@@ -166,5 +192,6 @@ def _write(folder: Path, context: PodContext, results: list[TaskResult], scores:
         "harness": sorted({score.harness for score in scores}),
         "scores": [score.model_dump(mode="json", by_alias=True) for score in scores],
         "settings": settings,
+        **({"contamination": [overlap.plain() for overlap in contaminated]} if contaminated else {}),
     }
     write_atomically(folder / RESULTS, json.dumps(content, indent=1, ensure_ascii=False))

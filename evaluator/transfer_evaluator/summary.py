@@ -82,6 +82,8 @@ class ReportInput:
     """Folders of per-item scores by name of the stage."""
     text_languages: Mapping[str, str] = field(default_factory=dict)
     """Language of each held-out text, by its name."""
+    contamination: Sequence[Mapping[str, Any]] = ()
+    """Overlap of each task with the training rows, where it was counted."""
 
 
 def collect(
@@ -97,6 +99,7 @@ def collect(
     curves: list[Curve] = []
     scores: list[Score] = []
     items: dict[str, Path] = {}
+    contamination: list[dict[str, Any]] = []
     languages: dict[str, str] = {}
     for stage in plan:
         reference = store.find(stage.kind, stage.key)
@@ -109,12 +112,14 @@ def collect(
         if stage.kind is StageKind.EVALUATION:
             items[stage.name] = folder / "items"
             # The evaluation stands last in a plan; its scores carry the baseline's beside them.
-            scores = [Score.model_validate(score) for score in _json(folder / RESULTS)["scores"]]
+            content = _json(folder / RESULTS)
+            scores = [Score.model_validate(score) for score in content["scores"]]
+            contamination = content.get("contamination", [])
         elif stage.kind.elastic:
             curves.append(read_curve(stage.name, folder / TRAINING))
     return ReportInput(
         experiment=experiment, language=language, scores=scores, stages=facts, curves=curves,
-        status=status or {}, items=items, text_languages=languages,
+        status=status or {}, items=items, text_languages=languages, contamination=contamination,
     )  # fmt: skip
 
 

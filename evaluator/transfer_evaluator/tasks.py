@@ -10,6 +10,7 @@ experiment itself.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib.metadata
 import logging
@@ -25,6 +26,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from transfer_api.errors import DataError, SpecError, TransferError
 from transfer_api.spec import PERPLEXITY
+from transfer_evaluator.contamination import document_text
 from transfer_evaluator.harness import HarnessModel
 from transfer_evaluator.score import Item, Metric, TaskResult
 
@@ -173,7 +175,10 @@ def read_results(suite: str, results: Mapping[str, Any]) -> list[TaskResult]:
     """The harness's results as ours: the group first, then its tasks; items keep what each metric gave."""
     samples: Mapping[str, list[Mapping[str, Any]]] = results["samples"]
     tasks = {name: _items(found) for name, found in samples.items()}
-    parts = [_result(suite, name, items, results, detail=len(tasks) > 1) for name, items in tasks.items()]
+    parts = [
+        dataclasses.replace(_result(suite, name, items, results, detail=len(tasks) > 1), texts=_texts(samples[name]))
+        for name, items in tasks.items()
+    ]
     if suite in tasks or suite not in results["results"]:
         return parts
     together = [{**item, "id": f"{name}/{item['id']}"} for name, items in tasks.items() for item in items]
@@ -198,6 +203,11 @@ def _result(suite: str, task: str, items: list[Item], results: Mapping[str, Any]
         suite=suite, task=task, language=str(metadata.get("language", "und")), harness=_harness(task, results),
         metrics=metrics, items=items, aggregates=aggregates, detail=detail,
     )  # fmt: skip
+
+
+def _texts(samples: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The text of each question, once."""
+    return list({sample["doc_id"]: document_text(sample["doc"]) for sample in samples}.values())
 
 
 def _items(samples: Iterable[Mapping[str, Any]]) -> list[Item]:

@@ -20,14 +20,17 @@ from typing import IO, Any, TypeVar
 
 from transfer_api.errors import DataError
 from transfer_api.spec import InstructionSource, TextSource
-from transfer_pod.context import PodContext, expand
+from transfer_api.stage import is_address
+from transfer_pod.context import PodContext, expand, find_input
 from transfer_pod.hub import hub_error
+from transfer_pod.remote import RemoteFile, remote_files
 
 PARQUET = ".parquet"
 OBJECTS = (".jsonl", ".jsonl.gz", ".jsonl.zst", PARQUET)
 TEXTS = (".txt", ".txt.gz", ".txt.zst")
 ROLES = ("system", "user", "assistant")
 T = TypeVar("T")
+DataFile = Path | RemoteFile
 PART_BYTES = 32_000_000
 _CHECKED_LINES = 100
 _TABLE_ROWS = 1000  # of a Parquet file held as Python objects at once
@@ -35,6 +38,16 @@ _DENIED = ("cannot be read: permission denied", "Let this user read it")
 _CHECKED_BYTES = 4_000_000  # lines may be whole books
 # A NUL or half a surrogate pair is left over from a broken conversion; it means nothing, and half a pair has no UTF-8.
 _MEANINGLESS = dict.fromkeys([0, *range(0xD800, 0xE000)])
+
+
+@dataclass(frozen=True)
+class Remote:
+    """An address or a pattern of addresses."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ def iter_documents(source: TextSource, context: PodContext, field: str) -> Itera
         DataError: no file, not UTF-8, not JSON or Parquet, without the field, or without a single document.
     """
     if source.path is not None:
-        path = context.find(source.path, f"{field}.path")
+        path = find_data(source.path, context.roots, f"{field}.path")
         yield from _at_least_one(_file_documents(_files(path, OBJECTS + TEXTS, field), source.field, field), path, field, "document")
     else:
         rows = _hub_rows(source, field)
@@ -90,16 +103,34 @@ def parts(source: TextSource, context: PodContext, field: str, size: int = PART_
     if source.path is None:
         count = _hub_data(source, field).num_shards
         return [Part(start=number, end=number + 1) for number in range(count)]
-    path = context.find(source.path, f"{field}.path")
+    path = find_data(source.path, context.roots, f"{field}.path")
     return [part for file in _files(path, OBJECTS + TEXTS, field) for part in _parts_of(file, size, field)]
 
 
-def _parts_of(file: Path, size: int, field: str) -> list[Part]:
+def find_data(path: str, roots: tuple[Path, ...], field: str) -> Path | Remote:
+    """Where the files of a source are: on this machine (`find_input`) or behind an address.
+
+    Raises:
+        DataError: there is no such file on this machine; an address is looked up when its files are read.
+    """
+    return Remote(path) if is_address(path) else find_input(path, roots, field)
+
+
+def stamp(file: str) -> list[int]:
+    """Size and time of the file of a part."""
+    if is_address(file):
+        found = remote_files(file, "path")[0]
+        return [found.size, found.modified]
+    facts = Path(file).stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _parts_of(file: DataFile, size: int, field: str) -> list[Part]:
     if file.suffix.lower() == PARQUET:
         return [Part(str(file), *span) for span in _Table(file, field).spans(size)]
     if file.suffix.lower() != ".jsonl":
         return [Part(str(file))]
-    starts = range(0, max(1, file.stat().st_size), size)
+    starts = range(0, max(1, file.size if isinstance(file, RemoteFile) else file.stat().st_size), size)
     return [Part(str(file), start, start + size) for start in starts]
 
 
@@ -110,7 +141,8 @@ def iter_part(source: TextSource, part: Part, field: str) -> Iterator[str]:
         DataError: as `iter_documents`.
     """
     if part.file:
-        yield from _documents_of(_open(Path(part.file), field, part=part), source.field, field)
+        file = remote_files(part.file, f"{field}.path")[0] if is_address(part.file) else Path(part.file)
+        yield from _documents_of(_open(file, field, part=part), source.field, field)
         return
     for where, row in _hub_rows(source, field, part):
         if (text := _text_of(row, source.field, where, field)).strip():
@@ -119,7 +151,7 @@ def iter_part(source: TextSource, part: Part, field: str) -> Iterator[str]:
 
 def no_document(source: TextSource, context: PodContext, field: str) -> DataError:
     """The error of a source whose pieces have no document."""
-    return _nothing(context.find(source.path, f"{field}.path") if source.path is not None else source.hub, field, "document")
+    return _nothing(find_data(source.path, context.roots, f"{field}.path") if source.path is not None else source.hub, field, "document")
 
 
 def iter_instructions(source: InstructionSource, context: PodContext, field: str) -> Iterator[list[Message]]:
@@ -132,7 +164,7 @@ def iter_instructions(source: InstructionSource, context: PodContext, field: str
         DataError: as `iter_documents`, or a line that has neither form.
     """
     if source.path is not None:
-        path = context.find(source.path, f"{field}.path")
+        path = find_data(source.path, context.roots, f"{field}.path")
         files = _files(path, OBJECTS, field)
         found = (_conversation(row, where, f"{field}.path") for file in files for where, row in _objects(_open(file, field)))
         yield from _at_least_one(found, path, field, "instruction")
@@ -141,11 +173,11 @@ def iter_instructions(source: InstructionSource, context: PodContext, field: str
         yield from _at_least_one((_conversation(row, where, f"{field}.hub") for where, row in rows), source.hub, field, "instruction")
 
 
-def check_source(path: Path, field_name: str | None, spec_field: str) -> None:
+def check_source(path: Path | Remote, field_name: str | None, spec_field: str) -> None:
     """Reads the first lines of every file of a source, so that a wrong file is refused before anything runs.
 
     Args:
-        path: file or glob, resolved (`find_input`).
+        path: file, glob or address (`find_data`).
         field_name: field that holds the text; None for instructions.
         spec_field: place of the source in the experiment file.
 
@@ -180,23 +212,23 @@ def count_rows(file: Path) -> int:
     return count
 
 
-def _unpacked(file: Path) -> IO[bytes]:
+def _unpacked(file: DataFile) -> IO[bytes]:
     match file.suffix.lower():
         case ".gz":
-            return gzip.open(file, "rb")  # type: ignore[return-value]
+            return gzip.open(file.open() if isinstance(file, RemoteFile) else file, "rb")  # type: ignore[return-value]
         case ".zst":
             import pyarrow as pa
 
-            return io.BufferedReader(pa.input_stream(file, compression="zstd"))
+            return io.BufferedReader(pa.input_stream(file.open() if isinstance(file, RemoteFile) else file, compression="zstd"))
         case _:
-            return file.open("rb")
+            return file.open() if isinstance(file, RemoteFile) else file.open("rb")
 
 
-def _files(path: Path, endings: tuple[str, ...], field: str) -> list[Path]:
-    """The files of a path or glob, whose endings say how they are read."""
-    files = expand(path)
+def _files(path: Path | Remote, endings: tuple[str, ...], field: str) -> list[DataFile]:
+    """The files of a path, glob or address, whose endings say how they are read."""
+    files: list[DataFile] = list(remote_files(path.address, f"{field}.path") if isinstance(path, Remote) else expand(path))
     for file in files:
-        if file.is_dir():
+        if isinstance(file, Path) and file.is_dir():
             raise DataError(
                 "is a folder", field=f"{field}.path", value=str(file), allowed="a file or a glob",
                 next_step=f"Write which files of it, such as {file.name}/*.jsonl",
@@ -209,7 +241,7 @@ def _files(path: Path, endings: tuple[str, ...], field: str) -> list[Path]:
     return files
 
 
-def _at_least_one(items: Iterator[T], path: Path | str | None, field: str, noun: str) -> Iterator[T]:
+def _at_least_one(items: Iterator[T], path: Path | Remote | str | None, field: str, noun: str) -> Iterator[T]:
     count = 0
     for item in items:
         count += 1
@@ -218,18 +250,19 @@ def _at_least_one(items: Iterator[T], path: Path | str | None, field: str, noun:
         raise _nothing(path, field, noun)
 
 
-def _nothing(path: Path | str | None, field: str, noun: str) -> DataError:
+def _nothing(path: Path | Remote | str | None, field: str, noun: str) -> DataError:
     empty = isinstance(path, Path) and path.is_file() and path.stat().st_size == 0
     return DataError(
-        "is empty" if empty else f"has no {noun}: nothing but blank lines or empty texts", field=f"{field}.path" if isinstance(path, Path)
-        else f"{field}.hub", value=str(path), next_step=f"Put at least one {noun} into it, or remove the source",
+        "is empty" if empty else f"has no {noun}: nothing but blank lines or empty texts",
+        field=f"{field}.path" if isinstance(path, (Path, Remote)) else f"{field}.hub", value=str(path),
+        next_step=f"Put at least one {noun} into it, or remove the source",
     )  # fmt: skip
 
 
 class _File:
     """A file of a source. With `checked_only` it is read as far as a look at it goes."""
 
-    def __init__(self, path: Path, field: str, *, checked_only: bool = False, part: Part | None = None) -> None:
+    def __init__(self, path: DataFile, field: str, *, checked_only: bool = False, part: Part | None = None) -> None:
         self.path = path
         self.field = field
         self.part = part or Part()
@@ -242,7 +275,7 @@ class _File:
         return DataError(problem, field=f"{self.field}.path", value=str(self.path), next_step=next_step)
 
 
-def _open(path: Path, field: str, *, checked_only: bool = False, part: Part | None = None) -> _Lines | _Table:
+def _open(path: DataFile, field: str, *, checked_only: bool = False, part: Part | None = None) -> _Lines | _Table:
     kind = _Table if path.suffix.lower() == PARQUET else _Lines
     return kind(path, field, checked_only=checked_only, part=part)
 
@@ -255,7 +288,7 @@ class _Table(_File):
         from pyarrow import parquet
 
         number = 0
-        with self._errors(lambda: number), parquet.ParquetFile(self.path) as file:
+        with self._errors(lambda: number), parquet.ParquetFile(self._content()) as file:
             number = sum(file.metadata.row_group(group).num_rows for group in range(self.part.start))
             first = number
             columns = [column] if column in file.schema_arrow.names else None
@@ -273,7 +306,7 @@ class _Table(_File):
         """First row group and the one after the last, of pieces of at least `size` bytes."""
         from pyarrow import parquet
 
-        with self._errors(lambda: 0), parquet.ParquetFile(self.path) as file:
+        with self._errors(lambda: 0), parquet.ParquetFile(self._content()) as file:
             sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
         start = read = 0
         for group, more in enumerate(sizes):
@@ -281,6 +314,9 @@ class _Table(_File):
             if read >= size or group == len(sizes) - 1:
                 yield start, group + 1
                 start, read = group + 1, 0
+
+    def _content(self) -> Path | IO[bytes]:
+        return self.path.open() if isinstance(self.path, RemoteFile) else self.path
 
     @contextlib.contextmanager
     def _errors(self, row: Callable[[], int]) -> Iterator[None]:
@@ -329,7 +365,7 @@ class _Lines(_File):
         """Number in the whole file of a line of the piece."""
         if not self.part.start:
             return number
-        with self.path.open("rb") as file:
+        with _unpacked(self.path) as file:
             place = self._skip_to_start(file)
             file.seek(0)
             left, before = place, 0
@@ -351,7 +387,7 @@ class _Lines(_File):
             ) from error
 
 
-def _file_documents(files: list[Path], name: str, field: str) -> Iterator[str]:
+def _file_documents(files: list[DataFile], name: str, field: str) -> Iterator[str]:
     for file in files:
         yield from _documents_of(_open(file, field), name, field)
 

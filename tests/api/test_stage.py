@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.documents import COMMIT, EVALUATION, PRETRAINING, TUNING, VOCABULARY, changed, document
 from transfer_api.load import experiment_from
-from transfer_api.stage import StageKind, StagePlan, TrainingParameters, input_paths, needs_hub, plan_stages
+from transfer_api.stage import StageKind, StagePlan, TrainingParameters, input_paths, needs_hub, plan_stages, reads_addresses
 
 ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION)
 
@@ -61,10 +61,43 @@ def test_without_baseline_nothing_is_compared() -> None:
         ("spec.pretraining.embeddingLearningRate", "2e-5"), ("spec.pretraining.lora", {"rank": 4}), ("metadata.name", "other"),
         ("spec.model.parameters", "7B"), ("spec.model.tokenSecret", {"name": "hub"}), ("spec.pretraining.maxEpochs", 9),
         ("spec.pretraining.validationSteps", 5), ("spec.pretraining.mixture.0.language", "jv"), ("spec.vocabulary.corpus.0.language", "jv"),
+        ("spec.dataSecret", "bucket"),
     ],
 )  # fmt: skip
 def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) -> None:
     assert keys(changed(ALL, path, value)) == keys(ALL)
+
+
+def test_options_that_a_file_does_not_use_leave_its_keys_as_they_were() -> None:
+    assert keys(ALL)["pretraining-dataset"] == "bc2d298861f54d38d1e91dd4b8043ee3", "the key before texts could be filtered"
+    assert "contamination" not in stages(ALL)["evaluation"].parameters
+
+
+@pytest.mark.parametrize("option", [{"filter": {"minCharacters": 2}}, {"deduplicate": "Exact"}, {"deduplicate": "Near"}])
+def test_what_is_kept_of_a_text_is_in_the_key(option: dict[str, Any]) -> None:
+    mixture = ALL["spec"]["pretraining"]["mixture"]
+    found = keys(changed(ALL, "spec.pretraining.mixture", [{**mixture[0], **option}, *mixture[1:]]))
+    assert {name for name, key in keys(ALL).items() if found[name] == key} == {"baseline", "vocabulary", "instruction-dataset"}
+
+
+def test_the_overlap_with_training_is_counted_against_every_data_set_and_not_for_the_baseline() -> None:
+    planned = stages(changed(ALL, "spec.evaluation.contamination", True))
+    inputs = planned["evaluation"].inputs
+    assert inputs["pretraining_rows"] == planned["pretraining-dataset"].key
+    assert inputs["instruction_rows"] == planned["instruction-dataset"].key
+    assert planned["baseline"] == stages(ALL)["baseline"]
+    alone = stages(document(pretraining=None, evaluation={**EVALUATION, "contamination": True}))
+    assert alone["evaluation"].key == stages(document(pretraining=None, evaluation=EVALUATION))["evaluation"].key
+
+
+def test_texts_are_made_by_all_workers_and_instructions_by_one() -> None:
+    assert {name for name, stage in stages(ALL).items() if stage.shared} == {"pretraining-dataset", "pretraining", "instruction-tuning"}
+
+
+def test_data_by_address_is_told_from_files() -> None:
+    mixture = [{"path": "s3://bucket/a.jsonl"}]
+    planned = stages(changed(ALL, "spec.pretraining.mixture", mixture))
+    assert {name for name, stage in planned.items() if reads_addresses(stage)} == {"pretraining-dataset"}
 
 
 @pytest.mark.parametrize(

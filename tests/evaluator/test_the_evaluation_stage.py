@@ -20,6 +20,9 @@ from transfer_cli.local import free_port
 from transfer_evaluator.stage import Meter, run
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
+from transfer_trainer.dataset import load_tokenizer
+from transfer_trainer.packing import pack_stream
+from transfer_trainer.store import RowWriter
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,29 @@ def test_an_earlier_try_that_was_killed_leaves_nothing_behind(storage):
     (rest / "items" / "old.jsonl").write_text("{}")
     run(context(storage, stage), lambda progress: None)
     assert "items/old.jsonl" not in ArtifactStore(storage).manifest(StageKind.EVALUATION, stage.key)["files"]
+
+
+def test_the_overlap_with_the_rows_of_training_is_counted_for_each_task(storage):
+    """Of the Indonesian text one of two sentences has 13 words and was trained on; of the English one none was."""
+    tokenizer = load_tokenizer(storage / "base")
+    stage = StagePlan(name="d", kind=StageKind.DATASET, key="d" * 32, parameters={})
+    folder = ArtifactStore(storage).draft(stage, "p")
+    writer = RowWriter(folder / "rows", sequence_length=16, seed=0, tokenizer="")
+    with writer.source("id", 1) as source:
+        for row in pack_stream([tokenizer(SENTENCES[3]).input_ids, tokenizer(SENTENCES[2]).input_ids], 16, 0):
+            source.append(row)
+    writer.finish()
+    ArtifactStore(storage).commit(stage, folder, numbers={})
+
+    trained = plan(contamination=True)
+    trained = trained.model_copy(update={"inputs": {"pretraining_rows": stage.key}})
+    result = run(context(storage, trained), lambda progress: None)
+    content = json.loads((ArtifactStore(storage).path(StageKind.EVALUATION, trained.key) / "results.json").read_text())
+    found = {overlap["task"]: (overlap["items"], overlap["contaminated"], overlap["short"]) for overlap in content["contamination"]}
+    assert found["udhr-id"] == (3, 3, 3)
+    assert found["udhr-en"] == (1, 0, 1)
+    assert sum(found["letters"]) - found["letters"][1] > 0, "the questions of a task are judged too"
+    assert result.numbers["contaminated_items"] == 3
 
 
 @pytest.mark.parametrize(

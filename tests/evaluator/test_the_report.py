@@ -63,6 +63,16 @@ def test_what_others_named_cannot_become_markup(tmp_path):
     assert r"</script>\|" in (tmp_path / "report.md").read_text()
 
 
+def test_the_overlap_with_training_stands_in_the_report_where_it_was_counted(tmp_path):
+    overlap = {"suite": "s", "task": "t|u", "items": 1200, "contaminated": 30, "short": 4, "share": 0.025}
+    write_report(tmp_path, dataclasses.replace(report_input(), contamination=[overlap]))
+    assert r"| s | t\|u | 1,200 | 30 | 2.5 % | 4 |" in (tmp_path / "report.md").read_text()
+    assert "<td>2.5 %</td>" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "results.json").read_text())["contamination"] == [overlap]
+    write_report(tmp_path, report_input())
+    assert "Overlap" not in (tmp_path / "report.md").read_text()
+
+
 class Wellformed(html.parser.HTMLParser):
     VOID = frozenset({"meta", "br", "link", "hr"})
 

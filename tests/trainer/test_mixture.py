@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -255,3 +256,48 @@ def peak(folder: Path, count: int) -> int:
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     small, large = peak(tmp_path, 2), peak(tmp_path, 20)
     assert large < small + 12, f"{small} MB for 0.5 MB of text, {large} MB for ten times as much"
+
+
+def test_what_is_dropped_is_counted_by_reason_and_the_rest_is_packed(tmp_path: Path, inputs: Path) -> None:
+    kept = [f"{text} {number}" for number, text in enumerate(sentences(5, 40))]
+    lines = [*kept, *kept[:7], "x", "a" * 3000, *(f"{text}!" for text in kept[:1])]
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+    source = WeightedSource.model_validate(
+        {"path": str(file), "deduplicate": "Near", "filter": {"minCharacters": 2, "maxRepetition": "0.9"}}
+    )
+    for pods in (1, 3):
+        storage = tmp_path / f"of-{pods}"
+        result = dataset.run(pod(storage, inputs, index=pods - 1, pods=pods, mixture=[source]), lambda progress: None)
+        dropped = {name: count for name, count in result.numbers.items() if name.startswith("dropped")}
+        near = dropped.pop("dropped_near_duplicates")
+        assert dropped == {"dropped_short": 1, "dropped_repetitive": 1, "dropped_duplicates": 7}
+        assert result.numbers["documents"] == 41 - near
+        if near == 1:
+            assert result.numbers["bytes"] == sum(map(len, kept))
+    assert rows(tmp_path / "of-1") == rows(tmp_path / "of-3")
+
+
+def test_a_filter_that_leaves_nothing_is_refused_with_what_it_dropped(tmp_path: Path, inputs: Path) -> None:
+    source = WeightedSource.model_validate({"path": "plain.jsonl", "filter": {"minCharacters": 100_000}})
+    with pytest.raises(DataError, match="300 short") as caught:
+        dataset.run(pod(tmp_path, inputs, mixture=[source]), lambda progress: None)
+    assert caught.value.field == "spec.pretraining.mixture[0].filter"
+
+
+def test_documents_of_awkward_kinds_become_rows_and_nothing_is_lost(tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 MB in one document, one character a million times, nothing at all, NUL, half a surrogate pair, one character alone."""
+    monkeypatch.setattr(mixture, "PART_BYTES", 32_000_000)
+    texts = ["kata lain " * 1_000_000, "a" * 1_000_000, "", "x\0y\ud800z", "b"]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = WeightedSource(path=str(tmp_path / "own.jsonl"))
+    result = dataset.run(pod(tmp_path, inputs, mixture=[source]), lambda progress: None)
+    assert result.numbers["documents"] == 4
+    assert result.numbers["bytes"] == 10_000_000 + 1_000_000 + 3 + 1
+    store = RowStore.open(ArtifactStore(tmp_path).path(StageKind.DATASET, KEY) / "rows")
+    tokens = store.row(0, np.arange(store.sources[0].rows)).tokens_BT.ravel()[: store.sources[0].tokens]
+    decoded = dataset.load_tokenizer(inputs / "model").decode(tokens[-20:].tolist())
+    assert decoded.endswith("aaa<|endoftext|>xyz<|endoftext|>b<|endoftext|>")
+    filtered = WeightedSource.model_validate({"path": source.path, "filter": {"maxRepetition": "0.9", "minCharacters": 2}})
+    numbers = dataset.run(pod(tmp_path / "filtered", inputs, mixture=[filtered]), lambda progress: None).numbers
+    assert (numbers["documents"], numbers["dropped_repetitive"], numbers["dropped_short"]) == (1, 2, 1)

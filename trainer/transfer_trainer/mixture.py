@@ -1,7 +1,7 @@
 """Tokenises the texts of a mixture piece by piece, over any number of pods and processes, and packs the pieces into rows.
 
     <work>/inputs.json               the files that are read: size and time of each
-    <work>/parts/<source>-<n>/       one piece: tokens, lengths and counts; there as a whole or not at all
+    <work>/parts/<source>-<n>/       one piece: tokens, lengths, counts, digests where they are needed; there as a whole or not at all
     <work>/merge.json                who packs the pieces
 
 A piece is cut from its file by rules that know nothing of pods (`documents.parts`), and the pieces are packed in order: so the rows
@@ -24,6 +24,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -34,18 +35,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transfer_api.errors import ArtifactError
-from transfer_api.spec import WeightedSource
+from transfer_api.errors import ArtifactError, DataError
+from transfer_api.spec import Deduplication, WeightedSource
 from transfer_api.stage import DatasetParameters
 from transfer_pod.artifact import ArtifactStore, storage_errors
 from transfer_pod.context import PodContext
-from transfer_pod.documents import PART_BYTES, Part, iter_part, no_document, parts
+from transfer_pod.documents import PART_BYTES, Part, iter_part, no_document, parts, stamp
+from transfer_trainer import sieve
 from transfer_trainer.packing import StreamPacker
 from transfer_trainer.process import follow_parent
+from transfer_trainer.sieve import Sieve
 from transfer_trainer.store import TOKENS, RowWriter, SourceWriter
 from transfer_trainer.tokenising import PIECE_CHARACTERS, Tokeniser
 
-LENGTHS = np.dtype("<u4")
+LENGTHS = np.dtype(("<u4", 2))
+"""Tokens and UTF-8 bytes of a document."""
 _BATCH_TEXTS = 1000
 _POLL_SECONDS = 0.5
 _BEAT_SECONDS = 5.0
@@ -111,19 +115,37 @@ class Mixture:
         else:
             self._spread(flat, processes, pods)
         for source, pieces in zip(self._parameters.mixture, self._pieces, strict=True):
-            if pieces and not sum(piece.facts()["documents"] for piece in pieces):
-                raise no_document(source, self._context, pieces[0].field)
+            if pieces:
+                self._see_some(source, pieces)
 
     def pack(self, writer: RowWriter) -> dict[str, float]:
         """Packs the pieces into rows, in the order of the texts; returns what was dropped and why."""
         self._check_inputs([piece for pieces in self._pieces for piece in pieces])
+        dropped: Counter[str] = Counter()
         for source, pieces in zip(self._parameters.mixture, self._pieces, strict=True):
             with writer.source(source_name(source), source.weight) as target:
                 packer = StreamPacker(self._parameters.sequence_length, self._tokeniser.end)
+                repeated, first = _repeated(pieces, dropped), 0
                 for piece in pieces:
-                    _pack_piece(piece, packer, target)
+                    counts = piece.facts()["counts"]
+                    last = first + counts["documents"]
+                    _pack_piece(piece, packer, target, None if repeated is None else repeated[first:last])
+                    dropped.update({name: count for name, count in counts.items() if name.startswith("dropped")})
+                    first = last
                 target.append_rows(*packer.finish())
-        return {}
+        return {name: float(count) for name, count in dropped.items()}
+
+    def _see_some(self, source: WeightedSource, pieces: list[Piece]) -> None:
+        counts = sum((Counter(piece.facts()["counts"]) for piece in pieces), Counter[str]())
+        if counts["documents"]:
+            return
+        dropped = {name.removeprefix("dropped_"): count for name, count in counts.items() if name.startswith("dropped")}
+        if not dropped:
+            raise no_document(source, self._context, pieces[0].field)
+        raise DataError(
+            "drops every document", field=f"{pieces[0].field}.filter", value=", ".join(f"{n} {why}" for why, n in dropped.items()),
+            next_step="Loosen it, or remove the source",
+        )  # fmt: skip
 
     def _cut(self, number: int, source: WeightedSource) -> list[Piece]:
         if not source.weight:
@@ -269,18 +291,18 @@ def make(piece: Piece, tokeniser: Tokeniser, advance: Advance) -> None:
     """Tokenises one piece. Where another process was first, its work stays: it is the same."""
     draft = piece.folder.with_name(f".{piece.folder.name}.{secrets.token_hex(8)}")
     digest = hashlib.sha256()
-    documents = size = total = 0
+    counts = Counter({"documents": 0, "tokens": 0})
     with storage_errors(draft):
         draft.mkdir(parents=True)
-        with (draft / "tokens").open("wb") as tokens, (draft / "lengths").open("wb") as lengths:
-            for batch in _batches(_digested(iter_part(piece.source, piece.part, piece.field), digest.update)):
+        with _Columns(draft, piece.source.deduplicate) as columns:
+            read = _digested(iter_part(piece.source, piece.part, piece.field), digest.update)
+            for batch in _batches(_kept(read, Sieve(piece.source.filter, f"{piece.field}.filter"), counts)):
                 encoded = tokeniser.encode(batch)
-                sizes = [len(text.encode()) for text in batch]
-                tokens.writelines(array.data for array in encoded)
-                lengths.write(np.array([len(array) for array in encoded], LENGTHS).tobytes())
-                documents, size, total = documents + len(batch), size + sum(sizes), total + sum(map(len, encoded))
-                advance(len(batch), sum(map(len, encoded)))
-        facts = {"documents": documents, "bytes": size, "tokens": total, "sha256": digest.hexdigest()}
+                columns.write(batch, encoded)
+                tokens = sum(map(len, encoded))
+                counts.update(documents=len(batch), tokens=tokens)
+                advance(len(batch), tokens)
+        facts = {"sha256": digest.hexdigest(), "counts": dict(counts)}
         (draft / "part.json").write_text(json.dumps(facts), encoding="utf-8")
         try:
             draft.rename(piece.folder)
@@ -288,6 +310,42 @@ def make(piece: Piece, tokeniser: Tokeniser, advance: Advance) -> None:
             if not piece.done:
                 raise
             shutil.rmtree(draft, ignore_errors=True)
+
+
+class _Columns:
+    """What is kept of each document of a piece: tokens, lengths, and what tells whether it was there before."""
+
+    def __init__(self, folder: Path, deduplicate: Deduplication | None) -> None:
+        names = ["tokens", "lengths"]
+        names += ["digests"] if deduplicate else []
+        names += ["signatures"] if deduplicate is Deduplication.NEAR else []
+        self._files = {name: (folder / name).open("wb") for name in names}
+
+    def __enter__(self) -> _Columns:
+        return self
+
+    def write(self, texts: list[str], encoded: list[npt.NDArray[np.uint32]]) -> None:
+        """Adds documents with their tokens."""
+        files = self._files
+        files["tokens"].writelines(array.data for array in encoded)
+        pairs = [(len(array), len(text.encode())) for array, text in zip(encoded, texts, strict=True)]
+        files["lengths"].write(np.array(pairs, LENGTHS.base).tobytes())
+        if "digests" in files:
+            files["digests"].writelines(map(sieve.digest, texts))
+        if "signatures" in files:
+            files["signatures"].writelines(sieve.signature(text).data for text in texts)
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def _kept(texts: Iterable[str], wanted: Sieve, counts: Counter[str]) -> Iterator[str]:
+    for text in texts:
+        if (reason := wanted.reason(text)) is None:
+            yield text
+        else:
+            counts[reason] += 1
 
 
 def _digest(piece: Piece) -> str:
@@ -317,19 +375,40 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _pack_piece(piece: Piece, packer: StreamPacker, target: SourceWriter) -> None:
-    facts = piece.facts()
+def _repeated(pieces: list[Piece], counts: Counter[str]) -> npt.NDArray[np.bool_] | None:
+    """Which documents of a source were there before; None where nobody asked."""
+    wanted = pieces[0].source.deduplicate if pieces else None
+    if wanted is None:
+        return None
+    again = sieve.repeated(np.concatenate([_map(piece.folder / "digests", sieve.DIGEST) for piece in pieces]))
+    counts["dropped_duplicates"] += int(again.sum())
+    if wanted is Deduplication.NEAR:
+        near = sieve.nearly_repeated([_map(piece.folder / "signatures", sieve.SIGNATURE) for piece in pieces]) & ~again
+        counts["dropped_near_duplicates"] += int(near.sum())
+        again |= near
+    return again
+
+
+def _pack_piece(piece: Piece, packer: StreamPacker, target: SourceWriter, dropped: npt.NDArray[np.bool_] | None) -> None:
+    """Packs the documents of a piece but those that are dropped."""
+    counts = piece.facts()["counts"]
     lengths = _map(piece.folder / "lengths", LENGTHS)
     tokens = _map(piece.folder / "tokens", TOKENS)
-    if len(lengths) != facts["documents"] or len(tokens) != facts["tokens"]:
+    ends = np.cumsum(lengths[:, 0], dtype=np.int64)
+    if len(lengths) != counts["documents"] or len(tokens) != counts["tokens"] or (len(ends) and ends[-1] != len(tokens)):
         raise ArtifactError(f"{piece.folder} is not whole", next_step="Remove it to have it made again")
-    starts = np.zeros(len(lengths), np.int64)
-    np.cumsum(lengths[:-1], out=starts[1:], dtype=np.int64)
-    for begin in range(0, len(tokens), _BLOCK_TOKENS):
-        stop = min(begin + _BLOCK_TOKENS, len(tokens))
-        inside = starts[np.searchsorted(starts, begin) : np.searchsorted(starts, stop)] - begin
-        target.append_rows(packer.add(tokens[begin:stop], inside))
-    target.count(documents=facts["documents"], bytes=facts["bytes"])
+    first = 0
+    while first < len(lengths):
+        begin = ends[first] - lengths[first, 0]
+        last = max(first + 1, int(np.searchsorted(ends, begin + _BLOCK_TOKENS, side="right")))
+        block, sizes = tokens[begin : ends[last - 1]], lengths[first:last]
+        if dropped is not None and dropped[first:last].any():
+            kept = ~dropped[first:last]
+            block, sizes = block[np.repeat(kept, sizes[:, 0])], sizes[kept]
+        starts = np.cumsum(sizes[:, 0], dtype=np.int64) - sizes[:, 0]
+        target.append_rows(packer.add(block, starts))
+        target.count(documents=len(sizes), bytes=int(sizes[:, 1].sum(dtype=np.int64)))
+        first = last
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -338,8 +417,7 @@ def _map(path: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 def _stamps(pieces: list[Piece]) -> dict[str, list[int]]:
     """Size and time of every file."""
-    names = {piece.part.file for piece in pieces if piece.part.file}
-    return {name: [(facts := Path(name).stat()).st_size, facts.st_mtime_ns] for name in sorted(names)}
+    return {name: stamp(name) for name in sorted({piece.part.file for piece in pieces if piece.part.file})}
 
 
 def _field_of(name: str, pieces: list[Piece]) -> str:
