@@ -16,7 +16,7 @@ from typing import Any
 
 from transfer_api.errors import SpecError
 from transfer_api.spec import API_GROUP, API_VERSION, ExperimentSpec, TransferExperiment
-from transfer_api.stage import StageKind, StagePlan
+from transfer_api.stage import StageKind, StagePlan, reads_addresses
 from transfer_api.task import ADDRESS_VARIABLE, PodTask, program
 from transfer_operator.decide import CreatePod, Event, Role
 from transfer_operator.decide.snapshot import PodName
@@ -255,6 +255,8 @@ def _container(experiment: TransferExperiment, action: CreatePod, settings: Oper
     }
 
 
+DATA_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
+"""Keys of `spec.dataSecret`, by the names under which every S3 client looks for them."""
 _MOUNTS = {"storage": str(STORAGE), "scratch": SCRATCH, "shared-memory": "/dev/shm"}  # noqa: S108
 
 
@@ -304,6 +306,11 @@ def _environment(experiment: TransferExperiment, action: CreatePod, settings: Op
     token = experiment.spec.model.token_secret
     if token is not None and action.name.role is Role.WORKER and may_fetch(action.stage):
         entries.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": token.name, "key": token.key}}})
+    secret = experiment.spec.data_secret
+    if secret is not None and action.name.role is Role.WORKER and reads_addresses(action.stage):
+        # One by one, not the whole Secret: a variable that happens to be named PYTHONPATH is not ours to set.
+        references = {name: {"name": secret, "key": name, "optional": True} for name in DATA_VARIABLES}
+        entries += [{"name": name, "valueFrom": {"secretKeyRef": reference}} for name, reference in references.items()]
     return entries
 
 

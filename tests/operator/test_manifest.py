@@ -342,6 +342,22 @@ def test_the_hub_is_there_only_for_stages_that_may_fetch(spec, stage, fetches):
 
 
 @pytest.mark.parametrize(
+    ("path", "stage", "given"),
+    [
+        ("s3://bucket/*.jsonl", "pretraining-dataset", True),
+        ("s3://bucket/*.jsonl", "pretraining", False),
+        ("a", "pretraining-dataset", False),
+    ],
+)
+def test_only_pods_that_read_addresses_get_the_credentials_and_no_other_variable_of_their_secret(path, stage, given):
+    spec = {"dataSecret": "bucket", "pretraining": {**TRAINING["pretraining"], "mixture": [{"path": path}]}}
+    values = environment(pod(made(**spec), stage))
+    found = {name: value for name, value in values.items() if name.startswith("AWS_")}
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
+    assert found == ({name: {"secretKeyRef": {"name": "bucket", "key": name, "optional": True}} for name in names} if given else {})
+
+
+@pytest.mark.parametrize(
     ("spec", "stage", "role", "token"),
     [
         pytest.param({"model": HUB}, "pretraining", Role.WORKER, True, id="may fetch"),
