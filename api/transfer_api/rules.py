@@ -31,6 +31,7 @@ from transfer_api.spec import (
     TextSource,
     Toleration,
     TolerationOperator,
+    Vocabulary,
     Workers,
 )
 
@@ -210,6 +211,13 @@ def _learning_rate(training: Optimization) -> Violation | None:
         if value is not None and not 0 < float(value) <= 1:
             return Violation(field=field, value=value, allowed="more than 0, at most 1", next_step='Write it such as "2e-5"')
     return None
+
+
+def _distillation_rate(vocabulary: Vocabulary) -> Violation | None:
+    rate = vocabulary.distillation.learning_rate
+    if 0 < float(rate) <= 1:
+        return None
+    return Violation(field="distillation.learningRate", value=rate, allowed="more than 0, at most 1", next_step='Write it such as "1e-4"')
 
 
 def _share(field: str, value: str, example: str) -> Violation:
@@ -393,6 +401,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="learning-rate", paths=TRAINING, cel=_RATE_CEL,
         message="a learning rate is more than 0 and at most 1", check=_learning_rate,
+    ),
+    Rule(
+        name="distillation-rate", paths=("spec.vocabulary",),
+        cel="!has(self.distillation) || (double(self.distillation.learningRate) > 0.0 && double(self.distillation.learningRate) <= 1.0)",
+        message="a learning rate is more than 0 and at most 1", check=_distillation_rate,
     ),
     Rule(
         name="perplexity-needs-texts", paths=("spec.evaluation",), cel="!('perplexity' in self.suites) || self.texts.size() > 0",

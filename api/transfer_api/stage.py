@@ -23,6 +23,7 @@ from pydantic import Field
 
 from transfer_api.base import Observed
 from transfer_api.spec import (
+    Distillation,
     Evaluation,
     ExperimentSpec,
     Initialization,
@@ -73,6 +74,7 @@ class VocabularyParameters(Observed):
     model: ModelSource
     added_tokens: int
     initialization: Initialization
+    distillation: Distillation | None = Field(default=None, exclude_if=lambda value: value is None)
     pad_to_multiple_of: int | None = None
     corpus: list[TextSource]
     seed: int
@@ -281,6 +283,7 @@ class _Planner:
         wanted = self.spec.vocabulary
         return VocabularyParameters(
             model=self.model, added_tokens=wanted.added_tokens, initialization=wanted.initialization,
+            distillation=wanted.distillation if wanted.initialization is Initialization.DISTILLATION else None,
             pad_to_multiple_of=wanted.pad_to_multiple_of,
             corpus=[source.model_copy(update={"language": None}) for source in wanted.corpus], seed=self.spec.seed,
         )  # fmt: skip

@@ -52,6 +52,8 @@ CASES = [
     ("three budgets", changed(changed(document(), "spec.pretraining.epochs", 1), "spec.pretraining.steps", 2), "exactly one budget"),
     ("no budget", changed(document(), "spec.pretraining.tokens", DROP), "exactly one budget"),
     ("two budgets of tuning", changed(changed(ALL, "spec.instructionTuning.epochs", 1), "spec.instructionTuning.steps", 1), "two budgets"),
+    ("distillation at a rate of 0", changed(ALL, "spec.vocabulary.distillation", {"learningRate": "0"}), "more than 0 and at most 1"),
+    ("distillation within its budget", changed(ALL, "spec.vocabulary.distillation", {"snippets": 20, "learningRate": "1e-3"}), None),
     ("min over replicas", document(workers={"min": 3, "replicas": 2}), "min is larger than replicas"),
     ("min over the default replicas", document(workers={"min": 2}), "min is larger than replicas"),
     ("replicas over max", document(workers={"replicas": 3, "max": 2}), "replicas is larger than max"),

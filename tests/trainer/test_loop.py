@@ -273,6 +273,15 @@ def test_a_lora_target_that_names_nothing_is_refused_with_what_there_is(storage:
         train(folder, stage)
 
 
+def test_a_rank_larger_than_a_matrix_is_refused_with_its_side(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+    stage = training_stage(KEY, dataset, steps=3, lora=True)
+    stage.parameters["lora"]["rank"] = 33
+    with pytest.raises(SpecError, match="q_proj has a side of 32") as caught:
+        train(folder, stage)
+    assert (caught.value.field, caught.value.allowed) == ("spec.pretraining.lora.rank", "at most 32")
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

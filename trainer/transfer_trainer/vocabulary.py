@@ -16,10 +16,12 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from transfer_api.errors import DataError, ModelError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
@@ -29,8 +31,10 @@ from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
 from transfer_pod.shard import Report, at_work
+from transfer_trainer.chat import prefix
 from transfer_trainer.dataset import load_tokenizer
-from transfer_trainer.embedding import resize_model
+from transfer_trainer.distillation import Added, batches_of, choose, distil
+from transfer_trainer.embedding import resized_model
 from transfer_trainer.merges import LEAST_COUNT, Learned, MergeLearner, chunks
 from transfer_trainer.tokenizer import BaseTokenizer
 
@@ -81,30 +85,54 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     progress = _Progress(report, parameters.added_tokens)
     corpus = _read(context, parameters, base, progress)
     learned = learn(base, corpus.words, parameters.added_tokens, progress.learned, progress.counting(corpus.documents))
+    store = ArtifactStore(context.storage)
+    target = store.draft(context.stage, context.pod)
     with progress.saving():
-        return _save(context, parameters, folder, tokenizer, base, corpus, learned)
+        save_tokenizer(tokenizer, base, learned, target / "model")
+        extended = load_tokenizer(target / "model")
+        check_extension(tokenizer, extended, base, learned, corpus.held_out)
+        added = Added(base.size, [base.ids(token) for token in learned.tokens])
+        model, rows = resized_model(folder, added.pieces, added.first_id, parameters)
+    distilled = _distil(context, parameters, model, extended, added, progress) if parameters.distillation else {}
+    with progress.saving():
+        model.save_pretrained(target / "model")
+        return _commit(context, target, base, corpus, learned, rows, (tokenizer, extended), distilled)
 
 
-def _save(
+def _distil(
+    context: PodContext, parameters: VocabularyParameters, model: Any, tokenizer: Any, added: Added, progress: _Progress
+) -> dict[str, float]:
+    """Trains the new rows on snippets of the corpus without what is held out; returns their number and how it went."""
+    assert parameters.distillation is not None
+    texts = (text for text, held_out in _texts(context, parameters) if not held_out)
+    with progress.counting(0):
+        windows = choose(batches_of(texts, tokenizer), added, parameters.distillation.snippets)
+    stored = model.dtype
+    model.to("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
+    figures = distil(
+        model, windows, added, parameters.distillation, prefix=prefix(tokenizer), seed=parameters.seed, report=progress.distilled
+    )
+    model.to("cpu", stored)
+    logger.info("%d snippets distilled: %s", len(windows), ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    return {"snippets": len(windows), **figures}
+
+
+def _commit(
     context: PodContext,
-    parameters: VocabularyParameters,
-    folder: Path,
-    tokenizer: Any,
+    target: Path,
     base: BaseTokenizer,
     corpus: Corpus,
     learned: Learned,
+    rows: int,
+    tokenizers: tuple[Any, Any],
+    distilled: dict[str, float],
 ) -> ResultMessage:
-    """Writes, checks and seals what was learned."""
-    store = ArtifactStore(context.storage)
-    target = store.draft(context.stage, context.pod)
-    save_tokenizer(tokenizer, base, learned, target / "model")
-    extended = load_tokenizer(target / "model")
-    check_extension(tokenizer, extended, base, learned, corpus.held_out)
-    pieces = [base.ids(token) for token in learned.tokens]
-    rows = resize_model(folder, target / "model", pieces, base.size, parameters)
-    before, after = fertility(tokenizer, corpus.held_out), fertility(extended, corpus.held_out)
+    """Measures and seals what was made."""
+    before, after = (fertility(tokenizer, corpus.held_out) for tokenizer in tokenizers)
     parts = parts_of_longer_tokens(base, learned, corpus.words)
     facts = _facts(base, learned, corpus, rows, before, after, parts)
+    if distilled:
+        facts["distillation"] = distilled
     write_atomically(target / "vocabulary.json", json.dumps(facts, indent=1, ensure_ascii=False))
     numbers = {
         "added_tokens": len(learned.tokens),
@@ -120,26 +148,35 @@ def _save(
         len(learned.tokens), base.size, base.size + len(learned.tokens), rows, before.tokens_per_word, after.tokens_per_word,
         before.bytes_per_token, after.bytes_per_token,
     )  # fmt: skip
-    reference = store.commit(context.stage, target, numbers=numbers)
+    reference = ArtifactStore(context.storage).commit(context.stage, target, numbers=numbers)
     return ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, numbers=numbers, step=corpus.documents)
 
 
 def _read(context: PodContext, parameters: VocabularyParameters, base: BaseTokenizer, progress: _Progress) -> Corpus:
-    corpus, kept = Corpus(), 0
-    for number, source in enumerate(parameters.corpus):
-        for text in iter_documents(source, context, f"spec.vocabulary.corpus[{number}]"):
-            corpus.documents += 1
-            corpus.bytes += len(text.encode())
-            if corpus.documents % _HELD_OUT_EVERY == 0 and kept < _HELD_OUT_CHARACTERS:
-                corpus.held_out.append(text)
-                kept += len(text)
-            else:
-                _count(corpus, base.words(text))
-            progress.read(corpus.documents)
+    corpus = Corpus()
+    for text, held_out in _texts(context, parameters):
+        corpus.documents += 1
+        corpus.bytes += len(text.encode())
+        if held_out:
+            corpus.held_out.append(text)
+        else:
+            _count(corpus, base.words(text))
+        progress.read(corpus.documents)
     if not corpus.held_out:  # fewer than ten documents: measured on what was learned from, and said so in vocabulary.json
         first = next(iter_documents(parameters.corpus[0], context, "spec.vocabulary.corpus[0]"))
         corpus.held_out.append(first[:_HELD_OUT_CHARACTERS])
     return corpus
+
+
+def _texts(context: PodContext, parameters: VocabularyParameters) -> Iterator[tuple[str, bool]]:
+    """The documents of all sources, each with whether it is held out."""
+    kept = documents = 0
+    for number, source in enumerate(parameters.corpus):
+        for text in iter_documents(source, context, f"spec.vocabulary.corpus[{number}]"):
+            documents += 1
+            held_out = documents % _HELD_OUT_EVERY == 0 and kept < _HELD_OUT_CHARACTERS
+            kept += len(text) if held_out else 0
+            yield text, held_out
 
 
 def _count(corpus: Corpus, words: Sequence[str]) -> None:
@@ -316,6 +353,9 @@ class _Progress:
 
     def counting(self, documents: int) -> contextlib.AbstractContextManager[None]:
         return at_work(self._report, Progress(activity=Activity.LOADING, step=documents))
+
+    def distilled(self, updates: int, total: int) -> None:
+        self._send(Progress(activity=Activity.RUNNING, step=updates, total_steps=total))
 
     def saving(self) -> contextlib.AbstractContextManager[None]:
         return at_work(self._report, Progress(activity=Activity.SAVING, step=self._tokens, total_steps=self._tokens))
