@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import ExperimentSpec, TransferExperiment
+from transfer_api.spec import ExperimentSpec, Method, TransferExperiment
 from transfer_api.stage import StageKind, StagePlan, plan_stages
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import fingerprints, model_size, sources
@@ -25,7 +26,7 @@ from transfer_evaluator.suites import check_suites
 from transfer_pod.artifact import ArtifactStore, storage_errors
 from transfer_pod.context import NOT_THERE, find_input
 from transfer_pod.documents import check_source
-from transfer_pod.model import check_model_folder, read_config
+from transfer_pod.model import check_lora, check_model_folder, linear_sides, read_config
 
 __all__ = ["check", "fingerprints", "input_problems"]
 
@@ -91,7 +92,7 @@ def input_problems(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Transf
             lambda: _suites(spec, roots),
         ]
     )
-    return [*map(_with_make_inputs, errors), *_sequence_lengths(spec, roots)]
+    return [*map(_with_make_inputs, errors), *_sequence_lengths(spec, roots), *_adapters(spec, roots)]
 
 
 def _ask(questions: Sequence[Callable[[], None]]) -> list[TransferError]:
@@ -186,6 +187,19 @@ def _sequence_lengths(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Tra
         for name, training in (("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning))
         if training is not None and training.sequence_length > positions
     ]  # fmt: skip
+
+
+def _adapters(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferError]:
+    """Adapters that the model has no place for."""
+    stages = [("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning)]
+    wanted = [(f"spec.{name}.lora", training.lora) for name, training in stages if training and training.method is Method.LORA]
+    if spec.model.path is None or not wanted:
+        return []
+    try:
+        sides = linear_sides(check_model_folder(find_input(spec.model.path, roots)))
+    except TransferError:
+        return []  # `_model` has said it
+    return _ask([functools.partial(check_lora, sides, lora, field) for field, lora in wanted])
 
 
 def _no_other_model(output: Path) -> None:

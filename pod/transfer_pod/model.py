@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transfer_api.errors import ModelError
-from transfer_api.spec import ModelSource
+from transfer_api.errors import ModelError, SpecError
+from transfer_api.spec import Lora, ModelSource
 from transfer_api.stage import StageKind
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
@@ -145,6 +145,44 @@ def check_whole(info: Mapping[str, Any], folder: Path) -> None:
             f"lacks {len(missing)} weights, among them {', '.join(missing[:3])}", field="spec.model", value=str(folder),
             next_step="Fetch it again; a file of weights was cut short or left out",
         )  # fmt: skip
+
+
+def check_lora(smallest: Mapping[str, int], lora: Lora, field: str) -> None:
+    """Refuses adapters that the model has no place for.
+
+    Args:
+        smallest: last part of the name of each linear module, such as q_proj, to the smaller side of its matrix (the smallest of all
+            layers).
+        lora: what is wanted.
+        field: where it is written, such as spec.pretraining.lora.
+
+    Raises:
+        SpecError: a target names no linear module (the message lists those there are), or the rank is larger than a matrix.
+    """
+    last = {target: target.rpartition(".")[2] for target in lora.targets}
+    if missing := [target for target, name in last.items() if name not in smallest]:
+        raise SpecError(
+            "no linear module of this name in the model", field=f"{field}.targets", value=missing[0],
+            allowed=", ".join(sorted(smallest)), next_step="Choose among these",
+        )  # fmt: skip
+    side, target = min((smallest[name], target) for target, name in last.items())
+    if lora.rank > side:
+        raise SpecError(
+            f"is larger than a matrix of the model: {target} has a side of {side}", field=f"{field}.rank", value=lora.rank,
+            allowed=f"at most {side}", next_step="Lower it; with the rank of the matrix itself, method: Full costs less",
+        )  # fmt: skip
+
+
+def linear_sides(folder: Path) -> dict[str, int]:
+    """What `check_lora` asks for, from the headers of the weights alone: matrices in layers, without embeddings and head."""
+    sides: dict[str, int] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in safetensors_header(path).items():
+            parts = name.split(".")
+            in_layer = len(parts) > 2 and parts[-1] == "weight" and any(part.isdigit() for part in parts)
+            if in_layer and len(entry["shape"]) == 2:
+                sides[parts[-2]] = min(*entry["shape"], sides.get(parts[-2], max(entry["shape"])))
+    return sides
 
 
 def _check_tokenizer(file: Path, field: str) -> None:

@@ -145,6 +145,20 @@ def test_rows_longer_than_the_positions_of_the_model(tmp_path: Path) -> None:
     assert "at most 256 (max_position_embeddings" in told
 
 
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"targets": ["query"]}, r"spec.instructionTuning.lora.targets.*'query'.*down_proj, gate_proj, k_proj, o_proj, q_proj"),
+        ({"rank": 33}, r"spec.instructionTuning.lora.rank: is larger than a matrix.*at most 32"),
+    ],
+    ids=["a target that is no module", "a rank larger than a matrix"],
+)
+def test_adapters_that_the_model_has_no_place_for(tmp_path: Path, lora: dict[str, Any], message: str) -> None:
+    write_experiment(tmp_path, changed(ALL, "spec.instructionTuning.lora", lora))
+    with pytest.raises(SpecErrors, match=message):
+        check(tmp_path)
+
+
 def test_a_model_without_a_number_of_positions_has_no_limit(tmp_path: Path) -> None:
     write_experiment(tmp_path, changed(ALL, "spec.pretraining.sequenceLength", 512))
     shutil.rmtree(tmp_path / "model")
