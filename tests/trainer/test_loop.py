@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from peft import PeftModel
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -206,6 +207,11 @@ def test_plain_transformers_loads_the_artifact_and_gets_the_trained_weights(tmp_
         trained = cast(Any, training.model)(ids).logits
         torch.testing.assert_close(plain(ids).logits, trained, rtol=1e-4, atol=1e-5)
         before = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        assert (folder.parent / "adapter").is_dir() == lora
+        if lora:
+            adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), folder.parent / "adapter").eval()
+            torch.testing.assert_close(adapted(ids).logits, trained, rtol=1e-4, atol=1e-5)
+            assert adapted.peft_config["default"].base_model_name_or_path == "model"
         assert not torch.allclose(before(ids).logits, trained, atol=1e-3)
     changed = {name for name, weight in plain.state_dict().items() if not torch.equal(weight, before.state_dict()[name])}
     assert "model.embed_tokens.weight" in changed

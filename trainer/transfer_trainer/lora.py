@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -9,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from transfer_api.spec import Lora
+from transfer_api.spec import Lora, ModelSource
 from transfer_pod.model import check_lora
 from transfer_trainer.model import is_tied
 
@@ -32,6 +33,19 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int, section: str = "
     )  # fmt: skip
     torch.manual_seed(seed)
     return cast(PeftModel, get_peft_model(model, config))
+
+
+def save_adapter(model: PeftModel, folder: Path, base: ModelSource | None) -> None:
+    """Writes what was trained as peft's own files, which name the base model as the experiment does (None: an earlier stage made it).
+
+    Embeddings are in it only where they were trained beside the adapters.
+    """
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = (base.name or base.path) if base else None
+    config.revision = base.revision if base else None
+    trained = bool(config.modules_to_save)
+    model.save_pretrained(folder, save_embedding_layers=trained)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's, with nothing in it
 
 
 def merge_adapters(model: PeftModel) -> PreTrainedModel:
