@@ -61,6 +61,7 @@ def test_without_baseline_nothing_is_compared() -> None:
         ("spec.pretraining.embeddingLearningRate", "2e-5"), ("spec.pretraining.lora", {"rank": 4}), ("metadata.name", "other"),
         ("spec.model.parameters", "7B"), ("spec.model.tokenSecret", {"name": "hub"}), ("spec.pretraining.maxEpochs", 9),
         ("spec.pretraining.validationSteps", 5), ("spec.pretraining.mixture.0.language", "jv"), ("spec.vocabulary.corpus.0.language", "jv"),
+        ("spec.vocabulary.distillation", {"snippets": 5}),
     ],
 )  # fmt: skip
 def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) -> None:
@@ -85,6 +86,14 @@ def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) 
 def test_what_changes_the_result_changes_the_keys_after_it(path: str, value: Any, same: set[str]) -> None:
     before, after = keys(ALL), keys(changed(ALL, path, value))
     assert {name for name in before if before[name] == after[name]} == same
+
+
+def test_the_budget_of_a_distillation_counts_only_where_there_is_one() -> None:
+    assert "distillation" not in stages(ALL)["vocabulary"].parameters
+    wanted = changed(ALL, "spec.vocabulary.initialization", "Distillation")
+    assert stages(wanted)["vocabulary"].parameters["distillation"] == {"snippets": 100, "learningRate": "1e-4"}
+    longer = changed(wanted, "spec.vocabulary.distillation", {"snippets": 5})
+    assert keys(longer)["vocabulary"] != keys(wanted)["vocabulary"] != keys(ALL)["vocabulary"]
 
 
 def test_the_content_of_a_file_is_part_of_the_keys_that_read_it() -> None:
