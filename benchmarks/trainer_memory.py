@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from transformers import AutoTokenizer
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.bars import report
 from benchmarks.trainer_vs_hf import MODEL, hugging_face, ours
@@ -65,6 +67,7 @@ def measure(wanted: argparse.Namespace) -> tuple[dict[str, float], dict[str, str
         rows = model.config.vocab_size + wanted.added
         model.resize_token_embeddings(rows, mean_resizing=False)
         model.save_pretrained(Path(name) / "model")
+        AutoTokenizer.from_pretrained(wanted.model).save_pretrained(Path(name) / "model")
         del model
         for side in ("ours", "theirs"):
             command = [sys.executable, "-m", "benchmarks.trainer_memory", "--side", side, "--folder", name, "--tokens", str(wanted.tokens)]
