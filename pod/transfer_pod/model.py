@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,18 @@ def model_folder(context: PodContext) -> Path:
     key = context.stage.inputs.get("model")
     if key is not None:
         return _of_artifact(context, key)
-    source = ModelSource.model_validate(context.stage.parameters["model"])
+    return base_folder(ModelSource.model_validate(context.stage.parameters["model"]), context.find)
+
+
+def base_folder(source: ModelSource, find: Callable[[str, str], Path]) -> Path:
+    """A base model: the folder that `find` makes of its path and the name of the field, or fetched from the hub.
+
+    Raises:
+        ModelError, DataError: it is missing or cannot be used.
+        HubUnreachableError: the hub does not answer now.
+    """
     if source.path is not None:
-        return check_model_folder(context.find(source.path, "spec.model.path"), "spec.model.path")
+        return check_model_folder(find(source.path, "spec.model.path"), "spec.model.path")
     return _from_hub(source)
 
 
