@@ -68,6 +68,10 @@ generate: setup ## write crds/ and docs/reference.md from the models, and the ch
 bench: inputs ## measure what benchmarks/bars.yaml sets bars for
 	@missed=0; for each in one_machine trainer_vs_hf elastic_losses; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
 
+.PHONY: bench-evaluator
+bench-evaluator: inputs ## measure the evaluator beside lm-evaluation-harness's own model against benchmarks/bars.yaml, with nothing else running
+	@HF_HUB_OFFLINE=1 $(bin)/python -m benchmarks.evaluator_vs_harness
+
 .PHONY: cluster
 cluster: ## start a Kubernetes on this machine, by kind where Docker runs, else without it (root); docs/cluster.md
 	@hack/cluster/cluster up

@@ -186,7 +186,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             SpecError: the task asks for sampling or beams, or for more tokens than the model has positions.
         """
         prompts = [self._prompt(request) for request in requests]
-        answers = answer(self.loaded, prompts, self.eot_token_id, self.begin(len(prompts)))
+        answers = answer(self.loaded, prompts, self.begin(len(prompts)), scorer=self.scorer)
         for request, text in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return answers
