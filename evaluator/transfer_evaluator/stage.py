@@ -34,7 +34,7 @@ def run(context: PodContext, report: Report) -> ResultMessage:
 
     Raises:
         SpecError: a suite does not exist, or perplexity has no texts.
-        DataError: a text or the data of a task cannot be read.
+        DataError: a text or the data of a task cannot be read, or is other than the task wants.
         ModelError: the model cannot be loaded.
         ArtifactError: the baseline or the model's artifact is damaged.
     """
@@ -87,6 +87,7 @@ class _Suites:
             quiet()
             self.library = TaskLibrary([context.find(folder, "spec.evaluation.taskFolders") for folder in parameters.task_folders])
             self.library.check(self.tasks)
+            self.library.prepare(self.tasks)
 
     def run(self, model: LoadedModel, meter: Meter) -> list[TaskResult]:
         scorer = TokenScorer(model.model)

@@ -18,8 +18,8 @@ NOTE = (
 )
 ALONE_NOTE = "The interval is a 95 % bootstrap over the items (2,000 resamples). Nothing was scored beside it to compare with."
 PERPLEXITY_NOTE = (
-    "Perplexity is per token: after a change of vocabulary it may not be compared, since longer tokens alone raise it. "
-    "Bits per byte may: it counts the same bytes whatever the tokens are."
+    "Perplexity is per token: after a change of vocabulary it may not be compared, since longer tokens alone raise it; no baseline stands "
+    "beside it then. Bits per byte and per character may: they count the same bytes and characters whatever the tokens are."
 )
 
 

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import load_dataset
+from jinja2.exceptions import UndefinedError
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
@@ -49,6 +51,7 @@ class TaskLibrary:
         self._folders = [str(folder) for folder in folders]
         self._manager = self._index(include_defaults=False)
         self._complete = False
+        self._prepared: dict[str, list[Any]] = {}
 
     def check(self, suites: Iterable[str]) -> None:
         """Sees that every suite exists, and every task that a group of them names, before any model is loaded.
@@ -72,19 +75,31 @@ class TaskLibrary:
         Raises:
             DataError: its data cannot be loaded.
         """
+        model.cut.clear()
         results = simple_evaluate(
             model=model, tasks=self._load(suite), task_manager=self._manager, num_fewshot=shots, limit=limit,
             bootstrap_iters=0, log_samples=True,
             random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
-        return read_results(suite, results)
+        return read_results(suite, results, model.cut)
 
     def _index(self, *, include_defaults: bool) -> Any:
         manager = TaskManager(include_path=self._folders, include_defaults=include_defaults)
         manager._factory = _Factory(self._folders)
         return manager
 
+    def prepare(self, suites: Iterable[str]) -> None:
+        """Loads every suite's data, so that what is wrong with it shows before any model is loaded.
+
+        Raises:
+            DataError: it cannot be loaded, has no such split or columns, or no items.
+        """
+        for suite in suites:
+            self._prepared[suite] = self._load(suite)
+
     def _load(self, suite: str) -> list[Any]:
+        if suite in self._prepared:
+            return self._prepared.pop(suite)  # once: the harness writes shots and more into it
         try:
             loaded = self._manager.load([suite])
         except TransferError:
@@ -138,6 +153,12 @@ class _Factory(TaskFactory):  # type: ignore[misc]
         super().__init__()
         self._roots = [Path(folder).resolve() for folder in folders]
 
+    def _build_task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
+        try:
+            return super()._build_task(entry, overrides)
+        except (IndexError, StopIteration, KeyError, UndefinedError) as error:
+            raise _data_error(self._load_full_config(entry, overrides), error) or error from error
+
     def _load_full_config(self, entry: Any, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
         config: dict[str, Any] = super()._load_full_config(entry, overrides)
         path = Path(entry.yaml_path).resolve() if entry.yaml_path else None
@@ -146,6 +167,30 @@ class _Factory(TaskFactory):  # type: ignore[misc]
         if ours and path is not None and isinstance(kwargs, dict) and "data_files" in kwargs:
             config["dataset_kwargs"] = {**kwargs, "data_files": resolve_data_files(kwargs["data_files"], path.parent)}
         return config
+
+
+def _data_error(config: Mapping[str, Any], error: Exception) -> DataError | None:
+    """What is wrong between a task and its data, where all that the harness has to say is KeyError; None where it is something else."""
+    task = config.get("task")
+    if isinstance(error, (IndexError, StopIteration)):
+        return DataError(
+            "has no items", field=FIELD, value=task, next_step="Put questions into its data, or leave the suite out",
+        )  # fmt: skip
+    try:
+        data = load_dataset(config["dataset_path"], config.get("dataset_name"), **(config.get("dataset_kwargs") or {}))
+    except Exception:  # then that is what is wrong
+        return None
+    for name in ("test_split", "validation_split", "training_split", "fewshot_split"):
+        if config.get(name) is not None and config[name] not in data:
+            return DataError(
+                f"the data of the task {task} has no split {config[name]}", field=FIELD, value=f"{name}: {config[name]}",
+                allowed=", ".join(data), next_step="Correct it in the task file, or name the split's file in dataset_kwargs.data_files",
+            )  # fmt: skip
+    columns = data[config.get("test_split") or config["validation_split"]].column_names
+    return DataError(
+        f"the task {task} reads a column that its data does not have", field=FIELD, value=str(error), allowed=", ".join(columns),
+        next_step="Correct doc_to_text, doc_to_choice and doc_to_target in the task file, or give data with these columns",
+    )  # fmt: skip
 
 
 def resolve_data_files(value: Any, folder: Path) -> Any:
@@ -169,10 +214,17 @@ def resolve_data_files(value: Any, folder: Path) -> Any:
     return str(path)
 
 
-def read_results(suite: str, results: Mapping[str, Any]) -> list[TaskResult]:
-    """The harness's results as ours: the group first, then its tasks; items keep what each metric gave."""
+def read_results(suite: str, results: Mapping[str, Any], cut: Mapping[tuple[str, int], int] | None = None) -> list[TaskResult]:
+    """The harness's results as ours: the group first, then its tasks; items keep what each metric gave.
+
+    Args:
+        suite: what was asked for.
+        results: of `simple_evaluate`.
+        cut: tokens that were cut off an item's context, by task and `doc_id`.
+    """
     samples: Mapping[str, list[Mapping[str, Any]]] = results["samples"]
-    tasks = {name: _items(found) for name, found in samples.items()}
+    tasks = {name: _items(found, {item: tokens for (task, item), tokens in (cut or {}).items() if task == name})
+             for name, found in samples.items()}  # fmt: skip
     parts = [_result(suite, name, items, results, detail=len(tasks) > 1) for name, items in tasks.items()]
     if suite in tasks or suite not in results["results"]:
         return parts
@@ -195,12 +247,13 @@ def _result(suite: str, task: str, items: list[Item], results: Mapping[str, Any]
     config = results["configs"].get(task, {})
     metadata = config.get("metadata") or {}
     return TaskResult(
-        suite=suite, task=task, language=str(metadata.get("language", "und")), harness=_harness(task, results),
+        suite=suite, task=task, language=str(metadata.get("language", "und")),
+        harness=", ".join([_harness(task, results), *_oddities(items)]),
         metrics=metrics, items=items, aggregates=aggregates, detail=detail,
     )  # fmt: skip
 
 
-def _items(samples: Iterable[Mapping[str, Any]]) -> list[Item]:
+def _items(samples: Iterable[Mapping[str, Any]], cut: Mapping[int, int]) -> list[Item]:
     """One item a document; a document that went through several filters has its values side by side."""
     items: dict[str, Item] = {}
     for sample in samples:
@@ -211,6 +264,8 @@ def _items(samples: Iterable[Mapping[str, Any]]) -> list[Item]:
             if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
                 item[_with_filter(metric, sample["filter"])] = float(value)
         item.setdefault("responses", [_plain(response) for response in sample["resps"]])
+        if sample["doc_id"] in cut:
+            item["cut_tokens"] = cut[sample["doc_id"]]
     return list(items.values())
 
 
@@ -245,6 +300,15 @@ def _harness(task: str, results: Mapping[str, Any]) -> str:
         f"task version {version}" if version not in (None, "N/A") else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _oddities(items: Sequence[Item]) -> list[str]:
+    """What somebody who reads the score should know of the items behind it."""
+    cut = sum("cut_tokens" in item for item in items)
+    empty = sum(any(response == "" for response in item["responses"]) for item in items)
+    again = len(items) - len({item["id"].rpartition("-")[2] for item in items})
+    counts = {"longer than the model's context and cut from the left": cut, "with an empty answer": empty, "that stand there twice": again}
+    return [f"{count} of {len(items)} items {what}" for what, count in counts.items() if count]
 
 
 def quiet() -> None:

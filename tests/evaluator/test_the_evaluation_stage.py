@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluator.tasks import write_tasks
+from tests.evaluator.tasks import LETTERS, write_tasks
 from tests.support.experiment import wait_for
 from tests.support.tiny import SENTENCES, drop_tensor, save_tiny_model
 from transfer_api.errors import DataError, ModelError, SpecError
@@ -29,6 +29,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_model(folder / "other", seed=1)
     (folder / "tasks").mkdir()
     write_tasks(folder / "tasks")
+    (folder / "tasks" / "examless.yaml").write_text(
+        LETTERS.replace("task: letters", "task: examless").replace("test_split: test", "test_split: exam")
+    )
     (folder / "id.txt").write_text("\n\n".join(SENTENCES[2:] * 3))
     (folder / "en.txt").write_text("\n\n".join(SENTENCES[:2]))
     return folder
@@ -106,6 +109,7 @@ def test_an_earlier_try_that_was_killed_leaves_nothing_behind(storage):
         pytest.param(plan(texts=[]), SpecError, "spec.evaluation.texts", id="perplexity without texts"),
         pytest.param(plan(task_folders=["nowhere"]), DataError, "spec.evaluation.taskFolders", id="no such task folder"),
         pytest.param(plan(texts=[NamedText(name="t", path="nowhere.txt")]), DataError, "spec.evaluation.texts[0].path", id="no such text"),
+        pytest.param(plan(suites=("examless",)), DataError, "spec.evaluation.suites", id="no such split"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_before_a_model_is_loaded(storage, monkeypatch, stage, error, field):
@@ -153,7 +157,7 @@ def test_the_pod_ends_with_its_scores_in_the_termination_message_and_is_reused(s
         assert message is not None
         assert message.outcome is Outcome.COMPLETE
         assert message.reused is reused
-        assert [score.task for score in message.scores] == ["udhr-id", "udhr-en"] * 2
+        assert [score.task for score in message.scores] == ["udhr-id", "udhr-en"] * 3
 
 
 def test_an_unknown_suite_ends_the_pod_with_10_and_the_nearest_name(storage, tmp_path):
