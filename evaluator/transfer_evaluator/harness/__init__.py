@@ -27,7 +27,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 
 from transfer_api.errors import DataError, ModelError, SpecError
 from transfer_api.spec import ModelSource, Precision
-from transfer_evaluator.generation import Prompt, answer
+from transfer_evaluator.generation import MORE_THAN_GREEDY, Prompt, answer
 from transfer_evaluator.model import LoadedModel, load_model
 from transfer_evaluator.scorer import Begin, Request, TokenScorer, silent
 from transfer_pod.model import base_folder
@@ -194,7 +194,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _prompt(self, request: Any) -> Prompt:
         context, settings = request.args
         wanted = normalize_gen_kwargs(settings, MAX_GENERATED)
-        if wanted["do_sample"] or not GREEDY.issuperset(wanted):
+        if wanted["do_sample"] or any(wanted[name] != MORE_THAN_GREEDY.get(name) for name in wanted.keys() - GREEDY):
             raise SpecError(
                 "a task asks for answers that are not greedy", field="spec.evaluation.suites", value=settings,
                 allowed="tasks with log-likelihoods or greedy answers: others are not repeatable, or not what other models were given",
