@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from transfer_api.errors import DataError
 from transfer_api.spec import PERPLEXITY, NamedText
 from transfer_evaluator.model import LoadedModel
-from transfer_evaluator.score import Item, Metric, TaskResult, Transform
+from transfer_evaluator.score import DOCUMENT, Item, Metric, TaskResult, Transform
 from transfer_evaluator.scorer import Begin, Request, TokenScorer, silent
 
 MAX_CONTEXT = 1024
@@ -78,7 +78,13 @@ def score_texts(model: LoadedModel, scorer: TokenScorer, texts: Sequence[Text], 
     )
     return [
         TaskResult(
-            suite=PERPLEXITY, task=text.name, language=text.language, harness=harness, metrics=METRICS, items=_items(text, ids, found)
+            suite=PERPLEXITY,
+            task=text.name,
+            language=text.language,
+            harness=harness,
+            metrics=METRICS,
+            unit=DOCUMENT,
+            items=_items(text, ids, found),
         )
         for text, ids, found in zip(texts, tokens, nats, strict=True)
     ]
