@@ -17,7 +17,9 @@ from pydantic.alias_generators import to_snake
 
 from transfer_api.amount import amount_cel, format_amount
 from transfer_api.errors import SpecError
+from transfer_api.language import ASKED_LANGUAGES, primary
 from transfer_api.spec import (
+    CODE_SWITCHING,
     Evaluation,
     ExperimentSpec,
     InstructionSource,
@@ -225,6 +227,15 @@ def _perplexity_texts(evaluation: Evaluation) -> Violation | None:
     )  # fmt: skip
 
 
+def _switching_language(spec: ExperimentSpec) -> Violation | None:
+    if spec.evaluation is None or CODE_SWITCHING not in spec.evaluation.suites or primary(spec.language) in ASKED_LANGUAGES:
+        return None
+    return Violation(
+        field="language", value=spec.language, allowed=", ".join(ASKED_LANGUAGES),
+        next_step="Remove code-switching from evaluation.suites, or name one of these languages there, such as code-switching_id",
+    )  # fmt: skip
+
+
 def _validation_texts(spec: ExperimentSpec) -> Violation | None:
     training = spec.pretraining
     if training is None or training.validation_steps is None or (spec.evaluation and spec.evaluation.texts):
@@ -320,6 +331,10 @@ _RATE_CEL = (
     "double(self.learningRate) > 0.0 && double(self.learningRate) <= 1.0 && (!has(self.embeddingLearningRate) || "
     "(double(self.embeddingLearningRate) > 0.0 && double(self.embeddingLearningRate) <= 1.0))"
 )
+_SWITCHING_CEL = (
+    "!has(self.evaluation) || !('code-switching' in self.evaluation.suites) || "
+    f"self.language.matches('(?i)^({'|'.join(ASKED_LANGUAGES)})(-|$)')"
+)
 _NEW_ROWS_CEL = (
     "!has(self.vocabulary) || (!has(self.pretraining) && !has(self.instructionTuning)) || "
     "(has(self.pretraining) && (self.pretraining.method == 'Full' || self.pretraining.lora.trainEmbeddings)) || "
@@ -397,6 +412,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="perplexity-needs-texts", paths=("spec.evaluation",), cel="!('perplexity' in self.suites) || self.texts.size() > 0",
         message="the suite perplexity needs texts", check=_perplexity_texts,
+    ),
+    Rule(
+        name="switching-knows-the-language", paths=("spec",), cel=_SWITCHING_CEL,
+        message="the suite code-switching has no questions in this language", check=_switching_language,
     ),
     Rule(
         name="validation-needs-texts", paths=("spec",),

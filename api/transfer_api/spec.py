@@ -269,7 +269,16 @@ class InstructionTuning(Optimization):
 
 
 PERPLEXITY = "perplexity"
-"""The suite that is no task of lm-evaluation-harness but ours."""
+"""Held-out texts; like the next two no task of lm-evaluation-harness but ours."""
+CODE_SWITCHING = "code-switching"
+"""Answers in the experiment's language; `code-switching_hi` names another."""
+LANGUAGE_IDENTITY = "language-identity"
+"""Answers in each of `ASKED_LANGUAGES`."""
+
+
+def is_harness_suite(suite: str) -> bool:
+    """Whether a suite is a task, group or tag of lm-evaluation-harness or of a task folder."""
+    return suite not in (PERPLEXITY, LANGUAGE_IDENTITY) and suite.partition("_")[0] != CODE_SWITCHING
 
 
 class Evaluation(Contract):
@@ -277,7 +286,7 @@ class Evaluation(Contract):
 
     suites: list[Suite] = Field(
         default=[PERPLEXITY], min_length=1, max_length=32,
-        description="perplexity, or the name of a task or group of lm-evaluation-harness or of taskFolders.",
+        description="perplexity, code-switching, language-identity, or a task or group of lm-evaluation-harness or of taskFolders.",
     )  # fmt: skip
     baseline: bool = Field(default=True, description="Score the base model too and compare item by item.")
     texts: list[NamedText] = Field(default=[], max_length=64, description="Held-out texts of the suite perplexity.")

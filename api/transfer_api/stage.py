@@ -22,7 +22,9 @@ from typing import Any
 from pydantic import Field
 
 from transfer_api.base import Observed
+from transfer_api.language import primary
 from transfer_api.spec import (
+    CODE_SWITCHING,
     Evaluation,
     ExperimentSpec,
     Initialization,
@@ -37,6 +39,7 @@ from transfer_api.spec import (
     Schedule,
     TextSource,
     WeightedSource,
+    is_harness_suite,
 )
 
 KEY_LENGTH = 32  # hexadecimal digits: 128 bits, and short enough for a Kubernetes label
@@ -63,7 +66,7 @@ CONTRACT_VERSION: Mapping[StageKind, int] = {
     StageKind.DATASET: 2,
     StageKind.PRETRAINING: 2,
     StageKind.INSTRUCTION_TUNING: 2,
-    StageKind.EVALUATION: 1,
+    StageKind.EVALUATION: 2,
 }
 
 
@@ -203,7 +206,7 @@ def input_paths(spec: ExperimentSpec) -> list[str]:
 
 def needs_hub(spec: ExperimentSpec) -> bool:
     """Whether anything is fetched from a hub: the model, a data set, or a task that is in no folder of the experiment's."""
-    tasks = spec.evaluation is not None and not spec.evaluation.task_folders and set(spec.evaluation.suites) != {"perplexity"}
+    tasks = spec.evaluation is not None and not spec.evaluation.task_folders and any(map(is_harness_suite, spec.evaluation.suites))
     return spec.model.name is not None or tasks or _names_hub(spec.model_dump(mode="json"))
 
 
@@ -325,8 +328,10 @@ class _Planner:
 
     def _evaluation(self, name: str, wanted: Evaluation, model: str | None, baseline: str | None) -> str:
         texts = [text.model_copy(update={"language": text.language or self.spec.language}) for text in wanted.texts]
+        own = f"{CODE_SWITCHING}_{primary(self.spec.language)}"
+        suites = list(dict.fromkeys(own if suite == CODE_SWITCHING else suite for suite in wanted.suites))
         parameters = EvaluationParameters(
-            model=self.model, suites=wanted.suites, texts=texts, task_folders=wanted.task_folders,
+            model=self.model, suites=suites, texts=texts, task_folders=wanted.task_folders,
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
         )  # fmt: skip
         return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline))

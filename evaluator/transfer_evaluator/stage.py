@@ -11,12 +11,13 @@ from typing import Any
 
 from transfer_api.errors import SpecError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage, Score
-from transfer_api.spec import PERPLEXITY
+from transfer_api.spec import PERPLEXITY, is_harness_suite
 from transfer_api.stage import EvaluationParameters, StageKind
-from transfer_evaluator import perplexity
+from transfer_evaluator import perplexity, switching
 from transfer_evaluator.model import LoadedModel, load_model
 from transfer_evaluator.score import Item, TaskResult, read_items, score_tasks, write_items
 from transfer_evaluator.scorer import Done, TokenScorer
+from transfer_evaluator.suites import check_languages
 from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
@@ -70,7 +71,9 @@ class _Suites:
 
     def __init__(self, context: PodContext, parameters: EvaluationParameters) -> None:
         self.parameters = parameters
-        self.tasks = [suite for suite in dict.fromkeys(parameters.suites) if suite != PERPLEXITY]
+        check_languages(parameters.suites)
+        self.tasks = list(dict.fromkeys(filter(is_harness_suite, parameters.suites)))
+        self.asked = list(dict.fromkeys(filter(switching.is_ours, parameters.suites)))
         self.texts: list[perplexity.Text] = []
         if PERPLEXITY in parameters.suites:
             if not parameters.texts:
@@ -95,6 +98,10 @@ class _Suites:
             began = time.monotonic()
             results += perplexity.score_texts(model, scorer, self.texts, meter.begin)
             logger.info("perplexity: %.1f s", time.monotonic() - began)
+        if self.asked:
+            began = time.monotonic()
+            results += switching.score_suites(model, self.asked, self.parameters.limit, meter.begin)
+            logger.info("%s: %.1f s", " and ".join(self.asked), time.monotonic() - began)
         if self.library is not None:
             from transfer_evaluator.harness import HarnessModel
 

@@ -11,6 +11,7 @@ experiment itself.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,13 +25,16 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from transfer_api.errors import DataError, SpecError, TransferError
-from transfer_api.spec import PERPLEXITY
+from transfer_api.spec import CODE_SWITCHING, LANGUAGE_IDENTITY, PERPLEXITY
 from transfer_evaluator.harness import HarnessModel
-from transfer_evaluator.score import Item, Metric, TaskResult
+from transfer_evaluator.score import DOCUMENT, SUBJECT, Item, Metric, TaskResult
 
 FIELD = "spec.evaluation.suites"
+OURS = (PERPLEXITY, CODE_SWITCHING, LANGUAGE_IDENTITY)
 MAIN_METRICS = frozenset({"acc", "acc_norm", "exact_match"})
 """Stand in the first part of the table."""
+PASSAGES = ("passage", "flores_passage", "article", "paragraph", "context")
+"""Columns with a text that several questions may share."""
 
 
 def harness_version() -> str:
@@ -122,11 +126,11 @@ class TaskLibrary:
 
 
 def _unknown(suite: str, names: Iterable[str], problem: str = "no such suite") -> SpecError:
-    near = difflib.get_close_matches(suite, [PERPLEXITY, *names], n=5, cutoff=0.5)
+    near = difflib.get_close_matches(suite, [*OURS, *names], n=5, cutoff=0.5)
     hint = f"Nearest names: {', '.join(near)}" if near else "No name is near it"
     return SpecError(
         problem, field=FIELD, value=suite,
-        allowed="perplexity, or a task, group or tag of lm-evaluation-harness or of spec.evaluation.taskFolders",
+        allowed=f"{', '.join(OURS)}, or a task, group or tag of lm-evaluation-harness or of spec.evaluation.taskFolders",
         next_step=f"{hint}. Correct it, or give the folder that has it in spec.evaluation.taskFolders",
     )  # fmt: skip
 
@@ -176,7 +180,7 @@ def read_results(suite: str, results: Mapping[str, Any]) -> list[TaskResult]:
     parts = [_result(suite, name, items, results, detail=len(tasks) > 1) for name, items in tasks.items()]
     if suite in tasks or suite not in results["results"]:
         return parts
-    together = [{**item, "id": f"{name}/{item['id']}"} for name, items in tasks.items() for item in items]
+    together = [{SUBJECT: name, **item, "id": f"{name}/{item['id']}"} for name, items in tasks.items() for item in items]
     whole = _result(suite, suite, together, results, detail=False)
     return [whole, *parts] if whole.metrics or whole.aggregates else parts
 
@@ -196,8 +200,12 @@ def _result(suite: str, task: str, items: list[Item], results: Mapping[str, Any]
     metadata = config.get("metadata") or {}
     return TaskResult(
         suite=suite, task=task, language=str(metadata.get("language", "und")), harness=_harness(task, results),
-        metrics=metrics, items=items, aggregates=aggregates, detail=detail,
+        metrics=metrics, items=items, aggregates=aggregates, detail=detail, cluster=_cluster(items),
     )  # fmt: skip
+
+
+def _cluster(items: Sequence[Item]) -> str:
+    return next((name for name in (DOCUMENT, SUBJECT) if items and all(name in item for item in items)), "")
 
 
 def _items(samples: Iterable[Mapping[str, Any]]) -> list[Item]:
@@ -205,13 +213,23 @@ def _items(samples: Iterable[Mapping[str, Any]]) -> list[Item]:
     items: dict[str, Item] = {}
     for sample in samples:
         identity = f"{sample['doc_id']}-{sample['doc_hash'][:12]}"
-        item = items.setdefault(identity, {"id": identity, "target": str(sample["target"]), "prompt_hash": sample["prompt_hash"][:12]})
+        fixed = {"id": identity, "target": str(sample["target"]), "prompt_hash": sample["prompt_hash"][:12]}
+        item = items.setdefault(identity, fixed | _shared(sample["doc"]))
         for metric in sample["metrics"]:
             value = sample[metric]
             if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
                 item[_with_filter(metric, sample["filter"])] = float(value)
         item.setdefault("responses", [_plain(response) for response in sample["resps"]])
     return list(items.values())
+
+
+def _shared(document: Any) -> Item:
+    """What a question may have in common with others: its passage (as a hash) and its subject."""
+    if not isinstance(document, Mapping):
+        return {}
+    passage = next((document[name] for name in PASSAGES if isinstance(document.get(name), str)), None)
+    shared = {DOCUMENT: hashlib.sha256(passage.encode()).hexdigest()[:12]} if passage else {}
+    return shared | ({SUBJECT: str(document[SUBJECT])} if document.get(SUBJECT) else {})
 
 
 def _plain(response: Any) -> Any:

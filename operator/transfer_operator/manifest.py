@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import SpecError
-from transfer_api.spec import API_GROUP, API_VERSION, ExperimentSpec, TransferExperiment
+from transfer_api.spec import API_GROUP, API_VERSION, ExperimentSpec, TransferExperiment, is_harness_suite
 from transfer_api.stage import StageKind, StagePlan
 from transfer_api.task import ADDRESS_VARIABLE, PodTask, program
 from transfer_operator.decide import CreatePod, Event, Role
@@ -366,7 +366,7 @@ def may_fetch(stage: StagePlan) -> bool:
     """Whether a stage may need the hub: for its model, a text, or the questions of a task, which only the pod can look up."""
     if _mapping(stage.parameters.get("model")).get("name") is not None:
         return True
-    tasks = stage.kind is StageKind.EVALUATION and set(stage.parameters.get("suites", [])) != {"perplexity"}
+    tasks = stage.kind is StageKind.EVALUATION and any(map(is_harness_suite, stage.parameters.get("suites", [])))
     return tasks or _names_hub(stage.parameters) or _names_hub(stage.execution.model_dump(mode="json"))
 
 

@@ -57,6 +57,17 @@ CASES = [
     ("replicas over max", document(workers={"replicas": 3, "max": 2}), "replicas is larger than max"),
     ("no stage", document(pretraining=None), "has nothing to do"),
     ("evaluation only", document(pretraining=None, evaluation=EVALUATION), None),
+    ("code-switching", changed(ALL, "spec.evaluation.suites", ["code-switching"]), None),
+    (
+        "code-switching in a language without questions",
+        changed(changed(ALL, "spec.evaluation.suites", ["code-switching"]), "spec.language", "fr-CA"),
+        "has no questions in this language",
+    ),
+    (
+        "code-switching in a language of a region",
+        changed(changed(ALL, "spec.evaluation.suites", ["code-switching"]), "spec.language", "zh-Hans-CN"),
+        None,
+    ),
     ("weights of zero", changed(document(), "spec.pretraining.mixture", [{"path": "a", "weight": 0}]), "only weights of 0"),
     ("one weight of zero", changed(document(), "spec.pretraining.mixture.0.weight", 0), None),
     ("row over batch", changed(document(), "spec.pretraining.sequenceLength", 1025), "less than one row"),

@@ -47,6 +47,18 @@ def test_evaluation_alone_scores_the_base_model_once() -> None:
     assert planned["evaluation"].inputs == {}
 
 
+def test_code_switching_is_asked_in_the_language_of_the_experiment() -> None:
+    wanted = {**EVALUATION, "suites": ["code-switching", "perplexity", "code-switching_id", "code-switching_hi"]}
+    planned = stages(document(language="id-ID", evaluation=wanted))
+    assert planned["evaluation"].parameters["suites"] == ["code-switching_id", "perplexity", "code-switching_hi"]
+
+
+def test_suites_with_questions_of_their_own_need_no_hub() -> None:
+    own = document(evaluation={**EVALUATION, "suites": ["code-switching", "language-identity"], "taskFolders": []})
+    assert not needs_hub(experiment_from(own).spec)
+    assert needs_hub(experiment_from(changed(own, "spec.evaluation.suites", ["code-switching", "mmlu"])).spec)
+
+
 def test_without_baseline_nothing_is_compared() -> None:
     planned = stages(document(evaluation={**EVALUATION, "baseline": False}))
     assert "baseline" not in planned
