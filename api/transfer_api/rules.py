@@ -236,6 +236,18 @@ def _switching_language(spec: ExperimentSpec) -> Violation | None:
     )  # fmt: skip
 
 
+def _retention(evaluation: Evaluation) -> Violation | None:
+    if evaluation.retention is None:
+        return None
+    if not evaluation.baseline:
+        return Violation(
+            field="retention", allowed="only with baseline: true", next_step="Set baseline: true, or remove retention: nothing is compared"
+        )
+    if float(evaluation.retention.max_loss) > 1:
+        return _share("retention.maxLoss", evaluation.retention.max_loss, "0.05 for a twentieth of the base model's score")
+    return None
+
+
 def _validation_texts(spec: ExperimentSpec) -> Violation | None:
     training = spec.pretraining
     if training is None or training.validation_steps is None or (spec.evaluation and spec.evaluation.texts):
@@ -416,6 +428,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="switching-knows-the-language", paths=("spec",), cel=_SWITCHING_CEL,
         message="the suite code-switching has no questions in this language", check=_switching_language,
+    ),
+    Rule(
+        name="retention-compares", paths=("spec.evaluation",),
+        cel="!has(self.retention) || (self.baseline && double(self.retention.maxLoss) <= 1.0)",
+        message="retention needs a baseline, and a maxLoss of at most 1", check=_retention,
     ),
     Rule(
         name="validation-needs-texts", paths=("spec",),

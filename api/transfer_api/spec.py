@@ -281,6 +281,18 @@ def is_harness_suite(suite: str) -> bool:
     return suite not in (PERPLEXITY, LANGUAGE_IDENTITY) and suite.partition("_")[0] != CODE_SWITCHING
 
 
+class Retention(Contract):
+    """The gate on English: the condition EnglishRetained says whether it was kept."""
+
+    max_loss: DecimalString = Field(
+        default="0.05",
+        description="Most that an English score may get worse, as a share of the base model's; the whole 95 % interval must lie within.",
+    )
+    tasks: list[Suite] = Field(
+        default=[], max_length=32, description="Texts or tasks to judge by. Default: every text and task in English that has a baseline."
+    )
+
+
 class Evaluation(Contract):
     """Scores the result, and the untouched base model beside it."""
 
@@ -296,6 +308,7 @@ class Evaluation(Contract):
     shots: int | None = Field(default=None, ge=0, le=64, description="Examples before each question. Default: what the task says.")
     limit: int | None = Field(default=None, ge=1, le=1_000_000, description="Most items of one task or text. Default: all.")
     precision: Precision = Field(default=Precision.FLOAT32, description="Number format of the forward pass.")
+    retention: Retention | None = Field(default=None, description="Gate on what may be lost of English. Default: none.")
 
 
 class Resources(Contract):

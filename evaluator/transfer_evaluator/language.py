@@ -15,7 +15,7 @@ import functools
 import importlib.metadata
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +151,20 @@ def _identifier(languages: tuple[str, ...]) -> Any:
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     identifier.set_languages(languages)
     return identifier
+
+
+def confusion_of(items: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many answers are in which language (`detected`), by the language they were asked in; both in the order of `SCRIPTS`."""
+    counts: dict[str, Counter[str]] = {}
+    for item in items:
+        counts.setdefault(str(item["language"]), Counter())[str(item["detected"])] += 1
+    return {language: dict(sorted(row.items(), key=_place)) for language, row in sorted(counts.items(), key=_place)}
+
+
+def _place(pair: tuple[str, Any]) -> tuple[int, str]:
+    """Languages in the order of `SCRIPTS`, then what is none of them."""
+    order = (*SCRIPTS, NONE)
+    return order.index(pair[0]) if pair[0] in order else len(order), pair[0]
 
 
 def examine(answer: str, prompt: str, language: str) -> Findings:

@@ -13,16 +13,14 @@ depends on the temperature (arXiv 2406.20052), so it is fixed. `code-switching` 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from transfer_api.spec import CODE_SWITCHING, LANGUAGE_IDENTITY
 from transfer_evaluator.generation import Prompt, answer
-from transfer_evaluator.language import ENGLISH, NONE, SCRIPTS, Findings, detector, examine
+from transfer_evaluator.language import ENGLISH, SCRIPTS, Findings, detector, examine
 from transfer_evaluator.model import LoadedModel
+from transfer_evaluator.questions import Question, questions
 from transfer_evaluator.score import Item, Metric, TaskResult
 from transfer_evaluator.scorer import Begin, silent
 
@@ -34,23 +32,9 @@ RATES = (
     Metric(name="code_switched", numerator="code_switched", higher_is_better=False),
     Metric(name="answered", numerator="answered", main=False),
 )
-IDENTITY = (Metric(name="in_language", numerator="in_language"), Metric(name="answered", numerator="answered", main=False))
+IDENTITY = (Metric(name="in_language", numerator="in_language"),)
 QUESTION = "question"
 """Item value that the same question has in every language."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One prompt."""
-
-    number: int
-    language: str
-    text: str
-
-    @property
-    def identity(self) -> str:
-        """Place and content: an altered prompt is not taken for the old one."""
-        return f"{self.number}-{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
 
 
 def is_ours(suite: str) -> bool:
@@ -61,12 +45,6 @@ def is_ours(suite: str) -> bool:
 def languages(suite: str) -> list[str]:
     """The languages that a suite asks in."""
     return list(SCRIPTS) if suite == LANGUAGE_IDENTITY else [suite.removeprefix(f"{CODE_SWITCHING}_")]
-
-
-def questions(language: str, limit: int | None = None) -> list[Question]:
-    """The prompts of a language, one for each line of its file."""
-    text = (files("transfer_evaluator") / "prompts" / f"{language}.txt").read_text(encoding="utf-8")
-    return [Question(number, language, line) for number, line in enumerate(text.splitlines()[:limit], start=1)]
 
 
 def score_suites(loaded: LoadedModel, suites: Sequence[str], limit: int | None, begin: Begin = silent) -> list[TaskResult]:
@@ -119,7 +97,7 @@ def _results(suite: str, found: Mapping[str, Sequence[Item]]) -> list[TaskResult
         return [_result(CODE_SWITCHING, suite, language, items, RATES) for language, items in mine.items()]
     together = [{**item, "id": f"{language}/{item['id']}"} for language, items in mine.items() for item in items]
     parts = [_result(suite, f"{suite}_{language}", language, items, IDENTITY, detail=True) for language, items in mine.items()]
-    return [_result(suite, suite, "mul", together, IDENTITY, cluster=QUESTION), *parts]
+    return [_result(suite, suite, "mul", together, (*IDENTITY, RATES[-1]), cluster=QUESTION), *parts]
 
 
 def _result(suite: str, task: str, language: str, items: Sequence[Item], metrics: Iterable[Metric], **values: Any) -> TaskResult:
@@ -127,17 +105,3 @@ def _result(suite: str, task: str, language: str, items: Sequence[Item], metrics
     measured = [metric for metric in metrics if any(metric.numerator in item for item in items)]
     harness = f"transfer-operator, greedy generation, {MAX_TOKENS} tokens, {len(items)} prompts; {detector()}"
     return TaskResult(suite=suite, task=task, language=language, harness=harness, metrics=measured, items=items, unit="answer", **values)
-
-
-def confusion(items: Iterable[Item]) -> dict[str, dict[str, int]]:
-    """How many answers are in which language, by the language they were asked in; both in the order of the 15, others after them."""
-    order = {code: place for place, code in enumerate((*SCRIPTS, NONE))}
-    counts: dict[str, dict[str, int]] = {}
-    for item in items:
-        row = counts.setdefault(str(item["language"]), {})
-        row[str(item["detected"])] = row.get(str(item["detected"]), 0) + 1
-
-    def sort(pairs: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(sorted(pairs.items(), key=lambda pair: (order.get(pair[0], len(order)), pair[0])))
-
-    return {language: sort(row) for language, row in sort(counts).items()}

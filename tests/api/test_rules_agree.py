@@ -57,6 +57,14 @@ CASES = [
     ("replicas over max", document(workers={"replicas": 3, "max": 2}), "replicas is larger than max"),
     ("no stage", document(pretraining=None), "has nothing to do"),
     ("evaluation only", document(pretraining=None, evaluation=EVALUATION), None),
+    ("retention", changed(ALL, "spec.evaluation.retention", {}), None),
+    ("retention of a third", changed(ALL, "spec.evaluation.retention", {"maxLoss": "0.33", "tasks": ["udhr-en"]}), None),
+    ("retention of all twice", changed(ALL, "spec.evaluation.retention", {"maxLoss": "2"}), "a maxLoss of at most 1"),
+    (
+        "retention without a baseline",
+        changed(changed(ALL, "spec.evaluation.retention", {}), "spec.evaluation.baseline", False),
+        "retention needs a baseline",
+    ),
     ("code-switching", changed(ALL, "spec.evaluation.suites", ["code-switching"]), None),
     (
         "code-switching in a language without questions",

@@ -72,7 +72,8 @@ def test_without_baseline_nothing_is_compared() -> None:
         ("spec.pretraining.microBatchTokens", 256), ("spec.pretraining.checkpointSteps", 3), ("spec.pretraining.tokens", 41_000),
         ("spec.pretraining.embeddingLearningRate", "2e-5"), ("spec.pretraining.lora", {"rank": 4}), ("metadata.name", "other"),
         ("spec.model.parameters", "7B"), ("spec.model.tokenSecret", {"name": "hub"}), ("spec.pretraining.maxEpochs", 9),
-        ("spec.pretraining.validationSteps", 5), ("spec.pretraining.mixture.0.language", "jv"), ("spec.vocabulary.corpus.0.language", "jv"),
+        ("spec.pretraining.validationSteps", 5),
+        ("spec.evaluation.retention", {}), ("spec.pretraining.mixture.0.language", "jv"), ("spec.vocabulary.corpus.0.language", "jv"),
     ],
 )  # fmt: skip
 def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) -> None:

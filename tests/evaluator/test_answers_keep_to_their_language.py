@@ -2,9 +2,10 @@
 
 import pytest
 
-from transfer_evaluator.language import SCRIPTS
+from transfer_evaluator.language import SCRIPTS, confusion_of
+from transfer_evaluator.questions import Question, questions
 from transfer_evaluator.score import score_tasks
-from transfer_evaluator.switching import Question, confusion, is_ours, measure, questions, score_suites
+from transfer_evaluator.switching import is_ours, measure, score_suites
 
 HINDI = "किसान साल भर खेत में काम करता है और फसल उगाता है"
 ENGLISH = "The farmer works in the field all year long."
@@ -47,7 +48,7 @@ def test_the_confusion_table_has_a_row_for_each_language_asked_in():
         measure(Question(n, asked, "?"), text)
         for n, (asked, text) in enumerate([("hi", HINDI), ("hi", ENGLISH), ("en", ENGLISH), ("hi", "")])
     ]
-    assert confusion(items) == {"en": {"en": 1}, "hi": {"en": 1, "hi": 1, "none": 1}}
+    assert confusion_of(items) == {"en": {"en": 1}, "hi": {"en": 1, "hi": 1, "none": 1}}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,7 @@ def test_both_suites_ask_each_question_once_and_give_a_mean_with_its_parts(tiny)
     whole = next(score for score in scores if score.task == "language-identity" and score.metric == "answered")
     assert (whole.parts, whole.items, whole.resampled, whole.clusters, whole.difference) == (15, 30, "question", 2, 0.0)
     assert all(score.part_of == "language-identity" for score in scores if score.task.startswith("language-identity_"))
+    assert {score.metric for score in scores if score.part_of} <= {"in_language"}
 
 
 def test_a_changed_question_is_another_item():

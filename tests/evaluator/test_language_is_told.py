@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from transfer_api.language import ASKED_LANGUAGES
 from transfer_evaluator.language import SCRIPTS, detector, examine, identify, words
-from transfer_evaluator.switching import questions
+from transfer_evaluator.questions import questions
 
 
 def test_the_languages_are_those_of_the_contract():
