@@ -66,7 +66,7 @@ generate: setup ## write crds/ and docs/reference.md from the models, and the ch
 
 .PHONY: bench
 bench: inputs ## measure what benchmarks/bars.yaml sets bars for
-	@missed=0; for each in one_machine trainer_vs_hf elastic_losses; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
+	@missed=0; for each in one_machine trainer_vs_hf elastic_losses judge; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
 
 .PHONY: cluster
 cluster: ## start a Kubernetes on this machine, by kind where Docker runs, else without it (root); docs/cluster.md

@@ -22,10 +22,12 @@ from transfer_api.spec import (
     ExperimentSpec,
     InstructionSource,
     InstructionTuning,
+    JudgeSpending,
     Method,
     ModelSource,
     Optimization,
     Pretraining,
+    QuestionSource,
     Schedule,
     Storage,
     TextSource,
@@ -58,7 +60,9 @@ class Rule:
     check: Callable[[Any], Violation | None] | None = None
 
 
-SOURCES = ("spec.vocabulary.corpus[]", "spec.pretraining.mixture[]", "spec.evaluation.texts[]", "spec.instructionTuning.data[]")
+QUESTIONS = "spec.evaluation.questions[]"
+SOURCES = ("spec.vocabulary.corpus[]", "spec.pretraining.mixture[]", "spec.evaluation.texts[]", "spec.instructionTuning.data[]", QUESTIONS)
+SPENDING = ("spec.evaluation.judge.spending", "spec.evaluation.secondJudge.spending")
 TRAINING = ("spec.pretraining", "spec.instructionTuning")
 
 
@@ -106,7 +110,7 @@ def _model_revision(model: ModelSource) -> Violation | None:
     return Violation(field="revision", allowed="40 hexadecimal digits", next_step=f"Copy the commit from the page of {model.name}")
 
 
-def _hub_only(source: ModelSource | TextSource | InstructionSource) -> Violation | None:
+def _hub_only(source: ModelSource | TextSource | InstructionSource | QuestionSource) -> Violation | None:
     hub = source.name if isinstance(source, ModelSource) else source.hub
     if source.path is None or source.revision is None or hub is not None:
         return None
@@ -123,7 +127,7 @@ def _credentials(storage: Storage) -> Violation | None:
     return Violation(field="credentialsSecret", value=storage.credentials_secret, next_step="Remove it; a claim needs no credentials")
 
 
-def _text_source(source: TextSource | InstructionSource) -> Violation | None:
+def _text_source(source: TextSource | InstructionSource | QuestionSource) -> Violation | None:
     return _exactly_one(source, "hub", "path")
 
 
@@ -233,6 +237,47 @@ def _validation_texts(spec: ExperimentSpec) -> Violation | None:
         field="pretraining.validationSteps", value=training.validation_steps, allowed="only with evaluation.texts",
         next_step="Add held-out texts to evaluation.texts, or remove validationSteps",
     )  # fmt: skip
+
+
+def _llm_eval(evaluation: Evaluation) -> Violation | None:
+    if "llm-eval" not in evaluation.suites or (evaluation.judge is not None and evaluation.questions):
+        return None
+    lacking = "questions" if evaluation.judge is not None else "judge"
+    return Violation(
+        field=lacking, allowed="at least one set of questions, and a judge",
+        next_step=f"Add evaluation.{lacking}, or leave llm-eval out of suites",
+    )  # fmt: skip
+
+
+def _second_judge(evaluation: Evaluation) -> Violation | None:
+    first, second = evaluation.judge, evaluation.second_judge
+    if second is None or (first is not None and (first.url, first.model) != (second.url, second.model)):
+        return None
+    step = "Name another model; to ask one judge again, set judge.repeats" if first is not None else "Rename it to judge"
+    return Violation(field="secondJudge", value=second.model, allowed="a judge beside, and other than, judge", next_step=step)
+
+
+def _questions_revision(source: QuestionSource) -> Violation | None:
+    if source.hub is None or source.revision is not None:
+        return None
+    return Violation(field="revision", allowed="40 hexadecimal digits", next_step=f"Copy the commit from the page of {source.hub}")
+
+
+def _unique_questions(evaluation: Evaluation) -> Violation | None:
+    return _unique("questions", [source.name for source in evaluation.questions])
+
+
+def _prices(spending: JudgeSpending) -> Violation | None:
+    if spending.money is None or (spending.input_price is not None and spending.output_price is not None):
+        return None
+    lacking = "inputPrice" if spending.input_price is None else "outputPrice"
+    return Violation(field=lacking, allowed="the price of a million tokens", next_step=f"Add {lacking}, or limit tokens instead of money")
+
+
+def _some_limit(spending: JudgeSpending) -> Violation | None:
+    if spending.tokens is not None or spending.money is not None:
+        return None
+    return Violation(allowed="tokens, money or both", next_step="Add tokens or money, or remove spending")
 
 
 def _unique_texts(evaluation: Evaluation) -> Violation | None:
@@ -397,6 +442,34 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="perplexity-needs-texts", paths=("spec.evaluation",), cel="!('perplexity' in self.suites) || self.texts.size() > 0",
         message="the suite perplexity needs texts", check=_perplexity_texts,
+    ),
+    Rule(
+        name="llm-eval-needs-judge", paths=("spec.evaluation",),
+        cel="!('llm-eval' in self.suites) || (has(self.judge) && self.questions.size() > 0)",
+        message="the suite llm-eval needs questions and a judge", check=_llm_eval,
+    ),
+    Rule(
+        name="second-judge", paths=("spec.evaluation",),
+        cel="!has(self.secondJudge) || (has(self.judge) && "
+        "(self.judge.url != self.secondJudge.url || self.judge.model != self.secondJudge.model))",
+        message="secondJudge stands beside judge and is another model", check=_second_judge,
+    ),
+    Rule(
+        name="questions-revision", paths=(QUESTIONS,), cel="!has(self.hub) || has(self.revision)",
+        message="revision is required with hub, because a branch moves", check=_questions_revision,
+    ),
+    Rule(
+        name="unique-questions", paths=("spec.evaluation",),
+        cel="self.questions.all(one, self.questions.exists_one(other, other.name == one.name))",
+        message="questions has a name twice", check=_unique_questions,
+    ),
+    Rule(
+        name="money-needs-prices", paths=SPENDING, cel="!has(self.money) || (has(self.inputPrice) && has(self.outputPrice))",
+        message="money is counted with inputPrice and outputPrice", check=_prices,
+    ),
+    Rule(
+        name="some-limit", paths=SPENDING, cel="has(self.tokens) || has(self.money)",
+        message="limits neither tokens nor money", check=_some_limit,
     ),
     Rule(
         name="validation-needs-texts", paths=("spec",),

@@ -272,18 +272,104 @@ PERPLEXITY = "perplexity"
 """The suite that is no task of lm-evaluation-harness but ours."""
 
 
+LLM_EVAL = "llm-eval"
+"""Answers to open questions, scored by a judge."""
+OWN_SUITES = frozenset({PERPLEXITY, LLM_EVAL})
+"""Suites that are no tasks of lm-evaluation-harness."""
+
+
+class QuestionSource(Contract):
+    """Open questions of the suite llm-eval: objects with the question and, where there are, its category, language and reference answer."""
+
+    name: Name = Field(description="Name under which its scores are shown.")
+    hub: HubName | None = Field(
+        default=None, description="Data set on the hub, such as llmeval-fdu/LLMEval-1. Exactly one of hub and path."
+    )
+    subset: Label | None = Field(default=None, description="Configuration of the hub data set.")
+    split: Label = Field(default="train", description="Split of the hub data set.")
+    revision: Revision | None = Field(
+        default=None, description="Commit of the hub data set, 40 hexadecimal digits. Required with hub: a branch moves."
+    )
+    path: Path | None = Field(default=None, description="JSON Lines or Parquet file or glob, relative to the storage.")
+    question_field: Label = Field(default="question", description="Field that holds the question.")
+    category_field: Label = Field(default="category", description="Field that holds the category; scores are also shown by category.")
+    reference_field: Label = Field(default="reference", description="Field that holds a right answer, which the judge is shown.")
+    language: Language | None = Field(
+        default=None, description="BCP 47 code of questions without a field language. Default: the experiment's language."
+    )
+
+
+class ReplyFormat(enum.StrEnum):
+    """What the server is asked to make of a reply; it is read as strictly either way."""
+
+    JSON_SCHEMA = "JSONSchema"
+    JSON_OBJECT = "JSONObject"
+    TEXT = "Text"
+
+
+class JudgeSpending(Contract):
+    """Most that a judge may be asked for in one evaluation; then asking stops, and what has no scores is shown as missing."""
+
+    tokens: Amount | None = Field(default=None, description="Tokens of prompts and replies together.")
+    money: DecimalString | None = Field(default=None, description="Money, in the currency of the prices. Needs inputPrice and outputPrice.")
+    input_price: DecimalString | None = Field(default=None, description="Price of a million tokens of prompts.")
+    output_price: DecimalString | None = Field(default=None, description="Price of a million tokens of replies.")
+
+
+class JudgePace(Contract):
+    """How a judge is asked; without any say in the scores."""
+
+    concurrency: int = Field(default=8, ge=1, le=256, description="Most requests at once.")
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000, description="Most requests a minute. Default: no limit.")
+    timeout_seconds: int = Field(default=120, ge=1, le=3600, description="How long one reply may take.")
+    retries: int = Field(
+        default=6,
+        ge=0,
+        le=100,
+        description="Further tries of a request that failed for what may pass (408, 429, 5xx, no connection).",
+    )
+
+
+class Judge(Contract):
+    """A model behind an OpenAI-compatible endpoint that scores answers."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$", max_length=1024)] = Field(
+        description="Base address of the endpoint, such as https://judge.example/v1; credentials go into tokenSecret."
+    )
+    model: Label = Field(description="Name of the model at the endpoint; a dated version, where there is one, keeps scores comparable.")
+    token_secret: SecretKey | None = Field(
+        default=None,
+        description="Token of the endpoint. `transfer run` takes it from JUDGE_TOKEN, and of the second judge from SECOND_JUDGE_TOKEN.",
+    )
+    temperature: DecimalString = Field(default="0", description="Temperature of the replies.")
+    max_tokens: int = Field(default=512, ge=16, le=32_768, description="Most tokens of a reply, thinking included.")
+    reply_format: ReplyFormat = Field(
+        default=ReplyFormat.JSON_SCHEMA, description="What the server is asked to make of a reply; Text for servers that know no formats."
+    )
+    repeats: int = Field(default=1, ge=1, le=16, description="How often each answer is scored; their agreement is shown.")
+    attempts: int = Field(
+        default=3, ge=1, le=10, description="Most requests for one set of scores; without a readable reply they count as missing, not as 0."
+    )
+    spending: JudgeSpending | None = Field(default=None, description="Limit of spending. Default: none.")
+    pace: JudgePace | None = Field(default=None, description="How the judge is asked.")
+
+
 class Evaluation(Contract):
     """Scores the result, and the untouched base model beside it."""
 
     suites: list[Suite] = Field(
         default=[PERPLEXITY], min_length=1, max_length=32,
-        description="perplexity, or the name of a task or group of lm-evaluation-harness or of taskFolders.",
+        description="perplexity, llm-eval, or the name of a task or group of lm-evaluation-harness or of taskFolders.",
     )  # fmt: skip
     baseline: bool = Field(default=True, description="Score the base model too and compare item by item.")
     texts: list[NamedText] = Field(default=[], max_length=64, description="Held-out texts of the suite perplexity.")
     task_folders: list[Path] = Field(
         default=[], max_length=8, description="Folders with task files of lm-evaluation-harness, relative to the storage."
     )
+    questions: list[QuestionSource] = Field(default=[], max_length=32, description="Open questions of the suite llm-eval.")
+    answer_tokens: int = Field(default=512, ge=1, le=32_768, description="Most tokens of an answer to an open question.")
+    judge: Judge | None = Field(default=None, description="Scores the answers of the suite llm-eval.")
+    second_judge: Judge | None = Field(default=None, description="Scores them too; the agreement of the two is shown.")
     shots: int | None = Field(default=None, ge=0, le=64, description="Examples before each question. Default: what the task says.")
     limit: int | None = Field(default=None, ge=1, le=1_000_000, description="Most items of one task or text. Default: all.")
     precision: Precision = Field(default=Precision.FLOAT32, description="Number format of the forward pass.")

@@ -19,21 +19,27 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic.alias_generators import to_camel
 
 from transfer_api.base import Observed
 from transfer_api.spec import (
+    LLM_EVAL,
+    OWN_SUITES,
     Evaluation,
     ExperimentSpec,
     Initialization,
     InstructionSource,
     InstructionTuning,
+    Judge,
+    JudgePace,
     Lora,
     Method,
     ModelSource,
     NamedText,
     Precision,
     Pretraining,
+    QuestionSource,
     Schedule,
     TextSource,
     WeightedSource,
@@ -123,7 +129,7 @@ class TrainingParameters(Observed):
 
 
 class EvaluationParameters(Observed):
-    """Artifact: `results.json`, `items/<suite>.<task>.jsonl`.
+    """Artifact: `results.json`, `items/<suite>.<task>.jsonl`; with the suite llm-eval `items/llm-eval/` too.
 
     Inputs: `model` unless the base model is scored, and `baseline` (an evaluation) where items are to be compared.
     """
@@ -132,10 +138,20 @@ class EvaluationParameters(Observed):
     suites: list[str]
     texts: list[NamedText]
     task_folders: list[str]
+    questions: list[QuestionSource] = []
+    answer_tokens: int | None = None
+    judge: Judge | None = None
+    second_judge: Judge | None = None
     shots: int | None
     limit: int | None
     precision: Precision
     seed: int
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields of a suite that is not asked for are no part of the stage, nor of its key."""
+        unused = [name for name in ("questions", "answer_tokens", "judge", "second_judge") if not getattr(self, name)]
+        return {name: value for name, value in plain(self).items() if name not in {*unused, *map(to_camel, unused)}}
 
 
 Parameters = VocabularyParameters | DatasetParameters | TrainingParameters | EvaluationParameters
@@ -157,6 +173,8 @@ class Execution(Observed):
     max_epochs: int | None = Field(default=None, description="Refuses a budget that reads a source more often; it changes no row.")
     validation_steps: int | None = None
     validation_texts: list[NamedText] = Field(default=[], description="Measured on along the way, never learned from.")
+    judge_pace: JudgePace | None = None
+    second_judge_pace: JudgePace | None = None
 
 
 class StagePlan(Observed):
@@ -203,7 +221,7 @@ def input_paths(spec: ExperimentSpec) -> list[str]:
 
 def needs_hub(spec: ExperimentSpec) -> bool:
     """Whether anything is fetched from a hub: the model, a data set, or a task that is in no folder of the experiment's."""
-    tasks = spec.evaluation is not None and not spec.evaluation.task_folders and set(spec.evaluation.suites) != {"perplexity"}
+    tasks = spec.evaluation is not None and not spec.evaluation.task_folders and not set(spec.evaluation.suites) <= OWN_SUITES
     return spec.model.name is not None or tasks or _names_hub(spec.model_dump(mode="json"))
 
 
@@ -325,11 +343,21 @@ class _Planner:
 
     def _evaluation(self, name: str, wanted: Evaluation, model: str | None, baseline: str | None) -> str:
         texts = [text.model_copy(update={"language": text.language or self.spec.language}) for text in wanted.texts]
+        judged = LLM_EVAL in wanted.suites
+        first, second = (wanted.judge, wanted.second_judge) if judged else (None, None)
         parameters = EvaluationParameters(
             model=self.model, suites=wanted.suites, texts=texts, task_folders=wanted.task_folders,
+            questions=[one.model_copy(update={"language": one.language or self.spec.language}) for one in wanted.questions if judged],
+            answer_tokens=wanted.answer_tokens if judged else None, judge=_settings(first), second_judge=_settings(second),
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
         )  # fmt: skip
-        return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline))
+        execution = Execution(judge_pace=first.pace if first else None, second_judge_pace=second.pace if second else None)
+        return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline), execution)
+
+
+def _settings(judge: Judge | None) -> Judge | None:
+    """What of a judge decides its scores: neither its token nor how fast it is asked."""
+    return judge and judge.model_copy(update={"token_secret": None, "pace": None})
 
 
 def _roles(**keys: str | None) -> dict[str, str]:

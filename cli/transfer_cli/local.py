@@ -21,7 +21,7 @@ from pathlib import Path
 
 from transfer_api.errors import ExitCode
 from transfer_api.progress import Progress, ResultMessage
-from transfer_api.spec import PERPLEXITY, TransferExperiment
+from transfer_api.spec import OWN_SUITES, TransferExperiment
 from transfer_api.stage import StagePlan, needs_hub
 from transfer_api.task import program
 from transfer_cli.gpus import VARIABLE, usable_gpus, worker_share
@@ -210,7 +210,9 @@ class LocalBackend:
         if wanted is None:
             return True
         folders = [find_input(folder, (self.storage, *self.search)) for folder in wanted.task_folders]
-        return all(any(True for folder in folders for _ in folder.rglob(f"{suite}.yaml")) for suite in wanted.suites if suite != PERPLEXITY)
+        return all(
+            any(True for folder in folders for _ in folder.rglob(f"{suite}.yaml")) for suite in wanted.suites if suite not in OWN_SUITES
+        )
 
     def _gpus(self, action: CreatePod) -> list[str]:
         """The GPUs of one pod: all that this process may use, or a worker's share of them."""

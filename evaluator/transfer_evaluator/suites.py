@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from transfer_api.spec import PERPLEXITY
+from transfer_api.spec import OWN_SUITES
 
 
 def check_suites(suites: Iterable[str], folders: Sequence[Path]) -> None:
@@ -22,7 +22,7 @@ def check_suites(suites: Iterable[str], folders: Sequence[Path]) -> None:
     Raises:
         SpecError: one does not, or a group of the task folders names a task that does not; the message has the nearest names.
     """
-    wanted = set(suites) - {PERPLEXITY}
+    wanted = set(suites) - OWN_SUITES
     wanted -= _named("task", wanted, folders)
     groups = _named("group", wanted, folders)  # its members may be misspelt, which only the library sees
     doubtful = groups | ((wanted - groups) - _named("task|group", wanted - groups, _harness_folders()))

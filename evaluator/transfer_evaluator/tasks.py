@@ -24,7 +24,7 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from transfer_api.errors import DataError, SpecError, TransferError
-from transfer_api.spec import PERPLEXITY
+from transfer_api.spec import OWN_SUITES
 from transfer_evaluator.harness import HarnessModel
 from transfer_evaluator.score import Item, Metric, TaskResult
 
@@ -122,11 +122,11 @@ class TaskLibrary:
 
 
 def _unknown(suite: str, names: Iterable[str], problem: str = "no such suite") -> SpecError:
-    near = difflib.get_close_matches(suite, [PERPLEXITY, *names], n=5, cutoff=0.5)
+    near = difflib.get_close_matches(suite, [*sorted(OWN_SUITES), *names], n=5, cutoff=0.5)
     hint = f"Nearest names: {', '.join(near)}" if near else "No name is near it"
     return SpecError(
         problem, field=FIELD, value=suite,
-        allowed="perplexity, or a task, group or tag of lm-evaluation-harness or of spec.evaluation.taskFolders",
+        allowed="perplexity, llm-eval, or a task, group or tag of lm-evaluation-harness or of spec.evaluation.taskFolders",
         next_step=f"{hint}. Correct it, or give the folder that has it in spec.evaluation.taskFolders",
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from transfer_api.errors import DataError
-from transfer_api.spec import InstructionSource, TextSource
+from transfer_api.spec import InstructionSource, QuestionSource, TextSource
 from transfer_pod.context import PodContext, expand
 from transfer_pod.hub import hub_error
 
@@ -27,6 +27,7 @@ PARQUET = ".parquet"
 OBJECTS = (".jsonl", ".jsonl.gz", ".jsonl.zst", PARQUET)
 TEXTS = (".txt", ".txt.gz", ".txt.zst")
 ROLES = ("system", "user", "assistant")
+Row = dict[str, Any]
 T = TypeVar("T")
 _CHECKED_LINES = 100
 _TABLE_ROWS = 1000  # of a Parquet file held as Python objects at once
@@ -82,6 +83,19 @@ def iter_instructions(source: InstructionSource, context: PodContext, field: str
     else:
         rows = _hub_rows(source, field)
         yield from _at_least_one((_conversation(row, where, f"{field}.hub") for where, row in rows), source.hub, field, "instruction")
+
+
+def iter_rows(source: QuestionSource, context: PodContext, field: str) -> Iterator[tuple[str, Row]]:
+    """The objects of a source in order, each with the place that an error names.
+
+    Raises:
+        DataError: no file, not UTF-8, not JSON or Parquet, or without a single object.
+    """
+    if source.path is not None:
+        path = context.find(source.path, f"{field}.path")
+        yield from _at_least_one((row for file in _files(path, OBJECTS, field) for row in _objects(_open(file, field))), path, field, "row")
+    else:
+        yield from _at_least_one(_hub_rows(source, field), source.hub, field, "row")
 
 
 def check_source(path: Path, field_name: str | None, spec_field: str) -> None:
@@ -300,7 +314,7 @@ def _objects(file: _Lines | _Table, name: str | None = None) -> Iterator[tuple[s
         yield f"{file.path}, line {number}", row
 
 
-def _hub_rows(source: TextSource | InstructionSource, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _hub_rows(source: TextSource | InstructionSource | QuestionSource, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a hub data set, streamed: nothing is downloaded beyond what is read."""
     import datasets
 

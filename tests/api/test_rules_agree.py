@@ -16,6 +16,8 @@ from transfer_api.rules import IMMUTABLE, RULES, is_transition
 
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION)
+JUDGE = {"url": "https://judge.example/v1", "model": "judge-1"}
+JUDGED: dict[str, Any] = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": JUDGE}
 LORA = {"method": "LoRA", "lora": {"trainEmbeddings": False}}
 
 
@@ -88,6 +90,25 @@ CASES = [
     ("validation with texts", changed(ALL, "spec.pretraining.validationSteps", 5), None),
     ("text name twice", document(evaluation={"texts": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}), "texts has a name twice"),
     ("suite twice", document(evaluation={**EVALUATION, "suites": ["mmlu", "mmlu"]}), "suites has a name twice"),
+    ("llm-eval", document(evaluation=JUDGED), None),
+    ("llm-eval without a judge", changed(document(evaluation=JUDGED), "spec.evaluation.judge", DROP), "needs questions and a judge"),
+    ("llm-eval without questions", changed(document(evaluation=JUDGED), "spec.evaluation.questions", DROP), "needs questions and a judge"),
+    ("judges without llm-eval", document(evaluation={**JUDGED, "suites": ["mmlu"]}), None),
+    ("two judges", document(evaluation={**JUDGED, "secondJudge": {**JUDGE, "model": "other"}}), None),
+    ("one judge twice", document(evaluation={**JUDGED, "secondJudge": JUDGE}), "is another model"),
+    ("second judge alone", document(evaluation={"suites": ["mmlu"], "secondJudge": JUDGE}), "stands beside judge"),
+    ("questions of a branch", changed(document(evaluation=JUDGED), "spec.evaluation.questions", [{"name": "q", "hub": "a/b"}]), "a branch"),
+    ("questions twice", document(evaluation={**JUDGED, "questions": JUDGED["questions"] * 2}), "questions has a name twice"),
+    ("questions by nothing", document(evaluation={**JUDGED, "questions": [{"name": "q"}]}), "exactly one of hub"),
+    ("money without prices", document(evaluation={**JUDGED, "judge": {**JUDGE, "spending": {"money": "5"}}}), "inputPrice and outputPrice"),
+    (
+        "money with prices",
+        document(evaluation={**JUDGED, "judge": {**JUDGE, "spending": {"money": "5", "inputPrice": "0.1", "outputPrice": "0.4"}}}),
+        None,
+    ),
+    ("spending without a limit", document(evaluation={**JUDGED, "judge": {**JUDGE, "spending": {}}}), "neither tokens nor money"),
+    ("password in a url", document(evaluation={**JUDGED, "judge": {**JUDGE, "url": "https://me:secret@judge.example/v1"}}), "judge.url"),
+    ("url of another kind", document(evaluation={**JUDGED, "judge": {**JUDGE, "url": "judge.example/v1"}}), "judge.url"),
     ("new rows never trained", document(vocabulary=VOCABULARY, pretraining={**PRETRAINING, "method": "LoRA"}), "never be trained"),
     ("new rows never tuned", document(vocabulary=VOCABULARY, pretraining=None, instructionTuning=TUNING), "never be trained"),
     (

@@ -151,6 +151,44 @@ def test_the_hub_is_needed_only_for_what_is_there(wanted: dict[str, Any], hub: b
     assert needs_hub(experiment_from(wanted).spec) is hub
 
 
+JUDGE = {"url": "https://judge.example/v1", "model": "judge-1"}
+JUDGED = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": JUDGE}
+
+
+def test_judges_of_a_suite_that_is_not_asked_for_change_no_key() -> None:
+    judged = document(evaluation={**EVALUATION, **JUDGED, "suites": ["perplexity"], "answerTokens": 7})
+    assert keys(judged) == keys(document(evaluation=EVALUATION))
+    assert not {"judge", "questions", "answerTokens", "secondJudge"} & set(stages(judged)["evaluation"].parameters)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "same"),
+    [
+        ("judge.tokenSecret", {"name": "judge"}, True),
+        ("judge.pace", {"concurrency": 2, "retries": 1}, True),
+        ("judge.model", "judge-2", False),
+        ("judge.spending", {"tokens": "1M"}, False),
+        ("judge.repeats", 2, False),
+        ("secondJudge", {**JUDGE, "model": "judge-2"}, False),
+        ("answerTokens", 100, False),
+        ("questions.0.language", "sw", False),
+    ],
+)
+def test_what_decides_a_judges_scores_is_in_the_key(path: str, value: Any, same: bool) -> None:
+    before, after = (document(evaluation=JUDGED), changed(document(evaluation=JUDGED), f"spec.evaluation.{path}", value))
+    assert (keys(before)["evaluation"] == keys(after)["evaluation"]) is same
+    assert keys(before)["pretraining"] == keys(after)["pretraining"]
+
+
+def test_the_token_of_a_judge_is_in_no_stage_and_its_pace_reaches_the_pods() -> None:
+    judge = {**JUDGE, "tokenSecret": {"name": "judge-secret"}, "pace": {"concurrency": 3}}
+    planned = stages(document(evaluation={**JUDGED, "judge": judge}))
+    assert not [stage for stage in planned.values() if "judge-secret" in stage.model_dump_json()]
+    assert planned["evaluation"].execution.judge_pace == planned["baseline"].execution.judge_pace
+    assert planned["evaluation"].execution.judge_pace is not None
+    assert planned["evaluation"].execution.judge_pace.concurrency == 3
+
+
 def test_parameters_survive_the_way_into_a_pod() -> None:
     for stage in plan_stages(experiment_from(ALL).spec):
         read = StagePlan.model_validate_json(stage.model_dump_json(by_alias=True))

@@ -355,6 +355,23 @@ def test_the_token_is_a_reference_and_only_where_it_is_used(spec, stage, role, t
     assert values.get("HF_TOKEN") == ({"secretKeyRef": {"name": "hub", "key": "token"}} if token else None)
 
 
+@pytest.mark.parametrize(
+    ("suites", "stage", "tokens"),
+    [
+        pytest.param(["llm-eval"], "evaluation", {"JUDGE_TOKEN": "first", "SECOND_JUDGE_TOKEN": "second"}, id="judged"),
+        pytest.param(["mmlu"], "evaluation", {}, id="no judge is asked"),
+        pytest.param(["llm-eval"], "pretraining", {}, id="training"),
+    ],
+)
+def test_the_tokens_of_judges_are_references_and_only_where_they_are_asked(suites, stage, tokens):
+    judge = {"url": "https://judge.example/v1", "model": "a", "tokenSecret": {"name": "first", "key": "k"}}
+    second = {**judge, "model": "b", "tokenSecret": {"name": "second", "key": "k"}}
+    questions = [{"name": "open", "path": "questions.jsonl"}]
+    values = environment(pod(made(evaluation={"suites": suites, "questions": questions, "judge": judge, "secondJudge": second}), stage))
+    found = {name: value for name, value in values.items() if "JUDGE" in name}
+    assert found == {name: {"secretKeyRef": {"name": secret, "key": "k"}} for name, secret in tokens.items()}
+
+
 # Resources.
 
 
