@@ -16,8 +16,9 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import ExperimentSpec, TransferExperiment
+from transfer_api.spec import LLM_EVAL, ExperimentSpec, TransferExperiment
 from transfer_api.stage import StageKind, StagePlan, plan_stages
+from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import fingerprints, model_size, sources
 from transfer_cli.outputs import STATUS, models
@@ -64,6 +65,7 @@ def check(
             lambda: _no_other_model(output),
             lambda: _port(metrics_port),
             lambda: _gpus(spec),
+            lambda: _judge_tokens(spec),
         ]
     )
     if not errors:
@@ -92,6 +94,19 @@ def input_problems(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Transf
         ]
     )
     return [*map(_with_make_inputs, errors), *_sequence_lengths(spec, roots)]
+
+
+def _judge_tokens(spec: ExperimentSpec) -> None:
+    """Judges are asked last: a token that is not there would show after the training."""
+    evaluation = spec.evaluation
+    if evaluation is None or LLM_EVAL not in evaluation.suites:
+        return
+    for variable, field, judge in zip(JUDGE_TOKENS, ("judge", "secondJudge"), (evaluation.judge, evaluation.second_judge), strict=True):
+        if judge is not None and judge.token_secret is not None and not os.environ.get(variable):
+            raise SpecError(
+                "Secrets are a cluster's, and there is no token of the judge here", field=f"spec.evaluation.{field}.tokenSecret",
+                value=judge.token_secret.name, next_step=f"Put it into the variable {variable}",
+            )  # fmt: skip
 
 
 def _ask(questions: Sequence[Callable[[], None]]) -> list[TransferError]:

@@ -7,6 +7,7 @@ figure of the harness that is not such a ratio is passed on without an interval 
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -90,7 +91,9 @@ class TaskResult:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+    # Categories are named in many scripts, all of which become the same few dashes.
+    return plain if name.isascii() and "/" not in name else f"{plain}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def write_items(folder: Path, result: TaskResult) -> None:

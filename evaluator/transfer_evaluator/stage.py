@@ -11,7 +11,7 @@ from typing import Any
 
 from transfer_api.errors import SpecError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage, Score
-from transfer_api.spec import PERPLEXITY
+from transfer_api.spec import LLM_EVAL, OWN_SUITES, PERPLEXITY
 from transfer_api.stage import EvaluationParameters, StageKind
 from transfer_evaluator import perplexity
 from transfer_evaluator.model import LoadedModel, load_model
@@ -46,7 +46,8 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     model = load_model(folder, parameters.precision)
     meter = Meter(report)
     results = suites.run(model, meter)
-    scores = score_tasks(results, _baseline(context), parameters.seed)
+    baseline = _baseline(context)
+    scores = score_tasks(results, baseline, parameters.seed)
 
     seconds = time.monotonic() - started
     numbers = {"items": float(sum(len(result.items) for result in results)), "tokens": float(meter.tokens), "seconds": round(seconds, 3)}
@@ -55,6 +56,9 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     artifact = store.draft(context.stage, context.pod)
     with storage_errors(artifact):
         _write(artifact, context, results, scores, _settings(context, model, numbers))
+        for name, content in (suites.llm_eval.files(baseline) if suites.llm_eval else {}).items():
+            (artifact / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(artifact / name, content)
     reference = store.commit(
         context.stage, artifact, scores=[score.model_dump(mode="json", by_alias=True) for score in scores], numbers=numbers
     )
@@ -70,7 +74,7 @@ class _Suites:
 
     def __init__(self, context: PodContext, parameters: EvaluationParameters) -> None:
         self.parameters = parameters
-        self.tasks = [suite for suite in dict.fromkeys(parameters.suites) if suite != PERPLEXITY]
+        self.tasks = [suite for suite in dict.fromkeys(parameters.suites) if suite not in OWN_SUITES]
         self.texts: list[perplexity.Text] = []
         if PERPLEXITY in parameters.suites:
             if not parameters.texts:
@@ -79,6 +83,12 @@ class _Suites:
                     next_step="Name at least one held-out text, or leave perplexity out of spec.evaluation.suites",
                 )  # fmt: skip
             self.texts = perplexity.read_texts(parameters.texts, lambda text, field: iter_documents(text, context, field), parameters.limit)
+        self.llm_eval: Any = None
+        if LLM_EVAL in parameters.suites:
+            # The client of the judges takes two seconds to import.
+            from transfer_evaluator.judge.suite import LlmEval
+
+            self.llm_eval = LlmEval(context, parameters)
         self.library: Any = None
         if self.tasks:
             # lm_eval takes seconds to import: not for perplexity alone.
@@ -105,6 +115,10 @@ class _Suites:
                     suite, harness, shots=self.parameters.shots, limit=self.parameters.limit, seed=self.parameters.seed
                 )
                 logger.info("%s: %.1f s", suite, time.monotonic() - began)
+        if self.llm_eval is not None:
+            began = time.monotonic()
+            results += self.llm_eval.run(model, meter.begin)
+            logger.info("%s: %.1f s", LLM_EVAL, time.monotonic() - began)
         return results
 
 

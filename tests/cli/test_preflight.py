@@ -178,6 +178,19 @@ def test_suites_that_a_file_plainly_names_need_no_index_of_the_harness(tmp_path:
     check(tmp_path)
 
 
+def test_questions_and_the_token_of_the_judge_are_looked_for_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_TOKEN", raising=False)
+    judge = {"url": "https://judge.example/v1", "model": "a", "tokenSecret": {"name": "judge"}}
+    wanted = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": judge}
+    write_experiment(tmp_path, document(evaluation=wanted))
+    with pytest.raises(SpecErrors, match="JUDGE_TOKEN") as raised:
+        check(tmp_path)
+    assert "spec.evaluation.questions[0].path" in str(raised.value)
+    (tmp_path / "questions.jsonl").write_text('{"question": "Apa?"}\n')
+    monkeypatch.setenv("JUDGE_TOKEN", "t")
+    check(tmp_path)
+
+
 def test_a_file_where_a_folder_is_wanted(tmp_path: Path) -> None:
     write_experiment(tmp_path)
     (tmp_path / "file").write_text("")
