@@ -35,7 +35,7 @@ demo-short: ## the same in a few steps, to see that everything works (its scores
 
 .PHONY: test
 test: setup ## run all tests (none needs root)
-	@hack/cluster/tool helm >/dev/null  # built before a test's time runs
+	@hack/cluster/tool helm >/dev/null && hack/cluster/tool versitygw >/dev/null  # built before a test's time runs
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(bin)/pytest -q -n $(JOBS) --dist loadscope --ignore tests/cluster \
 	  --cov=transfer_api --cov=transfer_operator.decide --cov-branch --cov-report=term:skip-covered --cov-fail-under=95 $(PYTEST)
 
@@ -66,7 +66,15 @@ generate: setup ## write crds/ and docs/reference.md from the models, and the ch
 
 .PHONY: bench
 bench: inputs ## measure what benchmarks/bars.yaml sets bars for
-	@missed=0; for each in one_machine trainer_vs_hf elastic_losses; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
+	@missed=0; for each in one_machine trainer checkpointing evaluator_vs_harness judge; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
+
+.PHONY: bench-trainer
+bench-trainer: model ## measure the trainer against transformers' and TRL's, with nothing else running; about 12 minutes
+	@missed=0; for each in trainer checkpointing; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
+
+.PHONY: bench-evaluator
+bench-evaluator: inputs ## measure the evaluator beside lm-evaluation-harness's own model against benchmarks/bars.yaml, with nothing else running
+	@missed=0; for each in evaluator_vs_harness judge; do HF_HUB_OFFLINE=1 $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
 
 .PHONY: cluster
 cluster: ## start a Kubernetes on this machine, by kind where Docker runs, else without it (root); docs/cluster.md

@@ -31,10 +31,15 @@ def difference(group: Cluster, folder: Path, steps: int) -> float:
     return largest
 
 
-def main() -> int:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
-    steps = parser.parse_args().steps
+    return parser
+
+
+def measure(wanted: argparse.Namespace) -> tuple[dict[str, float], dict[str, str]]:
+    """Figures and notes for the table."""
+    steps = wanted.steps
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the pods end too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     found = []
@@ -44,8 +49,8 @@ def main() -> int:
             with cluster(folder, training_stage("a" * 32, make_storage(folder), steps=steps, lora=lora), max_nodes=3) as group:
                 resize(group)
                 found.append(difference(group, folder, steps))
-    return report("trainer", {"elastic_loss_difference": max(found)})
+    return {"elastic_loss_difference": max(found)}, {}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report("trainer", *measure(arguments().parse_args())))

@@ -8,6 +8,7 @@
     ├── ArtifactError      11     an artifact or checkpoint is unreadable or of another experiment
     ├── SaveRequested      75     not an error: saved because asked to stop; goes on from there
     └── Superseded         78     a newer attempt, or another experiment, has taken over what this pod makes
+        └── VersionMismatch       a worker does not run what the others of its attempt run
 
 The class decides whether the operator tries again (the table "Exit codes" in docs/concepts.md); a message is for people
 only and is never parsed.
@@ -16,6 +17,8 @@ only and is never parsed.
 from __future__ import annotations
 
 import enum
+import functools
+from collections.abc import Callable
 
 
 class ExitCode(enum.IntEnum):
@@ -59,6 +62,13 @@ class TransferError(Exception):
         self.next_step = next_step
         super().__init__(self._text())
 
+    def __reduce__(self) -> tuple[Callable[[], TransferError], tuple[()]]:
+        """Crosses from one process to another whole."""
+        again = functools.partial(
+            type(self), self.problem, field=self.field, value=self.value, allowed=self.allowed, next_step=self.next_step
+        )
+        return again, ()
+
     def _text(self) -> str:
         where = f"{self.field}: " if self.field else ""
         got = f" (got {shorten(self.value)})" if self.value is not None else ""
@@ -99,6 +109,10 @@ class Superseded(TransferError):
     """Raised where others have taken over what a pod makes, so that it has to end for good."""
 
     exit_code = ExitCode.SUPERSEDED
+
+
+class VersionMismatch(Superseded):
+    """Raised where a worker runs other versions than the others of its attempt: only another attempt can mend that."""
 
 
 def shorten(value: object, limit: int = 80) -> str:

@@ -1,4 +1,4 @@
-"""`python -m transfer_api.generate [--check]`: writes crds/ and docs/reference.md from the models."""
+"""`python -m transfer_api.generate [--check]`: writes crds/, docs/reference.md and docs/results.schema.json from the models."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 from transfer_api.crd import PLURAL, crd_yaml
 from transfer_api.reference import reference
+from transfer_api.results import results_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def generated() -> dict[str, str]:
     """Every generated file: path in the repository to content."""
-    return {f"crds/{PLURAL}.yaml": crd_yaml(), "docs/reference.md": reference()}
+    return {f"crds/{PLURAL}.yaml": crd_yaml(), "docs/reference.md": reference(), "docs/results.schema.json": results_schema()}
 
 
 def main(arguments: list[str] | None = None) -> int:

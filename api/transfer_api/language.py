@@ -5,6 +5,15 @@ from __future__ import annotations
 LANGUAGE_PATTERN = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*$"
 
 
+ASKED_LANGUAGES = ("ar", "bn", "en", "gu", "hi", "id", "ml", "mr", "ne", "sw", "ta", "te", "ur", "vi", "zh")
+"""What the suites code-switching and language-identity can tell apart: English, Chinese and the 13 languages of arXiv 2401.01055."""
+
+
+def primary(code: str) -> str:
+    """The language of a code without script and region: `zh` of `zh-Hans-CN`."""
+    return code.split("-")[0].lower()
+
+
 def check_language(code: str) -> str:
     """Returns a BCP 47 code as it was written.
 

@@ -48,11 +48,25 @@ class Progress(Observed):
     remaining_seconds: float | None = None
     checkpoint_step: Count | None = None
     checkpoint_time: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Unix time of the last complete checkpoint.")
-    checkpoint_seconds: float | None = Field(default=None, ge=0, le=LATEST_UNIX_TIME, description="Time that it took.")
+    checkpoint_seconds: float | None = Field(
+        default=None, ge=0, le=LATEST_UNIX_TIME, description="Time that it took, from the end of its step until it was complete."
+    )
+    checkpoint_stall_seconds: float | None = Field(
+        default=None, ge=0, le=LATEST_UNIX_TIME, description="Time in which training stood still for checkpoints, in this round."
+    )
+    checkpoint_interval_seconds: float | None = Field(
+        default=None, ge=0, le=LATEST_UNIX_TIME, description="Time between two checkpoints, where the trainer chooses it."
+    )
     data_wait_seconds: float | None = Field(
         default=None, ge=0, le=LATEST_UNIX_TIME, description="Time in which this pod read rows instead of training."
     )
+    compute_seconds: float | None = Field(
+        default=None, ge=0, le=LATEST_UNIX_TIME,
+        description="Time of a step in which this pod's slowest process computed by itself: rows and forward pass.",
+    )  # fmt: skip
+    straggler_ratio: float | None = Field(default=None, ge=0, description="That time over the median of all processes.")
     lost_steps: Count = Field(default=0, description="Steps done again after a restart.")
+    skipped_steps: Count = Field(default=0, description="Steps left out as anomalous.")
     productive_seconds: float = Field(
         default=0.0, ge=0, le=LATEST_UNIX_TIME, description="Time in which steps were done for the first time."
     )
@@ -86,8 +100,24 @@ class Score(Observed):
         default=None, description="95 % bootstrap interval of difference, or of value without a baseline."
     )
     items: Count = Field(description="Number of items (documents or questions).")
+    resampled: str = Field(
+        default="", description="What the bootstrap draws: item, or what items share and are not independent within: document, subject."
+    )
+    clusters: Count | None = Field(default=None, description="Number of what is drawn, where it is not the items.")
+    p_value: float | None = Field(default=None, description="Two-sided, of no difference to the baseline.")
+    test: str = Field(default="", description="What pValue is of: exact McNemar, or paired randomization of what is resampled.")
+    adjusted_p_value: float | None = Field(default=None, description="pValue adjusted by Holm over the lines of the suite beside this one.")
+    minimum_detectable: float | None = Field(
+        default=None, description="Smallest true difference to the baseline that would be found at 5 % with a power of 80 %."
+    )
+    part_of: str = Field(default="", description="The group whose mean counts this task.")
+    parts: Count = Field(default=0, description="Number of tasks that this is the mean of; each has a line of its own.")
     higher_is_better: bool = True
     harness: str = Field(default="", description="What produced it: name, version, shots, scoring mode.")
+
+
+SCORE_DETAILS = ("resampled", "clusters", "p_value", "test", "adjusted_p_value", "minimum_detectable")
+"""Left out of a termination message before any score is: results.json in the artifact has them."""
 
 
 class Outcome(enum.StrEnum):
@@ -115,10 +145,13 @@ class ResultMessage(Observed):
     numbers: dict[str, float] = Field(default={}, description="A few more figures by name, such as added_tokens.")
 
     def encode(self) -> str:
-        """JSON of at most `TERMINATION_MESSAGE_BYTES` bytes: scores are left out from the end, then the message is cut."""
+        """JSON of at most `TERMINATION_MESSAGE_BYTES` bytes. Details of scores go first, then scores from the end, then words."""
         message = self
         while len(text := message._json().encode()) > TERMINATION_MESSAGE_BYTES:
-            if message.scores:
+            if any(score.resampled or score.p_value is not None for score in message.scores):
+                bare = {name: Score.model_fields[name].default for name in SCORE_DETAILS}
+                message = message.model_copy(update={"scores": [score.model_copy(update=bare) for score in message.scores]})
+            elif message.scores:
                 message = message.model_copy(update={"scores": message.scores[:-1], "scores_left_out": message.scores_left_out + 1})
             elif message.message:
                 excess = len(text) - TERMINATION_MESSAGE_BYTES

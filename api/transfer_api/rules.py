@@ -17,20 +17,27 @@ from pydantic.alias_generators import to_snake
 
 from transfer_api.amount import amount_cel, format_amount
 from transfer_api.errors import SpecError
+from transfer_api.language import ASKED_LANGUAGES, primary
 from transfer_api.spec import (
+    CODE_SWITCHING,
+    Anomalies,
+    CheckpointInterval,
     Evaluation,
     ExperimentSpec,
     InstructionSource,
     InstructionTuning,
+    JudgeSpending,
     Method,
     ModelSource,
     Optimization,
     Pretraining,
+    QuestionSource,
     Schedule,
     Storage,
     TextSource,
     Toleration,
     TolerationOperator,
+    Vocabulary,
     Workers,
 )
 
@@ -58,7 +65,9 @@ class Rule:
     check: Callable[[Any], Violation | None] | None = None
 
 
-SOURCES = ("spec.vocabulary.corpus[]", "spec.pretraining.mixture[]", "spec.evaluation.texts[]", "spec.instructionTuning.data[]")
+QUESTIONS = "spec.evaluation.questions[]"
+SOURCES = ("spec.vocabulary.corpus[]", "spec.pretraining.mixture[]", "spec.evaluation.texts[]", "spec.instructionTuning.data[]", QUESTIONS)
+SPENDING = ("spec.evaluation.judge.spending", "spec.evaluation.secondJudge.spending")
 TRAINING = ("spec.pretraining", "spec.instructionTuning")
 
 
@@ -106,7 +115,7 @@ def _model_revision(model: ModelSource) -> Violation | None:
     return Violation(field="revision", allowed="40 hexadecimal digits", next_step=f"Copy the commit from the page of {model.name}")
 
 
-def _hub_only(source: ModelSource | TextSource | InstructionSource) -> Violation | None:
+def _hub_only(source: ModelSource | TextSource | InstructionSource | QuestionSource) -> Violation | None:
     hub = source.name if isinstance(source, ModelSource) else source.hub
     if source.path is None or source.revision is None or hub is not None:
         return None
@@ -123,7 +132,7 @@ def _credentials(storage: Storage) -> Violation | None:
     return Violation(field="credentialsSecret", value=storage.credentials_secret, next_step="Remove it; a claim needs no credentials")
 
 
-def _text_source(source: TextSource | InstructionSource) -> Violation | None:
+def _text_source(source: TextSource | InstructionSource | QuestionSource) -> Violation | None:
     return _exactly_one(source, "hub", "path")
 
 
@@ -188,6 +197,15 @@ def _decay(training: Optimization) -> Violation | None:
     )
 
 
+def _checkpoint_interval(training: Optimization) -> Violation | None:
+    if training.checkpoint_interval is not CheckpointInterval.AUTO or training.checkpoint_steps is None:
+        return None
+    return Violation(
+        field="checkpointSteps", value=training.checkpoint_steps, allowed="only with checkpointInterval: Steps",
+        next_step="Remove it, or remove checkpointInterval: Auto",
+    )  # fmt: skip
+
+
 def _embeddings_first(training: Optimization) -> Violation | None:
     if float(training.embeddings_first) > 1:
         return _share("embeddingsFirst", training.embeddings_first, "0.1 for the first tenth of the steps")
@@ -212,6 +230,13 @@ def _learning_rate(training: Optimization) -> Violation | None:
     return None
 
 
+def _distillation_rate(vocabulary: Vocabulary) -> Violation | None:
+    rate = vocabulary.distillation.learning_rate
+    if 0 < float(rate) <= 1:
+        return None
+    return Violation(field="distillation.learningRate", value=rate, allowed="more than 0, at most 1", next_step='Write it such as "1e-4"')
+
+
 def _share(field: str, value: str, example: str) -> Violation:
     return Violation(field=field, value=value, allowed="0 to 1", next_step=f"Write {example}")
 
@@ -225,6 +250,27 @@ def _perplexity_texts(evaluation: Evaluation) -> Violation | None:
     )  # fmt: skip
 
 
+def _switching_language(spec: ExperimentSpec) -> Violation | None:
+    if spec.evaluation is None or CODE_SWITCHING not in spec.evaluation.suites or primary(spec.language) in ASKED_LANGUAGES:
+        return None
+    return Violation(
+        field="language", value=spec.language, allowed=", ".join(ASKED_LANGUAGES),
+        next_step="Remove code-switching from evaluation.suites, or name one of these languages there, such as code-switching_id",
+    )  # fmt: skip
+
+
+def _retention(evaluation: Evaluation) -> Violation | None:
+    if evaluation.retention is None:
+        return None
+    if not evaluation.baseline:
+        return Violation(
+            field="retention", allowed="only with baseline: true", next_step="Set baseline: true, or remove retention: nothing is compared"
+        )
+    if float(evaluation.retention.max_loss) > 1:
+        return _share("retention.maxLoss", evaluation.retention.max_loss, "0.05 for a twentieth of the base model's score")
+    return None
+
+
 def _validation_texts(spec: ExperimentSpec) -> Violation | None:
     training = spec.pretraining
     if training is None or training.validation_steps is None or (spec.evaluation and spec.evaluation.texts):
@@ -233,6 +279,55 @@ def _validation_texts(spec: ExperimentSpec) -> Violation | None:
         field="pretraining.validationSteps", value=training.validation_steps, allowed="only with evaluation.texts",
         next_step="Add held-out texts to evaluation.texts, or remove validationSteps",
     )  # fmt: skip
+
+
+def _spike_factor(anomalies: Anomalies) -> Violation | None:
+    if anomalies.spike_factor is None or float(anomalies.spike_factor) > 1:
+        return None
+    return Violation(
+        field="spikeFactor", value=anomalies.spike_factor, allowed="more than 1", next_step='Write how many times the median, such as "2"'
+    )
+
+
+def _llm_eval(evaluation: Evaluation) -> Violation | None:
+    if "llm-eval" not in evaluation.suites or (evaluation.judge is not None and evaluation.questions):
+        return None
+    lacking = "questions" if evaluation.judge is not None else "judge"
+    return Violation(
+        field=lacking, allowed="at least one set of questions, and a judge",
+        next_step=f"Add evaluation.{lacking}, or leave llm-eval out of suites",
+    )  # fmt: skip
+
+
+def _second_judge(evaluation: Evaluation) -> Violation | None:
+    first, second = evaluation.judge, evaluation.second_judge
+    if second is None or (first is not None and (first.url, first.model) != (second.url, second.model)):
+        return None
+    step = "Name another model; to ask one judge again, set judge.repeats" if first is not None else "Rename it to judge"
+    return Violation(field="secondJudge", value=second.model, allowed="a judge beside, and other than, judge", next_step=step)
+
+
+def _questions_revision(source: QuestionSource) -> Violation | None:
+    if source.hub is None or source.revision is not None:
+        return None
+    return Violation(field="revision", allowed="40 hexadecimal digits", next_step=f"Copy the commit from the page of {source.hub}")
+
+
+def _unique_questions(evaluation: Evaluation) -> Violation | None:
+    return _unique("questions", [source.name for source in evaluation.questions])
+
+
+def _prices(spending: JudgeSpending) -> Violation | None:
+    if spending.money is None or (spending.input_price is not None and spending.output_price is not None):
+        return None
+    lacking = "inputPrice" if spending.input_price is None else "outputPrice"
+    return Violation(field=lacking, allowed="the price of a million tokens", next_step=f"Add {lacking}, or limit tokens instead of money")
+
+
+def _some_limit(spending: JudgeSpending) -> Violation | None:
+    if spending.tokens is not None or spending.money is not None:
+        return None
+    return Violation(allowed="tokens, money or both", next_step="Add tokens or money, or remove spending")
 
 
 def _unique_texts(evaluation: Evaluation) -> Violation | None:
@@ -320,6 +415,10 @@ _RATE_CEL = (
     "double(self.learningRate) > 0.0 && double(self.learningRate) <= 1.0 && (!has(self.embeddingLearningRate) || "
     "(double(self.embeddingLearningRate) > 0.0 && double(self.embeddingLearningRate) <= 1.0))"
 )
+_SWITCHING_CEL = (
+    "!has(self.evaluation) || !('code-switching' in self.evaluation.suites) || "
+    f"self.language.matches('(?i)^({'|'.join(ASKED_LANGUAGES)})(-|$)')"
+)
 _NEW_ROWS_CEL = (
     "!has(self.vocabulary) || (!has(self.pretraining) && !has(self.instructionTuning)) || "
     "(has(self.pretraining) && (self.pretraining.method == 'Full' || self.pretraining.lora.trainEmbeddings)) || "
@@ -389,14 +488,65 @@ RULES: tuple[Rule, ...] = (
         name="embeddings-first", paths=TRAINING, cel=_EMBEDDINGS_FIRST_CEL,
         message="embeddingsFirst is a share of the steps, at most 1, and needs embeddings that are trained", check=_embeddings_first,
     ),
+    Rule(
+        name="checkpoint-interval", paths=TRAINING, cel="self.checkpointInterval != 'Auto' || !has(self.checkpointSteps)",
+        message="checkpointInterval: Auto chooses when to save, so there are no checkpointSteps", check=_checkpoint_interval,
+    ),
     Rule(name="z-loss", paths=TRAINING, cel="double(self.zLoss) <= 1.0", message="zLoss is a weight, at most 1", check=_z_loss),
     Rule(
         name="learning-rate", paths=TRAINING, cel=_RATE_CEL,
         message="a learning rate is more than 0 and at most 1", check=_learning_rate,
     ),
     Rule(
+        name="distillation-rate", paths=("spec.vocabulary",),
+        cel="!has(self.distillation) || (double(self.distillation.learningRate) > 0.0 && double(self.distillation.learningRate) <= 1.0)",
+        message="a learning rate is more than 0 and at most 1", check=_distillation_rate,
+    ),
+    Rule(
+        name="spike-factor", paths=tuple(f"{place}.anomalies" for place in TRAINING),
+        cel="!has(self.spikeFactor) || double(self.spikeFactor) > 1.0",
+        message="spikeFactor is a multiple of the median, more than 1", check=_spike_factor,
+    ),
+    Rule(
         name="perplexity-needs-texts", paths=("spec.evaluation",), cel="!('perplexity' in self.suites) || self.texts.size() > 0",
         message="the suite perplexity needs texts", check=_perplexity_texts,
+    ),
+    Rule(
+        name="switching-knows-the-language", paths=("spec",), cel=_SWITCHING_CEL,
+        message="the suite code-switching has no questions in this language", check=_switching_language,
+    ),
+    Rule(
+        name="llm-eval-needs-judge", paths=("spec.evaluation",),
+        cel="!('llm-eval' in self.suites) || (has(self.judge) && self.questions.size() > 0)",
+        message="the suite llm-eval needs questions and a judge", check=_llm_eval,
+    ),
+    Rule(
+        name="second-judge", paths=("spec.evaluation",),
+        cel="!has(self.secondJudge) || (has(self.judge) && "
+        "(self.judge.url != self.secondJudge.url || self.judge.model != self.secondJudge.model))",
+        message="secondJudge stands beside judge and is another model", check=_second_judge,
+    ),
+    Rule(
+        name="questions-revision", paths=(QUESTIONS,), cel="!has(self.hub) || has(self.revision)",
+        message="revision is required with hub, because a branch moves", check=_questions_revision,
+    ),
+    Rule(
+        name="unique-questions", paths=("spec.evaluation",),
+        cel="self.questions.all(one, self.questions.exists_one(other, other.name == one.name))",
+        message="questions has a name twice", check=_unique_questions,
+    ),
+    Rule(
+        name="money-needs-prices", paths=SPENDING, cel="!has(self.money) || (has(self.inputPrice) && has(self.outputPrice))",
+        message="money is counted with inputPrice and outputPrice", check=_prices,
+    ),
+    Rule(
+        name="some-limit", paths=SPENDING, cel="has(self.tokens) || has(self.money)",
+        message="limits neither tokens nor money", check=_some_limit,
+    ),
+    Rule(
+        name="retention-compares", paths=("spec.evaluation",),
+        cel="!has(self.retention) || (self.baseline && double(self.retention.maxLoss) <= 1.0)",
+        message="retention needs a baseline, and a maxLoss of at most 1", check=_retention,
     ),
     Rule(
         name="validation-needs-texts", paths=("spec",),

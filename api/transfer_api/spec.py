@@ -72,6 +72,14 @@ class Initialization(enum.StrEnum):
     MEAN = "Mean"
     MULTIVARIATE = "Multivariate"
     RANDOM = "Random"
+    DISTILLATION = "Distillation"
+
+
+class CheckpointInterval(enum.StrEnum):
+    """When a training stage saves."""
+
+    STEPS = "Steps"
+    AUTO = "Auto"
 
 
 class Schedule(enum.StrEnum):
@@ -81,6 +89,14 @@ class Schedule(enum.StrEnum):
     LINEAR = "Linear"
     CONSTANT = "Constant"
     WSD = "WSD"
+
+
+class AnomalyAction(enum.StrEnum):
+    """What follows an anomalous step."""
+
+    STOP = "Stop"
+    SKIP = "Skip"
+    ROLL_BACK = "RollBack"
 
 
 class Precision(enum.StrEnum):
@@ -125,17 +141,49 @@ class TextSource(Contract):
     revision: Revision | None = Field(default=None, description="Commit of the hub data set, 40 hexadecimal digits.")
     path: Path | None = Field(
         default=None,
-        description="File or glob, relative to the storage. .jsonl: one object a line; .parquet: one a row; .txt: documents "
-        "parted by blank lines. Lines and texts also as .gz or .zst.",
+        description="File or glob, relative to the storage, or an address (s3://bucket/texts/*.jsonl, gs://, https://). .jsonl: one object "
+        "a line; .parquet: one a row; .txt: documents parted by blank lines. Lines and texts also as .gz or .zst.",
     )
     field: Label = Field(default="text", description="Field that holds the text.")
     language: Language | None = Field(default=None, description="BCP 47 code of the texts. Default: the experiment's language.")
+
+
+class Deduplication(enum.StrEnum):
+    """Which documents count as having been there before."""
+
+    EXACT = "Exact"
+    NEAR = "Near"
+
+
+class TextFilter(Contract):
+    """Which documents of a source are kept. What is dropped is counted by reason, in the artifact and in the report."""
+
+    min_characters: int | None = Field(default=None, ge=1, le=1_000_000_000, description="Shorter documents are dropped.")
+    max_characters: int | None = Field(default=None, ge=1, le=1_000_000_000, description="Longer documents are dropped.")
+    max_repetition: DecimalString | None = Field(
+        default=None,
+        description="Documents that repeat themselves more are dropped: the share of pieces of 10 characters that stood in the same 1,000 "
+        "characters before. Prose has 0.05 to 0.25, one character again and again 0.99.",
+    )
+    languages: list[Language] = Field(
+        default=[], max_length=16,
+        description="Documents that py3langid takes for another language are dropped; it chooses among these and 15 large ones. "
+        "Default: every language is kept.",
+    )  # fmt: skip
 
 
 class WeightedSource(TextSource):
     """One part of a mixture."""
 
     weight: int = Field(default=1, ge=0, le=1_000_000, description="Share of rows drawn from this source, relative to the others.")
+    filter: TextFilter | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Which documents are kept. Default: all that are not blank."
+    )
+    deduplicate: Deduplication | None = Field(
+        default=None, exclude_if=lambda value: value is None,
+        description="Exact: a document that is in the source already is dropped, white space aside. Near: one that is nearly the same too "
+        "(MinHash, estimated Jaccard similarity of at least 0.8). Default: none is.",
+    )  # fmt: skip
 
 
 class NamedText(TextSource):
@@ -151,7 +199,9 @@ class InstructionSource(Contract):
     subset: Label | None = Field(default=None, description="Configuration of the hub data set.")
     split: Label = Field(default="train", description="Split of the hub data set.")
     revision: Revision | None = Field(default=None, description="Commit of the hub data set, 40 hexadecimal digits.")
-    path: Path | None = Field(default=None, description="JSON Lines or Parquet file or glob, relative to the storage.")
+    path: Path | None = Field(
+        default=None, description="JSON Lines or Parquet file or glob, relative to the storage, or an address (s3://, gs://, https://)."
+    )
 
 
 class Storage(Contract):
@@ -164,6 +214,16 @@ class Storage(Contract):
     credentials_secret: Name | None = Field(default=None, description="Secret with the credentials of url.")
 
 
+class Distillation(Contract):
+    """Budget of the initialisation Distillation (arXiv 2505.20133)."""
+
+    snippets: int = Field(
+        default=100, ge=1, le=10_000,
+        description="Snippets of the corpus, 48 tokens each, in which a new token is seen; one counts for every new token in it.",
+    )  # fmt: skip
+    learning_rate: DecimalString = Field(default="1e-4", description="Learning rate of the new rows at the start; it falls to 0 on a line.")
+
+
 class Vocabulary(Contract):
     """Adds tokens of the target language to the base model's tokenizer and embeddings."""
 
@@ -171,8 +231,10 @@ class Vocabulary(Contract):
     initialization: Initialization = Field(
         default=Initialization.SUBTOKEN_MEAN,
         description="Start of the new rows: mean of the rows the old tokenizer would use, mean of all rows, that mean with noise of the "
-        "old rows' covariance, or normal noise.",
+        "old rows' covariance, or normal noise. Distillation starts as the first and trains the new rows alone, towards the hidden "
+        "states that the model has with the old tokens.",
     )
+    distillation: Distillation = Field(default_factory=Distillation, description="Budget; used with initialization Distillation.")
     pad_to_multiple_of: int | None = Field(
         default=None, ge=1, le=1024,
         description="Rounds the rows of embedding and head up, such as to 128 for fast matrix products. Default: no more rows than tokens.",
@@ -190,6 +252,22 @@ class Lora(Contract):
         min_length=1, max_length=32, description="Names of the linear modules that get an adapter.",
     )  # fmt: skip
     train_embeddings: bool = Field(default=False, description="Train embeddings and head in full beside the adapters.")
+
+
+class Anomalies(Contract):
+    """What to do about a step whose loss or gradient norm is not a finite number, or whose loss is a spike."""
+
+    action: AnomalyAction = Field(
+        default=AnomalyAction.STOP,
+        description="Stop: the stage fails. Skip: the step changes nothing, and its rows are left out. RollBack: the same, after going "
+        "back to the last checkpoint, in case the weights are damaged. Skipped steps count in the budget; the ledger names them.",
+    )
+    spike_factor: DecimalString | None = Field(
+        default=None,
+        description='A loss of more than this times the median of the last `window` steps is a spike, such as "2". Default: none is.',
+    )
+    window: int = Field(default=64, ge=4, le=1024, description="Steps in that median. Until a stage has so many, none is a spike.")
+    limit: int = Field(default=10, ge=1, le=10_000, description="Most anomalous steps that Skip and RollBack let pass in one stage.")
 
 
 class Optimization(Contract):
@@ -224,6 +302,9 @@ class Optimization(Contract):
     )
     weight_decay: DecimalString = Field(default="0.01", description="AdamW weight decay of matrices.")
     gradient_clipping: DecimalString = Field(default="1.0", description="Largest norm of the gradient; 0 for none.")
+    anomalies: Anomalies | None = Field(
+        default=None, description="What to do about steps whose loss is not finite or a spike. Default: stop where it is not finite."
+    )
     precision: Precision = Field(
         default=Precision.BFLOAT16,
         description="Number format of forward and backward pass. Without GPUs Float32 is faster, unless the processor has AMX.",
@@ -233,6 +314,14 @@ class Optimization(Contract):
     )
     checkpoint_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two checkpoints. Default: a tenth of the run, at most 500."
+    )
+    checkpoint_interval: CheckpointInterval = Field(
+        default=CheckpointInterval.STEPS,
+        description="Every checkpointSteps steps, or (Auto) as often as loses the least time by what a save costs and how often this run "
+        "fails: Young and Daly's interval, within 10 s and 30 min.",
+    )
+    checkpoints_kept: int = Field(
+        default=2, ge=1, le=100, description="Complete checkpoints that are kept. Where the newest is damaged, the one before is used."
     )
 
 
@@ -269,7 +358,106 @@ class InstructionTuning(Optimization):
 
 
 PERPLEXITY = "perplexity"
-"""The suite that is no task of lm-evaluation-harness but ours."""
+"""Held-out texts; like the next three no task of lm-evaluation-harness but ours."""
+CODE_SWITCHING = "code-switching"
+"""Answers in the experiment's language; `code-switching_hi` names another."""
+LANGUAGE_IDENTITY = "language-identity"
+"""Answers in each of `ASKED_LANGUAGES`."""
+LLM_EVAL = "llm-eval"
+"""Answers to open questions, scored by a judge."""
+
+
+def is_harness_suite(suite: str) -> bool:
+    """Whether a suite is a task, group or tag of lm-evaluation-harness or of a task folder."""
+    return suite not in (PERPLEXITY, LANGUAGE_IDENTITY, LLM_EVAL) and suite.partition("_")[0] != CODE_SWITCHING
+
+
+class QuestionSource(Contract):
+    """Open questions of the suite llm-eval: objects with the question and, where there are, its category, language and reference answer."""
+
+    name: Name = Field(description="Name under which its scores are shown.")
+    hub: HubName | None = Field(
+        default=None, description="Data set on the hub, such as llmeval-fdu/LLMEval-1. Exactly one of hub and path."
+    )
+    subset: Label | None = Field(default=None, description="Configuration of the hub data set.")
+    split: Label = Field(default="train", description="Split of the hub data set.")
+    revision: Revision | None = Field(
+        default=None, description="Commit of the hub data set, 40 hexadecimal digits. Required with hub: a branch moves."
+    )
+    path: Path | None = Field(default=None, description="JSON Lines or Parquet file or glob, relative to the storage.")
+    question_field: Label = Field(default="question", description="Field that holds the question.")
+    category_field: Label = Field(default="category", description="Field that holds the category; scores are also shown by category.")
+    reference_field: Label = Field(default="reference", description="Field that holds a right answer, which the judge is shown.")
+    language: Language | None = Field(
+        default=None, description="BCP 47 code of questions without a field language. Default: the experiment's language."
+    )
+
+
+class ReplyFormat(enum.StrEnum):
+    """What the server is asked to make of a reply; it is read as strictly either way."""
+
+    JSON_SCHEMA = "JSONSchema"
+    JSON_OBJECT = "JSONObject"
+    TEXT = "Text"
+
+
+class JudgeSpending(Contract):
+    """Most that a judge may be asked for in one evaluation; then asking stops, and what has no scores is shown as missing."""
+
+    tokens: Amount | None = Field(default=None, description="Tokens of prompts and replies together.")
+    money: DecimalString | None = Field(default=None, description="Money, in the currency of the prices. Needs inputPrice and outputPrice.")
+    input_price: DecimalString | None = Field(default=None, description="Price of a million tokens of prompts.")
+    output_price: DecimalString | None = Field(default=None, description="Price of a million tokens of replies.")
+
+
+class JudgePace(Contract):
+    """How a judge is asked; without any say in the scores."""
+
+    concurrency: int = Field(default=8, ge=1, le=256, description="Most requests at once.")
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000, description="Most requests a minute. Default: no limit.")
+    timeout_seconds: int = Field(default=120, ge=1, le=3600, description="How long one reply may take.")
+    retries: int = Field(
+        default=6,
+        ge=0,
+        le=100,
+        description="Further tries of a request that failed for what may pass (408, 429, 5xx, no connection).",
+    )
+
+
+class Judge(Contract):
+    """A model behind an OpenAI-compatible endpoint that scores answers."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$", max_length=1024)] = Field(
+        description="Base address of the endpoint, such as https://judge.example/v1; credentials go into tokenSecret."
+    )
+    model: Label = Field(description="Name of the model at the endpoint; a dated version, where there is one, keeps scores comparable.")
+    token_secret: SecretKey | None = Field(
+        default=None,
+        description="Token of the endpoint. `transfer run` takes it from JUDGE_TOKEN, and of the second judge from SECOND_JUDGE_TOKEN.",
+    )
+    temperature: DecimalString = Field(default="0", description="Temperature of the replies.")
+    max_tokens: int = Field(default=512, ge=16, le=32_768, description="Most tokens of a reply, thinking included.")
+    reply_format: ReplyFormat = Field(
+        default=ReplyFormat.JSON_SCHEMA, description="What the server is asked to make of a reply; Text for servers that know no formats."
+    )
+    repeats: int = Field(default=1, ge=1, le=16, description="How often each answer is scored; their agreement is shown.")
+    attempts: int = Field(
+        default=3, ge=1, le=10, description="Most requests for one set of scores; without a readable reply they count as missing, not as 0."
+    )
+    spending: JudgeSpending | None = Field(default=None, description="Limit of spending. Default: none.")
+    pace: JudgePace | None = Field(default=None, description="How the judge is asked.")
+
+
+class Retention(Contract):
+    """The gate on English: the condition EnglishRetained says whether it was kept."""
+
+    max_loss: DecimalString = Field(
+        default="0.05",
+        description="Most that an English score may get worse, as a share of the base model's; the whole 95 % interval must lie within.",
+    )
+    tasks: list[Suite] = Field(
+        default=[], max_length=32, description="Texts or tasks to judge by. Default: every text and task in English that has a baseline."
+    )
 
 
 class Evaluation(Contract):
@@ -277,16 +465,25 @@ class Evaluation(Contract):
 
     suites: list[Suite] = Field(
         default=[PERPLEXITY], min_length=1, max_length=32,
-        description="perplexity, or the name of a task or group of lm-evaluation-harness or of taskFolders.",
+        description="perplexity, code-switching, language-identity, llm-eval, or a task or group of the harness or of taskFolders.",
     )  # fmt: skip
     baseline: bool = Field(default=True, description="Score the base model too and compare item by item.")
     texts: list[NamedText] = Field(default=[], max_length=64, description="Held-out texts of the suite perplexity.")
     task_folders: list[Path] = Field(
         default=[], max_length=8, description="Folders with task files of lm-evaluation-harness, relative to the storage."
     )
+    questions: list[QuestionSource] = Field(default=[], max_length=32, description="Open questions of the suite llm-eval.")
+    answer_tokens: int = Field(default=512, ge=1, le=32_768, description="Most tokens of an answer to an open question.")
+    judge: Judge | None = Field(default=None, description="Scores the answers of the suite llm-eval.")
+    second_judge: Judge | None = Field(default=None, description="Scores them too; the agreement of the two is shown.")
     shots: int | None = Field(default=None, ge=0, le=64, description="Examples before each question. Default: what the task says.")
     limit: int | None = Field(default=None, ge=1, le=1_000_000, description="Most items of one task or text. Default: all.")
     precision: Precision = Field(default=Precision.FLOAT32, description="Number format of the forward pass.")
+    contamination: bool = Field(
+        default=False, exclude_if=lambda value: not value,
+        description="Counts the items of each task of which 13 consecutive words stand in the training rows, for the report.",
+    )  # fmt: skip
+    retention: Retention | None = Field(default=None, description="Gate on what may be lost of English. Default: none.")
 
 
 class Resources(Contract):
@@ -380,6 +577,11 @@ class ExperimentSpec(Contract):
     model: ModelSource = Field(description="The base model.")
     language: Language = Field(description="BCP 47 code of the language to learn; English is what must not be lost.")
     storage: Storage = Field(description="Where models, data and artifacts are.")
+    data_secret: Name | None = Field(
+        default=None,
+        description="Secret with the credentials of s3:// addresses under the names AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+        "AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL, as far as they are needed. `transfer run` takes them from its environment.",
+    )
     vocabulary: Vocabulary | None = Field(default=None, description="Vocabulary extension.")
     pretraining: Pretraining | None = Field(default=None, description="Further pretraining.")
     instruction_tuning: InstructionTuning | None = Field(default=None, description="Instruction tuning.")

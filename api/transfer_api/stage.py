@@ -19,24 +19,35 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic.alias_generators import to_camel
 
 from transfer_api.base import Observed
+from transfer_api.language import primary
 from transfer_api.spec import (
+    CODE_SWITCHING,
+    LLM_EVAL,
+    Anomalies,
+    CheckpointInterval,
+    Distillation,
     Evaluation,
     ExperimentSpec,
     Initialization,
     InstructionSource,
     InstructionTuning,
+    Judge,
+    JudgePace,
     Lora,
     Method,
     ModelSource,
     NamedText,
     Precision,
     Pretraining,
+    QuestionSource,
     Schedule,
     TextSource,
     WeightedSource,
+    is_harness_suite,
 )
 
 KEY_LENGTH = 32  # hexadecimal digits: 128 bits, and short enough for a Kubernetes label
@@ -63,7 +74,7 @@ CONTRACT_VERSION: Mapping[StageKind, int] = {
     StageKind.DATASET: 2,
     StageKind.PRETRAINING: 2,
     StageKind.INSTRUCTION_TUNING: 2,
-    StageKind.EVALUATION: 1,
+    StageKind.EVALUATION: 2,
 }
 
 
@@ -73,6 +84,7 @@ class VocabularyParameters(Observed):
     model: ModelSource
     added_tokens: int
     initialization: Initialization
+    distillation: Distillation | None = Field(default=None, exclude_if=lambda value: value is None)
     pad_to_multiple_of: int | None = None
     corpus: list[TextSource]
     seed: int
@@ -118,24 +130,39 @@ class TrainingParameters(Observed):
     z_loss: str = "0"
     weight_decay: str
     gradient_clipping: str
+    anomalies: Anomalies | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="None, which no key holds: stop where the loss is not finite."
+    )
     precision: Precision
     seed: int
 
 
 class EvaluationParameters(Observed):
-    """Artifact: `results.json`, `items/<suite>.<task>.jsonl`.
+    """Artifact: `results.json`, `items/<suite>.<task>.jsonl`; with the suite llm-eval `items/llm-eval/` too.
 
-    Inputs: `model` unless the base model is scored, and `baseline` (an evaluation) where items are to be compared.
+    Inputs: `model` unless the base model is scored, `baseline` (an evaluation) where items are to be compared, and
+    `pretraining_rows` and `instruction_rows` (data sets) where the overlap with them is to be counted.
     """
 
     model: ModelSource
     suites: list[str]
     texts: list[NamedText]
     task_folders: list[str]
+    questions: list[QuestionSource] = []
+    answer_tokens: int | None = None
+    judge: Judge | None = None
+    second_judge: Judge | None = None
     shots: int | None
     limit: int | None
     precision: Precision
+    contamination: bool = Field(default=False, exclude_if=lambda value: not value)
     seed: int
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields of a suite that is not asked for are no part of the stage, nor of its key."""
+        unused = [name for name in ("questions", "answer_tokens", "judge", "second_judge") if not getattr(self, name)]
+        return {name: value for name, value in plain(self).items() if name not in {*unused, *map(to_camel, unused)}}
 
 
 Parameters = VocabularyParameters | DatasetParameters | TrainingParameters | EvaluationParameters
@@ -154,9 +181,13 @@ class Execution(Observed):
 
     micro_batch_tokens: int | None = None
     checkpoint_steps: int | None = None
+    checkpoint_interval: CheckpointInterval = CheckpointInterval.STEPS
+    checkpoints_kept: int = 2
     max_epochs: int | None = Field(default=None, description="Refuses a budget that reads a source more often; it changes no row.")
     validation_steps: int | None = None
     validation_texts: list[NamedText] = Field(default=[], description="Measured on along the way, never learned from.")
+    judge_pace: JudgePace | None = None
+    second_judge_pace: JudgePace | None = None
 
 
 class StagePlan(Observed):
@@ -168,6 +199,11 @@ class StagePlan(Observed):
     parameters: dict[str, Any]
     inputs: dict[str, str] = {}
     execution: Execution = Execution()
+
+    @property
+    def shared(self) -> bool:
+        """Whether as many pods as there are workers make it together: training, and tokenising the texts of a mixture."""
+        return self.kind.elastic or (self.kind is StageKind.DATASET and bool(self.parameters.get("mixture")))
 
     def typed_parameters(self) -> Parameters:
         """The parameters as the model of the stage's kind."""
@@ -203,8 +239,18 @@ def input_paths(spec: ExperimentSpec) -> list[str]:
 
 def needs_hub(spec: ExperimentSpec) -> bool:
     """Whether anything is fetched from a hub: the model, a data set, or a task that is in no folder of the experiment's."""
-    tasks = spec.evaluation is not None and not spec.evaluation.task_folders and set(spec.evaluation.suites) != {"perplexity"}
+    tasks = spec.evaluation is not None and not spec.evaluation.task_folders and any(map(is_harness_suite, spec.evaluation.suites))
     return spec.model.name is not None or tasks or _names_hub(spec.model_dump(mode="json"))
+
+
+def is_address(path: str) -> bool:
+    """Whether a path of the experiment is an address rather than a file of the storage."""
+    return "://" in path
+
+
+def reads_addresses(stage: StagePlan) -> bool:
+    """Whether a stage reads data by address."""
+    return any(map(is_address, [*_paths(stage.parameters), *_paths(stage.execution.model_dump(mode="json"))]))
 
 
 def _names_hub(value: Any) -> bool:
@@ -266,7 +312,8 @@ class _Planner:
             dataset = self._add("instruction-dataset", StageKind.DATASET, instructions, _roles(model=tokenizer))
             trained = self._train("instruction-tuning", StageKind.INSTRUCTION_TUNING, spec.instruction_tuning, dataset, trained)
         if spec.evaluation:
-            self._evaluation("evaluation", spec.evaluation, trained, baseline)
+            rows = {s.name.replace("-dataset", "_rows"): s.key for s in self.stages if s.kind is StageKind.DATASET}
+            self._evaluation("evaluation", spec.evaluation, trained, baseline, rows if spec.evaluation.contamination else {})
         return tuple(self.stages)
 
     def _add(self, name: str, kind: StageKind, parameters: Parameters, inputs: dict[str, str], execution: Execution | None = None) -> str:
@@ -281,6 +328,7 @@ class _Planner:
         wanted = self.spec.vocabulary
         return VocabularyParameters(
             model=self.model, added_tokens=wanted.added_tokens, initialization=wanted.initialization,
+            distillation=wanted.distillation if wanted.initialization is Initialization.DISTILLATION else None,
             pad_to_multiple_of=wanted.pad_to_multiple_of,
             corpus=[source.model_copy(update={"language": None}) for source in wanted.corpus], seed=self.spec.seed,
         )  # fmt: skip
@@ -313,23 +361,40 @@ class _Planner:
             # Fields that the rest makes meaningless do not part stages that are the same.
             decay=wanted.decay if wanted.schedule is Schedule.WSD else "0",
             embeddings_first=wanted.embeddings_first, z_loss=wanted.z_loss, weight_decay=wanted.weight_decay,
-            gradient_clipping=wanted.gradient_clipping, precision=wanted.precision, seed=self.spec.seed,
+            gradient_clipping=wanted.gradient_clipping,
+            anomalies=wanted.anomalies if wanted.anomalies != Anomalies() else None, precision=wanted.precision, seed=self.spec.seed,
         )  # fmt: skip
         validation_steps = pretraining.validation_steps if pretraining else None
         execution = Execution(
             micro_batch_tokens=wanted.micro_batch_tokens, checkpoint_steps=wanted.checkpoint_steps,
+            checkpoint_interval=wanted.checkpoint_interval, checkpoints_kept=wanted.checkpoints_kept,
             max_epochs=pretraining.max_epochs if pretraining else None, validation_steps=validation_steps,
             validation_texts=self.spec.evaluation.texts if self.spec.evaluation and validation_steps else [],
         )  # fmt: skip
         return self._add(name, kind, parameters, _roles(dataset=dataset, model=model), execution)
 
-    def _evaluation(self, name: str, wanted: Evaluation, model: str | None, baseline: str | None) -> str:
+    def _evaluation(
+        self, name: str, wanted: Evaluation, model: str | None, baseline: str | None, rows: Mapping[str, str] | None = None
+    ) -> str:
         texts = [text.model_copy(update={"language": text.language or self.spec.language}) for text in wanted.texts]
+        own = f"{CODE_SWITCHING}_{primary(self.spec.language)}"
+        suites = list(dict.fromkeys(own if suite == CODE_SWITCHING else suite for suite in wanted.suites))
+        judged = LLM_EVAL in wanted.suites
+        first, second = (wanted.judge, wanted.second_judge) if judged else (None, None)
         parameters = EvaluationParameters(
-            model=self.model, suites=wanted.suites, texts=texts, task_folders=wanted.task_folders,
+            model=self.model, suites=suites, texts=texts, task_folders=wanted.task_folders,
+            questions=[one.model_copy(update={"language": one.language or self.spec.language}) for one in wanted.questions if judged],
+            answer_tokens=wanted.answer_tokens if judged else None, judge=_settings(first), second_judge=_settings(second),
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
+            contamination=bool(rows),
         )  # fmt: skip
-        return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline))
+        execution = Execution(judge_pace=first.pace if first else None, second_judge_pace=second.pace if second else None)
+        return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline, **(rows or {})), execution)
+
+
+def _settings(judge: Judge | None) -> Judge | None:
+    """What of a judge decides its scores: neither its token nor how fast it is asked."""
+    return judge and judge.model_copy(update={"token_secret": None, "pace": None})
 
 
 def _roles(**keys: str | None) -> dict[str, str]:

@@ -60,6 +60,7 @@ class ConditionType(enum.StrEnum):
     SUSPENDED = "Suspended"
     COMPLETE = "Complete"
     FAILED = "Failed"
+    ENGLISH_RETAINED = "EnglishRetained"
 
 
 class Reason(enum.StrEnum):
@@ -82,6 +83,10 @@ class Reason(enum.StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     RESTART_LIMIT_EXCEEDED = "RestartLimitExceeded"
     STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
+    WITHIN_MARGIN = "WithinMargin"
+    BEYOND_MARGIN = "BeyondMargin"
+    INTERVAL_TOO_WIDE = "IntervalTooWide"
+    RETENTION_NOT_MEASURED = "RetentionNotMeasured"
 
 
 REASON_TEXT: dict[Reason, str] = {
@@ -102,6 +107,10 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.OUT_OF_MEMORY: "A pod ran out of memory twice in one stage.",
     Reason.RESTART_LIMIT_EXCEEDED: "A restart budget is spent; the message says which cause and the last error.",
     Reason.STARTUP_DEADLINE_EXCEEDED: "A pod did not start within deadlines.startupSeconds; the message says what it waited for.",
+    Reason.WITHIN_MARGIN: "English lost no more than evaluation.retention.maxLoss, with a confidence of 95 %.",
+    Reason.BEYOND_MARGIN: "English lost more than evaluation.retention.maxLoss, with a confidence of 95 %; the message says where.",
+    Reason.INTERVAL_TOO_WIDE: "Whether English lost more than evaluation.retention.maxLoss cannot be told from so few items.",
+    Reason.RETENTION_NOT_MEASURED: "Nothing that evaluation.retention asks about was scored beside the base model.",
 }
 
 

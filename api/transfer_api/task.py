@@ -16,6 +16,8 @@ from transfer_api.errors import SpecError
 from transfer_api.stage import StageKind, StagePlan
 
 ADDRESS_VARIABLE = "TRANSFER_ADDRESS"
+JUDGE_TOKENS = ("JUDGE_TOKEN", "SECOND_JUDGE_TOKEN")
+"""Variables with the tokens of the judges, filled from Secrets: a task itself has none."""
 
 
 def program(kind: StageKind, *, rendezvous: bool = False) -> str:

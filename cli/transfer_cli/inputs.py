@@ -50,6 +50,8 @@ def sources(spec: ExperimentSpec) -> Iterator[Source]:
         yield Source(f"spec.instructionTuning.data[{index}]", data.path, None)
     for index, text in enumerate(spec.evaluation.texts if spec.evaluation else []):
         yield _text(f"spec.evaluation.texts[{index}]", text)
+    for index, questions in enumerate(spec.evaluation.questions if spec.evaluation else []):
+        yield Source(f"spec.evaluation.questions[{index}]", questions.path, questions.question_field)
 
 
 def _text(field: str, source: TextSource) -> Source:

@@ -73,11 +73,12 @@ def verified(store: ArtifactStore, stage: StageStatus) -> str:
     path = store.path(stage.kind, stage.key) / LEDGER
     if not path.is_file():
         raise ArtifactError(f"{path} is missing")
-    summary = verify_ledger(path, row_order(parameters.seed, sources), parameters.rows_per_step, steps)
+    summary = verify_ledger(path, row_order(parameters.seed, sources), parameters.rows_per_step, steps, parameters.anomalies)
     store.file(stage.kind, stage.key, LEDGER)  # last: a wrong line says more than a wrong hash
     sizes = [size for size, _ in itertools.groupby(line.world_size for line in summary.lines)]
     rows = steps * parameters.rows_per_step
+    left_out = f", of which {len(summary.skipped)} steps were left out as anomalous" if summary.skipped else ""
     return (
-        f"proved: {steps} steps, {rows} rows, each read when it was due and none twice; processes {' → '.join(map(str, sizes))}; "
+        f"proved: {steps} steps, {rows} rows, each read when it was due and none twice{left_out}; processes {' → '.join(map(str, sizes))}; "
         f"{summary.lost_steps} steps done again after a loss"
     )

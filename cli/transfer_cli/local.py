@@ -21,15 +21,15 @@ from pathlib import Path
 
 from transfer_api.errors import ExitCode
 from transfer_api.progress import Progress, ResultMessage
-from transfer_api.spec import PERPLEXITY, TransferExperiment
+from transfer_api.spec import TransferExperiment, is_harness_suite
 from transfer_api.stage import StagePlan, needs_hub
 from transfer_api.task import program
 from transfer_cli.gpus import VARIABLE, usable_gpus, worker_share
-from transfer_cli.memory import OutOfMemory
 from transfer_operator.decide import CreatePod, DeletePod, Pod, PodPhase, Role
 from transfer_operator.decide.snapshot import PodName
 from transfer_pod.context import PodContext, find_input
 from transfer_pod.lock import StageLock
+from transfer_pod.memory import OutOfMemory
 
 LOOPBACK = "127.0.0.1"
 PROGRESS_TIMEOUT_S = 0.5
@@ -210,7 +210,9 @@ class LocalBackend:
         if wanted is None:
             return True
         folders = [find_input(folder, (self.storage, *self.search)) for folder in wanted.task_folders]
-        return all(any(True for folder in folders for _ in folder.rglob(f"{suite}.yaml")) for suite in wanted.suites if suite != PERPLEXITY)
+        return all(
+            any(True for folder in folders for _ in folder.rglob(f"{suite}.yaml")) for suite in wanted.suites if is_harness_suite(suite)
+        )
 
     def _gpus(self, action: CreatePod) -> list[str]:
         """The GPUs of one pod: all that this process may use, or a worker's share of them."""
@@ -220,7 +222,7 @@ class LocalBackend:
     def _surroundings(self, action: CreatePod, gpus: list[str]) -> dict[str, str]:
         """Its GPUs, cores shared among the workers, and no network where the experiment names no hub."""
         cores = len(os.sched_getaffinity(0))
-        workers = self.experiment.spec.workers.replicas if action.stage.kind.elastic else 1
+        workers = self.experiment.spec.workers.replicas if action.stage.shared else 1
         variables = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers))),
             "PYTHONUNBUFFERED": "1",

@@ -1,4 +1,4 @@
-"""What a run leaves for people: `status.yaml`, `results.json`, `report.md`, `report.html`, per-item scores, `model/`."""
+"""What a run leaves for people: `status.yaml`, `results.json`, reports, per-item scores, `model/` with its card, `adapter/`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from transfer_api.progress import Score
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StageKind, StagePlan
 from transfer_api.status import ExperimentStatus
+from transfer_cli.card import CARD, model_card
 from transfer_pod.artifact import ArtifactStore, storage_errors
 
 STATUS = "status.yaml"
 STAMP = ".written"
+MODEL, ADAPTER = "model", "adapter"
+MODEL_KINDS = (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING)
+"""Stages that make a model."""
 
 
 def output_errors(output: Path) -> AbstractContextManager[None]:
@@ -58,7 +62,7 @@ def write_outputs(
     with output_errors(output):
         if not current.exists() or current.read_text() != stamp or not _there(plan, output):
             current.unlink(missing_ok=True)
-            _copy_model(store, plan, output)
+            _copy_model(experiment, store, plan, output)
             _report(experiment, plan, status, storage, output)
             current.write_text(stamp)
     return scores_of_result(store, plan)
@@ -73,12 +77,12 @@ def scores_of_result(store: ArtifactStore, plan: tuple[StagePlan, ...]) -> list[
 
 
 def _there(plan: tuple[StagePlan, ...], output: Path) -> bool:
-    return (output / "report.html").is_file() and ((output / "model").is_dir() or not models(plan))
+    return (output / "report.html").is_file() and ((output / MODEL / CARD).is_file() or not models(plan))
 
 
 def models(plan: Sequence[StagePlan]) -> list[StagePlan]:
     """The stages that make a model."""
-    return [stage for stage in plan if stage.kind in (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING)]
+    return [stage for stage in plan if stage.kind in MODEL_KINDS]
 
 
 def _report(experiment: TransferExperiment, plan: tuple[StagePlan, ...], status: ExperimentStatus, storage: Path, output: Path) -> None:
@@ -89,8 +93,13 @@ def _report(experiment: TransferExperiment, plan: tuple[StagePlan, ...], status:
     write_report(output, collect(storage, plan, experiment=name, language=language, status=plain))
 
 
-def _copy_model(store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path) -> None:
-    """Puts the last model that was made at `model/`: a copy, since people change what they are given."""
-    if made := models(plan):
-        shutil.rmtree(output / "model", ignore_errors=True)
-        shutil.copytree(store.open(made[-1].kind, made[-1].key, verify=False) / "model", output / "model")
+def _copy_model(experiment: TransferExperiment, store: ArtifactStore, plan: tuple[StagePlan, ...], output: Path) -> None:
+    """Puts the last model that was made at `model/`, and its adapter beside it: copies, since people change what they are given."""
+    if not (made := models(plan)):
+        return
+    artifact = store.open(made[-1].kind, made[-1].key, verify=False)
+    for name in (MODEL, ADAPTER):
+        shutil.rmtree(output / name, ignore_errors=True)
+        if (artifact / name).is_dir():
+            shutil.copytree(artifact / name, output / name)
+    (output / MODEL / CARD).write_text(model_card(experiment, plan, store, scores_of_result(store, plan)), encoding="utf-8")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import socket
@@ -16,16 +17,17 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import ExperimentSpec, TransferExperiment
+from transfer_api.spec import LLM_EVAL, ExperimentSpec, Method, TransferExperiment
 from transfer_api.stage import StageKind, StagePlan, plan_stages
+from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import fingerprints, model_size, sources
 from transfer_cli.outputs import STATUS, models
 from transfer_evaluator.suites import check_suites
 from transfer_pod.artifact import ArtifactStore, storage_errors
 from transfer_pod.context import NOT_THERE, find_input
-from transfer_pod.documents import check_source
-from transfer_pod.model import check_model_folder, read_config
+from transfer_pod.documents import check_source, find_data
+from transfer_pod.model import check_lora, check_model_folder, linear_sides, read_config
 
 __all__ = ["check", "fingerprints", "input_problems"]
 
@@ -64,6 +66,7 @@ def check(
             lambda: _no_other_model(output),
             lambda: _port(metrics_port),
             lambda: _gpus(spec),
+            lambda: _judge_tokens(spec),
         ]
     )
     if not errors:
@@ -91,7 +94,20 @@ def input_problems(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Transf
             lambda: _suites(spec, roots),
         ]
     )
-    return [*map(_with_make_inputs, errors), *_sequence_lengths(spec, roots)]
+    return [*map(_with_make_inputs, errors), *_sequence_lengths(spec, roots), *_adapters(spec, roots)]
+
+
+def _judge_tokens(spec: ExperimentSpec) -> None:
+    """Judges are asked last: a token that is not there would show after the training."""
+    evaluation = spec.evaluation
+    if evaluation is None or LLM_EVAL not in evaluation.suites:
+        return
+    for variable, field, judge in zip(JUDGE_TOKENS, ("judge", "secondJudge"), (evaluation.judge, evaluation.second_judge), strict=True):
+        if judge is not None and judge.token_secret is not None and not os.environ.get(variable):
+            raise SpecError(
+                "Secrets are a cluster's, and there is no token of the judge here", field=f"spec.evaluation.{field}.tokenSecret",
+                value=judge.token_secret.name, next_step=f"Put it into the variable {variable}",
+            )  # fmt: skip
 
 
 def _ask(questions: Sequence[Callable[[], None]]) -> list[TransferError]:
@@ -131,7 +147,7 @@ def _sources(spec: ExperimentSpec) -> Iterator[tuple[str, str, str | None]]:
 
 
 def _source_question(field: str, path: str, text_field: str | None, roots: tuple[Path, ...]) -> Callable[[], None]:
-    return lambda: check_source(find_input(path, roots, f"{field}.path"), text_field, field)
+    return lambda: check_source(find_data(path, roots, f"{field}.path"), text_field, field)
 
 
 def _folder_question(index: int, folder: str, roots: tuple[Path, ...]) -> Callable[[], None]:
@@ -186,6 +202,19 @@ def _sequence_lengths(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Tra
         for name, training in (("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning))
         if training is not None and training.sequence_length > positions
     ]  # fmt: skip
+
+
+def _adapters(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferError]:
+    """Adapters that the model has no place for."""
+    stages = [("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning)]
+    wanted = [(f"spec.{name}.lora", training.lora) for name, training in stages if training and training.method is Method.LORA]
+    if spec.model.path is None or not wanted:
+        return []
+    try:
+        sides = linear_sides(check_model_folder(find_input(spec.model.path, roots)))
+    except TransferError:
+        return []  # `_model` has said it
+    return _ask([functools.partial(check_lora, sides, lora, field) for field, lora in wanted])
 
 
 def _no_other_model(output: Path) -> None:

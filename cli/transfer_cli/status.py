@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from transfer_api.errors import ExitCode, SpecError
-from transfer_api.status import ExperimentStatus, Phase, StageState
+from transfer_api.status import ConditionType, ExperimentStatus, Phase, StageState
 from transfer_cli.lock import is_held
 from transfer_cli.outputs import STATUS, read_status
 from transfer_cli.paths import default_output
@@ -60,6 +60,7 @@ def describe(status: ExperimentStatus, left: bool = False) -> str:
     lines.append(f"Restarts:  {', '.join(f'{name} {count}' for name, count in counts.items()) or 'none'}")
     if status.failure is not None:
         lines.append(f"Failure:   {status.failure.reason}: {status.failure.message}")
+    lines += [f"English:   {one.reason}: {one.message}" for one in status.conditions if one.type is ConditionType.ENGLISH_RETAINED]
     lines.append("Stages:")
     width = max((len(stage.name) for stage in status.stages), default=0)
     for stage in status.stages:

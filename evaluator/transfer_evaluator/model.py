@@ -47,15 +47,15 @@ class LoadedModel:
         return int(token)
 
 
-def load_model(folder: Path, precision: Precision) -> LoadedModel:
-    """Loads model and tokenizer; on a GPU where there is one.
+def load_model(folder: Path, precision: Precision, device: torch.device | None = None) -> LoadedModel:
+    """Loads model and tokenizer; on a GPU where there is one, or on the device that is given.
 
     Raises:
         ModelError: transformers cannot load it as a causal language model, or weights are missing.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(

@@ -1,8 +1,8 @@
 """The suite `perplexity`: how well a model predicts held-out text.
 
-Bits per byte is the figure to compare: nats over a whole document divided by its UTF-8 bytes, whatever the tokens were.
-Perplexity per token is kept beside it because papers print it, but a larger vocabulary lowers the number of tokens and so
-raises it for the same prediction: it is compared only where both models cut the text into as many tokens.
+Bits per byte is the figure to compare: nats over a whole document divided by its UTF-8 bytes, whatever the tokens were; so is
+bits per character (Unicode code point). Perplexity per token is kept beside them because papers print it, but a larger vocabulary
+lowers the number of tokens and so raises it for the same prediction: it is compared only where both models cut the text into as many.
 
 Each document is scored on its own. Its first token is predicted from BOS (EOS where there is none); a document longer than
 the context is read in windows that advance by `stride`, so that every token but those of the first window has at least
@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from transfer_api.errors import DataError
 from transfer_api.spec import PERPLEXITY, NamedText
 from transfer_evaluator.model import LoadedModel
-from transfer_evaluator.score import Item, Metric, TaskResult, Transform
+from transfer_evaluator.score import DOCUMENT, Item, Metric, TaskResult, Transform
 from transfer_evaluator.scorer import Begin, Request, TokenScorer, silent
 
 MAX_CONTEXT = 1024
 METRICS = (
     Metric(name="bits_per_byte", numerator="nats", denominator="bytes", transform=Transform.BITS, higher_is_better=False),
+    Metric(
+        name="bits_per_character", numerator="nats", denominator="characters", transform=Transform.BITS, higher_is_better=False, main=False
+    ),
     Metric(
         name="perplexity", numerator="nats", denominator="tokens", transform=Transform.EXP, higher_is_better=False,
         main=False, must_agree="tokens",
@@ -78,15 +81,22 @@ def score_texts(model: LoadedModel, scorer: TokenScorer, texts: Sequence[Text], 
     )
     return [
         TaskResult(
-            suite=PERPLEXITY, task=text.name, language=text.language, harness=harness, metrics=METRICS, items=_items(text, ids, found)
+            suite=PERPLEXITY, task=text.name, language=text.language, harness=harness + _repeated(text), metrics=METRICS, unit=DOCUMENT,
+            items=_items(text, ids, found), texts=text.documents,
         )
         for text, ids, found in zip(texts, tokens, nats, strict=True)
-    ]
+    ]  # fmt: skip
+
+
+def _repeated(text: Text) -> str:
+    """Documents that count twice make an interval narrower than it should be."""
+    again = len(text.documents) - len(set(text.documents))
+    return f"; {again} of {len(text.documents)} documents stand there twice" if again else ""
 
 
 def _items(text: Text, tokens: Sequence[Sequence[int]], nats: Sequence[float]) -> list[Item]:
     return [
-        {"id": _identity(place, document), "nats": found, "bytes": len(document.encode()), "tokens": len(ids)}
+        {"id": _identity(place, document), "nats": found, "bytes": len(document.encode()), "characters": len(document), "tokens": len(ids)}
         for place, (document, ids, found) in enumerate(zip(text.documents, tokens, nats, strict=True))
         if ids
     ]

@@ -86,7 +86,14 @@ def validation_plot(curve: Curve, languages: Mapping[str, str]) -> str:
 
 def score_plots(scores: Sequence[Score]) -> list[tuple[str, str]]:
     """One plot for each metric of interest: (title, SVG)."""
-    titles = {"bits_per_byte": "Bits per byte (lower is better)", "acc": "Accuracy (higher is better)"}
+    titles = {
+        "bits_per_byte": "Bits per byte (lower is better)",
+        "acc": "Accuracy (higher is better)",
+        "line_pass_rate": "Answers without a line in another language (higher is better)",
+        "word_pass_rate": "Answers without a word of another language (higher is better)",
+        "code_switched": "Answers that switch between languages (lower is better)",
+        "in_language": "Answers in the language they were asked in (higher is better)",
+    }
     plots = []
     for metric, title in titles.items():
         rows = [score for score in scores if score.metric == metric][:MOST_ROWS]

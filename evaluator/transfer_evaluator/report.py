@@ -1,16 +1,39 @@
-"""The report of an experiment: `report.md`, `report.html` (one file, no network) and `results.json`."""
+"""The report of an experiment: `report.html` (one file, no network), `report.md`, `report.tex` and `results.json`.
+
+The page may run its own script, which sorts tables, and nothing else: its policy names the script's hash and allows no address.
+"""
 
 from __future__ import annotations
 
-import json
+import base64
+import hashlib
+import re
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from transfer_api.results import OverlapRecord, ReportedScore, Results, RetentionRecord, SampleAnswer, StageRecord
+from transfer_api.status import ConditionType
+from transfer_evaluator.language import SCRIPTS
 from transfer_evaluator.plots import loss_plot, score_plots, validation_plot
 from transfer_evaluator.summary import Curve, ReportInput, StageFacts, StepPoint, ValidationPoint, collect
-from transfer_evaluator.table import PERPLEXITY_NOTE, Row, columns, effect_of, note, number, render_table, title, verdict
+from transfer_evaluator.table import (
+    NAMES,
+    PERPLEXITY_NOTE,
+    Row,
+    columns,
+    compared,
+    effect_of,
+    note,
+    number,
+    probability,
+    render_table,
+    title,
+    verdict,
+    with_parts,
+)
 from transfer_pod.artifact import storage_errors, write_atomically
 
 __all__ = [
@@ -20,6 +43,7 @@ __all__ = [
 
 MARKDOWN = "report.md"
 HTML = "report.html"
+LATEX = "report.tex"
 RESULTS = "results.json"
 FACT_NAMES = {"steps": "steps", "tokens": "tokens", "lost_steps": "lost steps", "productive_seconds": "seconds", "seconds": "seconds"}
 """Numbers of a manifest that every training or evaluation has; others are shown after them under their own name."""
@@ -33,9 +57,10 @@ def write_report(folder: Path, report: ReportInput) -> list[Path]:
     """
     page = _page(report)
     contents = {
-        RESULTS: json.dumps(results(report), indent=1, ensure_ascii=False) + "\n",
+        RESULTS: results(report).model_dump_json(by_alias=True, indent=1) + "\n",
         MARKDOWN: _render("report.md.j2", page),
-        HTML: _render("report.html.j2", {**page, "plots": _plots(report)}),
+        LATEX: _render("report.tex.j2", page),
+        HTML: _render("report.html.j2", {**page, **_answers(report), **_script(), "plots": _plots(report)}),
     }
     with storage_errors(folder, field="output"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,46 +71,109 @@ def write_report(folder: Path, report: ReportInput) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def results(report: ReportInput) -> dict[str, Any]:
+def results(report: ReportInput) -> Results:
     """`results.json`: every score with all its figures, null where there is none."""
+    return Results(
+        experiment=report.experiment,
+        language=report.language,
+        verdict=verdict(report.scores, report.language),
+        retention=_retention(report.status),
+        scores=[ReportedScore(**score.model_dump(), effect=effect_of(score)) for score in report.scores],
+        stages=[StageRecord(**{name: getattr(stage, name) for name in StageRecord.model_fields}) for stage in report.stages],
+        contamination=[OverlapRecord(**overlap) for overlap in report.contamination],
+        confusion=list(report.confusion),
+        samples=list(report.samples),
+    )
+
+
+def _retention(status: Mapping[str, Any]) -> RetentionRecord | None:
+    """The gate on English, as the status has it."""
+    kept = {"True": True, "False": False}
+    return next(
+        (
+            RetentionRecord(kept=kept.get(condition["status"]), reason=condition["reason"], message=condition.get("message", ""))
+            for condition in status.get("conditions") or ()
+            if condition["type"] == ConditionType.ENGLISH_RETAINED
+        ),
+        None,
+    )
+
+
+def _answers(report: ReportInput) -> dict[str, Any]:
+    """Sample answers by language, cut where they leave it, and the table of languages asked in and answered in."""
+    languages = list(dict.fromkeys(sample.language for sample in report.samples))
+    samples = [
+        (
+            language,
+            [
+                (sample.prompt, _marked(sample.base) if sample.base else None, _marked(sample.adapted))
+                for sample in report.samples
+                if sample.language == language
+            ],
+        )
+        for language in languages
+    ]
+    found = {name for row in report.confusion for name in (*row.base, *row.adapted)}
+    answered = [name for name in SCRIPTS if name in found] + sorted(found - set(SCRIPTS))
     return {
-        "experiment": report.experiment,
-        "language": report.language,
-        "verdict": verdict(report.scores, report.language),
-        "scores": [{**score.model_dump(mode="json", by_alias=True), "effect": effect_of(score)} for score in report.scores],
-        "stages": [
-            {
-                "name": s.name,
-                "kind": s.kind,
-                "key": s.key,
-                "digest": s.digest,
-                "complete": s.complete,
-                "seed": s.seed,
-                "numbers": dict(s.numbers),
-            }
-            for s in report.stages
+        "samples": samples,
+        "sides": any(base for _, rows in samples for _, base, _ in rows),
+        "answered": answered,
+        "confusion": [
+            (row.asked, [(name, row.base.get(name, 0) if row.base else None, row.adapted.get(name, 0)) for name in answered])
+            for row in report.confusion
         ],
     }
 
 
+def _marked(answer: SampleAnswer) -> dict[str, Any]:
+    """An answer as pieces of text, each with the language that it is a switch to, or none."""
+    pieces: list[tuple[str, str]] = []
+    at = 0
+    for switch in sorted(answer.switches, key=lambda switch: (switch.start, -switch.end)):
+        if switch.start >= at:  # words of a line that is marked as a whole are inside it
+            pieces += [(answer.text[at : switch.start], ""), (answer.text[switch.start : switch.end], switch.language)]
+            at = switch.end
+    pieces.append((answer.text[at:], ""))
+    return {"pieces": [piece for piece in pieces if piece[0]], "detected": answer.detected}
+
+
+def _script() -> dict[str, str]:
+    """The page's script and the hash by which its policy allows it."""
+    script = (files("transfer_evaluator") / "templates" / "report.js").read_text(encoding="utf-8")
+    return {"script": script, "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}
+
+
 def _page(report: ReportInput) -> dict[str, Any]:
+    scores = with_parts(report.scores)
     return {
         "experiment": report.experiment,
         "language": report.language,
         "phase": report.status.get("phase", ""),
         "verdict": verdict(report.scores, report.language),
-        "title": title(report.scores),
-        "columns": columns(report.scores),
-        "rows": render_table(report.scores),
-        "note": note(report.scores),
+        "title": title(scores),
+        "names": len(NAMES),
+        "columns": columns(scores, full=True),
+        "rows": render_table(scores, full=True),
+        "compared": compared(scores),
+        "scores_and_rows": list(zip(scores, render_table(scores, full=True), strict=True)),
+        "note": note(scores),
         "perplexity_note": PERPLEXITY_NOTE,
+        "contamination_columns": ("suite", "task", "items of 13 words or more", "in the training rows", "share", "shorter items"),
+        "contamination": [_contamination_row(overlap) for overlap in report.contamination],
         "stage_columns": ("stage", "seed", "steps", "tokens", "processes", "lost steps", "seconds", "more", "key"),
         "stages": [_stage_row(stage, report.curves) for stage in report.stages],
         "restarts": _restarts(report.status),
         "digests": [(stage.name, stage.key, stage.digest) for stage in report.stages if stage.complete],
         "harnesses": sorted({score.harness for score in report.scores if score.harness}),
+        "retention": _retention(report.status),
         "failure": (report.status.get("failure") or {}).get("message", ""),
     }
+
+
+def _contamination_row(overlap: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = (f"{overlap['items']:,}", f"{overlap['contaminated']:,}", f"{100 * overlap['share']:.1f} %", f"{overlap['short']:,}")
+    return (overlap["suite"], overlap["task"], *counts)
 
 
 def _stage_row(stage: StageFacts, curves: Sequence[Curve]) -> tuple[str, ...]:
@@ -139,4 +227,16 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters |= {"latex": latex, "number": number, "signed": lambda value: number(value, sign=True), "p": probability}
     return environment.get_template(template).render(values)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "<": "$<$", ">": "$>$", "–": "--",
+    "\n": " ", **{character: f"\\{character}" for character in "&%$#_{}"},
+}  # fmt: skip
+
+
+def latex(text: object) -> str:
+    """Text that LaTeX prints as it is."""
+    return re.sub(r"[\\~^−<>–\n&%$#_{}]", lambda found: _LATEX[found[0]], str(text))

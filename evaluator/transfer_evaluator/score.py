@@ -7,8 +7,10 @@ figure of the harness that is not such a ratio is passed on without an interval 
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +20,29 @@ import numpy as np
 
 from transfer_api.errors import ArtifactError
 from transfer_api.progress import Score
-from transfer_evaluator.statistics import Floats, paired_difference, ratio, ratio_interval, same
+from transfer_evaluator.statistics import (
+    LEAST_CLUSTERS,
+    Floats,
+    holm,
+    mcnemar,
+    minimum_detectable,
+    paired_difference,
+    paired_standard_error,
+    randomization_test,
+    ratio,
+    ratio_interval,
+    same,
+)
 
 Item = dict[str, Any]
 """One document or question: `id` and its values by name."""
+ITEM = "item"
+DOCUMENT = "document"
+"""The passage that questions are about."""
+SUBJECT = "subject"
+"""The task or field that a question belongs to. Few subjects are a fixed choice, of which nothing is to be learned about others."""
+MCNEMAR = "exact McNemar"
+RANDOMIZATION = "paired randomization"
 
 
 class Transform(enum.Enum):
@@ -82,6 +103,12 @@ class TaskResult:
     """Figures that are no ratio of item values: name to value and whether higher is better."""
     detail: bool = False
     """Part of a group whose own line stands earlier."""
+    unit: str = ITEM
+    """What an item is: `item` or `document`."""
+    cluster: str = ""
+    """The item value that is the same for items that hang together, such as `document`, which are then resampled together."""
+    texts: Sequence[str] = ()
+    """Text of each item, as far as the overlap with training texts needs it; never written."""
 
     @property
     def file(self) -> str:
@@ -90,7 +117,9 @@ class TaskResult:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+    # Categories are named in many scripts, all of which become the same few dashes.
+    return plain if name.isascii() and "/" not in name else f"{plain}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def write_items(folder: Path, result: TaskResult) -> None:
@@ -120,21 +149,43 @@ def read_items(folder: Path, result: TaskResult) -> list[Item] | None:
 
 def score_tasks(results: Sequence[TaskResult], baseline: Callable[[TaskResult], list[Item] | None], seed: int) -> list[Score]:
     """Lines of the table: main metrics of whole tasks, then of parts of groups, then the other metrics."""
+    wholes = {result.suite for result in results if not result.detail}
+    parts = Counter(result.suite for result in results if result.detail and result.suite in wholes)
     lines: list[tuple[tuple[bool, bool], Score]] = []
     for result in results:
         reference = baseline(result)
-        lines += [((not metric.main, result.detail), score_metric(result, metric, reference, seed)) for metric in result.metrics]
+        place = {"part_of": result.suite} if result.detail and result.suite in wholes else {"parts": parts[result.suite]}
+        for metric in result.metrics:
+            score = score_metric(result, metric, reference, seed).model_copy(update=place)
+            lines.append(((not metric.main, result.detail), score))
         for name, (value, higher) in result.aggregates.items():
             score = Score(
                 suite=result.suite, task=result.task, language=result.language, metric=name, value=value,
                 items=len(result.items), higher_is_better=higher, harness=result.harness,
             )  # fmt: skip
-            lines.append(((True, result.detail), score))
-    return [score for _, score in sorted(lines, key=lambda line: line[0])]
+            lines.append(((True, result.detail), score.model_copy(update=place)))
+    return adjust([score for _, score in sorted(lines, key=lambda line: line[0])])
+
+
+def adjust(scores: Sequence[Score]) -> list[Score]:
+    """Adds Holm's p-values. A family is what one question is asked of side by side: a metric on the texts or tasks of a suite.
+
+    A group's mean is asked of once, and is no family with its parts.
+    """
+    families: dict[tuple[str, str, str], list[int]] = {}
+    for place, score in enumerate(scores):
+        if score.p_value is not None:
+            families.setdefault((score.suite, score.metric, score.part_of), []).append(place)
+    adjusted = list(scores)
+    for places in families.values():
+        values = holm([scores[place].p_value or 0.0 for place in places])
+        for place, value in zip(places, values, strict=True):
+            adjusted[place] = scores[place].model_copy(update={"adjusted_p_value": value})
+    return adjusted
 
 
 def score_metric(result: TaskResult, metric: Metric, reference: Sequence[Item] | None, seed: int) -> Score:
-    """Value with interval, or with baseline, paired difference and its interval over the items both have."""
+    """Value with interval, or with baseline, paired difference, its interval, test and power over the items both have."""
     transform = metric.transform.function
     items = [item for item in result.items if metric.numerator in item]
     numerator_N, denominator_N = _columns(items, metric)
@@ -144,13 +195,40 @@ def score_metric(result: TaskResult, metric: Metric, reference: Sequence[Item] |
         higher_is_better=metric.higher_is_better, harness=result.harness,
     )  # fmt: skip
     pairs = _pairs(items, reference or [], metric)
+    drawn = _clusters(result.cluster, [own for own, _ in pairs] or items)
+    score = score.model_copy(update={"resampled": result.cluster if drawn else result.unit, "clusters": drawn and len(set(drawn))})
     if not pairs:
-        interval = ratio_interval(numerator_N, denominator_N, transform=transform, seed=seed)
+        interval = ratio_interval(numerator_N, denominator_N, transform=transform, seed=seed, clusters=drawn)
         return score.model_copy(update={"interval": interval})
     ours = _columns([own for own, _ in pairs], metric)
     theirs = _columns([other for _, other in pairs], metric)
-    difference, interval = paired_difference(*ours, *theirs, transform=transform, seed=seed)
-    return score.model_copy(update={"baseline": ratio(*theirs, transform), "difference": difference, "interval": interval})
+    difference, interval = paired_difference(*ours, *theirs, transform=transform, seed=seed, clusters=drawn)
+    error = paired_standard_error(*ours, *theirs, transform=transform, clusters=drawn)
+    if drawn is None and metric.denominator is None and metric.transform is Transform.NONE and _binary(ours[0]) and _binary(theirs[0]):
+        test, p_value = MCNEMAR, mcnemar(won=int(np.sum(ours[0] > theirs[0])), lost=int(np.sum(ours[0] < theirs[0])))
+    else:
+        test, p_value = RANDOMIZATION, randomization_test(*ours, *theirs, transform=transform, seed=seed, clusters=drawn)
+    return score.model_copy(
+        update={
+            "baseline": ratio(*theirs, transform), "difference": difference, "interval": interval, "p_value": p_value, "test": test,
+            "minimum_detectable": minimum_detectable(error) if error else None,
+        }
+    )  # fmt: skip
+
+
+def _clusters(name: str, items: Sequence[Item]) -> list[str] | None:
+    """The cluster of each item; None where the items themselves are drawn."""
+    if not name or not all(name in item for item in items):
+        return None
+    found = [str(item[name]) for item in items]
+    count = len(set(found))
+    if count == len(found) or count < (LEAST_CLUSTERS if name == SUBJECT else 2):
+        return None
+    return found
+
+
+def _binary(values_N: Floats) -> bool:
+    return bool(np.isin(values_N, (0.0, 1.0)).all())
 
 
 def _columns(items: Sequence[Item], metric: Metric) -> tuple[Floats, Floats]:

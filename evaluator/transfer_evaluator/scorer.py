@@ -2,29 +2,34 @@
 
 Questions share prefixes: the options of one question its whole text, the questions of one subject their examples. Sorted,
 neighbouring requests are laid into one row as a tree: a token that two requests share stands there once, each token sees
-its own ancestors only (a 4-D attention mask) and has its depth as position. So nothing is computed twice, there is no
-padding, and logits are taken at the needed nodes alone. The idea is that of tree attention (SpecInfer, arXiv 2305.09781).
+its own ancestors only (a 4-D attention mask) and has its depth as position. Where the next row goes on from a prefix of the
+last one, that prefix, the trunk, is taken from the last row's KV cache. So nothing is computed twice, there is no padding, and logits
+are taken at the needed nodes alone. The idea is that of tree attention (SpecInfer, arXiv 2305.09781).
 
 Models for which such a mask could mean something else (sliding windows, ALiBi, learned state) go the plain way: padded
 batches, one sequence a row. Both ways answer alike; tests hold them together.
 
-Shapes: B rows, L nodes of a row, T positions, K needed logits, V vocabulary.
+Shapes: B rows, T tokens of a trunk, L nodes after it, S = T + L, K needed logits, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 ROW_TOKENS = {"cpu": 512, "cuda": 4096}
 """Nodes of a row: enough to fill the matrix products, few enough that the square of attention stays small beside them."""
-SHARED_ROW_FACTOR = 4
-"""A row may grow to this many times a request where it mostly shares its tokens: a longer row is cheaper than the prefix again."""
+LEAST_TRUNK = 16
+"""A shared prefix of fewer tokens is computed again: to attend to a cache costs about as much."""
+SOFTMAX_ROWS = 64
+"""Logits are normalised so many rows at a time: what is set beside them stays small, and every thread has enough to do."""
 TREE_MODELS = frozenset({"llama", "qwen2", "qwen3", "mistral", "olmo2", "smollm3", "granite"})
 """Rotary models with full attention in every layer."""
 TREE_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
@@ -92,28 +97,44 @@ class TokenScorer:
         assert all(score is not None for score in scores)
         return [score for score in scores if score is not None]
 
-    def _tree_rows(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], list[TokenScore], int]]:
-        for row in plan_rows([request.inputs for request in requests], self.row_tokens):
-            logits_KV, at = self._row_logits(row, [requests[index] for index in row.requests])
-            nodes = [
-                [at[node] for node in path[len(path) - len(requests[index].continuation) :]]
-                for index, path in zip(row.requests, row.paths, strict=True)
-            ]
-            continuations = [requests[index].continuation for index in row.requests]
-            yield row.requests, _read(logits_KV, nodes, continuations), len(row.tokens)
+    def rows(self, requests: Sequence[Request], *, keep: bool = False) -> Iterator[ComputedRow]:
+        """Computes requests as trees, row by row; with `keep` each row has the cache of its nodes until the next one is asked for."""
+        cache: Any = None
+        for row, goes_on in _with_next(plan_rows(requests, self.row_tokens)):
+            if row.trunk:
+                self._keep(cache, row.trunk)
+            else:
+                cache = DynamicCache() if goes_on or keep else None
+            logits_KV, places = self._row_logits(row, [requests[index] for index in row.requests], cache)
+            yield ComputedRow(row, logits_KV, places, cache)
 
-    def _row_logits(self, row: Row, requests: Sequence[Request]) -> tuple[torch.Tensor, dict[int, int]]:
-        """Logits at the nodes that predict a continuation [K, V], and where in K each node is."""
+    def _tree_rows(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], list[TokenScore], int]]:
+        for computed in self.rows(requests):
+            continuations = [requests[index].continuation for index in computed.row.requests]
+            yield computed.row.requests, _read(computed.logits_KV, computed.places, continuations), len(computed.row.tokens)
+
+    def _keep(self, cache: Any, trunk: Sequence[int]) -> None:
+        """Leaves in the cache of the last row what is the trunk of this one."""
+        kept_T = torch.tensor(trunk, device=self.device)
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys.index_select(-2, kept_T), layer.values.index_select(-2, kept_T)
+
+    def _row_logits(self, row: Row, requests: Sequence[Request], cache: Any) -> tuple[torch.Tensor, list[list[int]]]:
+        """Logits at the nodes that predict a continuation [K, V], and for each request where in K its nodes are."""
         needed = sorted({n for request, path in zip(requests, row.paths, strict=True) for n in path[-len(request.continuation) :]})
         input_ids_BL = torch.tensor([row.tokens], device=self.device)
-        kwargs: dict[str, Any] = {}
-        if not row.is_path:
-            mask_LL = torch.from_numpy(row.mask()).to(self.device)
+        kwargs: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
+        if row.trunk or not row.is_path:
+            mask_LS = torch.from_numpy(row.mask()).to(self.device)
             lowest = torch.finfo(self.model.dtype).min
-            kwargs["attention_mask"] = torch.where(mask_LL, 0.0, lowest).to(self.model.dtype)[None, None]
+            kwargs["attention_mask"] = torch.where(mask_LS, 0.0, lowest).to(self.model.dtype)[None, None]
             kwargs["position_ids"] = torch.tensor([row.depths], device=self.device)
-        logits_BKV = self._logits(input_ids_BL, torch.tensor(needed, device=self.device), **kwargs)
-        return logits_BKV[0], {node: place for place, node in enumerate(needed)}
+        trunk = len(row.trunk)
+        keep_K = torch.tensor([node - trunk for node in needed], device=self.device)
+        logits_BKV = self._logits(input_ids_BL, keep_K, **kwargs)
+        at = {node: place for place, node in enumerate(needed)}
+        predicting = [path[len(path) - len(request.continuation) :] for request, path in zip(requests, row.paths, strict=True)]
+        return logits_BKV[0], [[at[node] for node in nodes] for nodes in predicting]
 
     def _padded_batches(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], list[TokenScore], int]]:
         sharing: dict[tuple[int, ...], list[int]] = {}
@@ -137,31 +158,48 @@ class TokenScorer:
     def _logits(self, input_ids_BT: torch.Tensor, keep_K: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         if self._keeps:
             kwargs["logits_to_keep"] = keep_K
-        logits: torch.Tensor = self.model(input_ids=input_ids_BT, use_cache=False, **kwargs).logits
+        logits: torch.Tensor = self.model(input_ids=input_ids_BT, **{"use_cache": False, **kwargs}).logits
         return logits if self._keeps else logits[:, keep_K]
 
 
 def _read(logits_KV: torch.Tensor, places: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[TokenScore]:
     """Scores of continuations whose tokens are predicted at `places` of K."""
-    normalizer_K = torch.logsumexp(logits_KV.float(), dim=-1).double().cpu().numpy()
-    likeliest_K = logits_KV.argmax(dim=-1).cpu().numpy()
     flat_places = torch.tensor([place for request in places for place in request], device=logits_KV.device)
     flat_tokens = torch.tensor([token for tokens in continuations for token in tokens], device=logits_KV.device)
-    chosen = logits_KV[flat_places, flat_tokens].double().cpu().numpy()
-    scores, start = [], 0
-    for request, tokens in zip(places, continuations, strict=True):
-        at = np.asarray(request)
-        log_probability = float((chosen[start : start + len(at)] - normalizer_K[at]).sum())
-        scores.append(TokenScore(log_probability, bool((likeliest_K[at] == np.asarray(tokens)).all())))
-        start += len(at)
-    return scores
+    chosen = logits_KV[flat_places, flat_tokens]
+    log_probabilities = (chosen.double() - _normalizers(logits_KV).double()[flat_places]).cpu().numpy()
+    greedy = _likeliest(logits_KV, flat_places, flat_tokens, chosen).cpu().numpy()
+    ends = np.cumsum([len(tokens) for tokens in continuations])
+    return [
+        TokenScore(float(log_probabilities[end - len(tokens) : end].sum()), bool(greedy[end - len(tokens) : end].all()))
+        for end, tokens in zip(ends, continuations, strict=True)
+    ]
+
+
+def _normalizers(logits_KV: torch.Tensor) -> torch.Tensor:
+    """The log-sum-exp of each row [K], in float32. On a CPU log_softmax takes half the time of logsumexp, and tells as much."""
+    parts = (part.float() for part in torch.split(logits_KV, SOFTMAX_ROWS))
+    return torch.cat([part[:, 0] - part.log_softmax(dim=-1)[:, 0] for part in parts])
+
+
+def _likeliest(logits_KV: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Whether each token is the likeliest at its place. argmax is slow on a CPU and is asked only where several may be the greatest."""
+    greatest = chosen == logits_KV.amax(dim=-1)[places]
+    greatest[greatest.clone()] = logits_KV[places[greatest]].argmax(dim=-1) == tokens[greatest]
+    return greatest
 
 
 @dataclass
 class Row:
-    """A forest of token sequences laid out in one row."""
+    """A forest of token sequences laid out in one row, after a trunk that is known from the row before.
 
+    Nodes are numbered from the first of the trunk on, so that a node's number is its place in the KV cache.
+    """
+
+    trunk: list[int] = field(default_factory=list)
+    """Nodes of the row before that are this row's first nodes: tokens 0, 1, … of its last request."""
     tokens: list[int] = field(default_factory=list)
+    """Of the nodes after the trunk, as are `depths` and `parents`."""
     depths: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     """Node before this one in its sequence; -1 for a first token."""
@@ -174,44 +212,68 @@ class Row:
         """Whether there is one branch only, so that plain causal attention does."""
         return all(parent == node - 1 for node, parent in enumerate(self.parents))
 
-    def add(self, index: int, inputs: Sequence[int], shared: int) -> None:
-        """Appends a request whose first `shared` tokens are those of the last one added."""
-        path = list(self.paths[-1][:shared]) if shared else []
+    def add(self, index: int, request: Request, shared: int) -> None:
+        """Appends a request whose first `shared` tokens are those of the last one added, or of the trunk."""
+        inputs, first = request.inputs, len(request.context) - 1
+        before = self.paths[-1] if self.paths else range(len(self.trunk))
+        if first < shared and before[first] < len(self.trunk):
+            shared = first  # a cache has no logits: the first node that predicts is computed again
+        path = list(before[:shared])
         for depth in range(shared, len(inputs)):
             self.parents.append(path[-1] if path else -1)
-            path.append(len(self.tokens))
+            path.append(len(self.trunk) + len(self.tokens))
             self.tokens.append(inputs[depth])
             self.depths.append(depth)
         self.requests.append(index)
         self.paths.append(path)
 
     def mask(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """[L, L]: whether node i sees node j, which is i itself or an ancestor of it."""
-        length = len(self.tokens)
-        mask_LL = np.zeros((length, length), dtype=np.bool_)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                mask_LL[node] = mask_LL[parent]
-            mask_LL[node, node] = True
-        return mask_LL
+        """[L, S]: whether a node after the trunk sees a node, which is itself or an ancestor of it."""
+        trunk = len(self.trunk)
+        mask_LS = np.zeros((len(self.tokens), trunk + len(self.tokens)), dtype=np.bool_)
+        for place, parent in enumerate(self.parents):
+            if parent >= trunk:
+                mask_LS[place] = mask_LS[parent - trunk]
+            else:
+                mask_LS[place, : parent + 1] = True
+            mask_LS[place, trunk + place] = True
+        return mask_LS
 
 
-def plan_rows(sequences: Sequence[tuple[int, ...]], row_tokens: int) -> Iterator[Row]:
-    """Lays sequences out in rows of about `row_tokens` nodes; a longer sequence has a row of its own."""
+@dataclass(frozen=True)
+class ComputedRow:
+    """A row after its forward pass."""
+
+    row: Row
+    logits_KV: torch.Tensor
+    places: list[list[int]]
+    """For each request of the row, the places in K that predict its continuation."""
+    cache: Any
+    """Keys and values of the S nodes, trunk included."""
+
+
+def plan_rows(requests: Sequence[Request], row_tokens: int) -> Iterator[Row]:
+    """Lays requests out in rows of about `row_tokens` new nodes; one with more of them has a row of its own."""
     row = Row()
     previous: tuple[int, ...] = ()
-    for index in sorted(range(len(sequences)), key=lambda i: sequences[i]):
-        inputs = sequences[index]
-        shared = _shared_prefix(previous, inputs) if row.requests else 0
-        mostly_shared = 2 * shared >= len(inputs)
-        limit = max(row_tokens, SHARED_ROW_FACTOR * len(inputs)) if mostly_shared else row_tokens
-        if row.requests and len(row.tokens) + len(inputs) - shared > limit:
+    for index in sorted(range(len(requests)), key=lambda i: requests[i].inputs):
+        inputs = requests[index].inputs
+        shared = _shared_prefix(previous, inputs)
+        if row.requests and len(row.tokens) + len(inputs) - shared > row_tokens:
             yield row
-            row, shared = Row(), 0
-        row.add(index, inputs, shared)
+            shared = min(shared, len(requests[index].context) - 1)
+            shared = shared if shared >= LEAST_TRUNK else 0
+            row = Row(trunk=row.paths[-1][:shared])
+        row.add(index, requests[index], shared)
         previous = inputs
     if row.requests:
         yield row
+
+
+def _with_next(rows: Iterable[Row]) -> Iterator[tuple[Row, bool]]:
+    """Each row, and whether the next one goes on from it."""
+    for row, following in itertools.pairwise(itertools.chain(rows, [Row()])):
+        yield row, bool(following.trunk)
 
 
 def _shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:

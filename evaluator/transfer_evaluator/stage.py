@@ -11,12 +11,13 @@ from typing import Any
 
 from transfer_api.errors import SpecError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage, Score
-from transfer_api.spec import PERPLEXITY
+from transfer_api.spec import LLM_EVAL, PERPLEXITY, is_harness_suite
 from transfer_api.stage import EvaluationParameters, StageKind
-from transfer_evaluator import perplexity
+from transfer_evaluator import contamination, perplexity, switching
 from transfer_evaluator.model import LoadedModel, load_model
 from transfer_evaluator.score import Item, TaskResult, read_items, score_tasks, write_items
 from transfer_evaluator.scorer import Done, TokenScorer
+from transfer_evaluator.suites import check_languages
 from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
@@ -34,7 +35,7 @@ def run(context: PodContext, report: Report) -> ResultMessage:
 
     Raises:
         SpecError: a suite does not exist, or perplexity has no texts.
-        DataError: a text or the data of a task cannot be read.
+        DataError: a text or the data of a task cannot be read, or is other than the task wants.
         ModelError: the model cannot be loaded.
         ArtifactError: the baseline or the model's artifact is damaged.
     """
@@ -46,15 +47,21 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     model = load_model(folder, parameters.precision)
     meter = Meter(report)
     results = suites.run(model, meter)
-    scores = score_tasks(results, _baseline(context), parameters.seed)
+    baseline = _baseline(context)
+    scores = score_tasks(results, baseline, parameters.seed)
+    contaminated = _contamination(context, results, model, meter) if parameters.contamination else []
 
     seconds = time.monotonic() - started
     numbers = {"items": float(sum(len(result.items) for result in results)), "tokens": float(meter.tokens), "seconds": round(seconds, 3)}
+    numbers |= {"contaminated_items": float(sum(overlap.contaminated for overlap in contaminated))} if parameters.contamination else {}
     meter.show(Activity.SAVING)
     store = ArtifactStore(context.storage)
     artifact = store.draft(context.stage, context.pod)
     with storage_errors(artifact):
-        _write(artifact, context, results, scores, _settings(context, model, numbers))
+        _write(artifact, context, results, scores, _settings(context, model, numbers), contaminated)
+        for name, content in (suites.llm_eval.files(baseline) if suites.llm_eval else {}).items():
+            (artifact / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(artifact / name, content)
     reference = store.commit(
         context.stage, artifact, scores=[score.model_dump(mode="json", by_alias=True) for score in scores], numbers=numbers
     )
@@ -70,7 +77,9 @@ class _Suites:
 
     def __init__(self, context: PodContext, parameters: EvaluationParameters) -> None:
         self.parameters = parameters
-        self.tasks = [suite for suite in dict.fromkeys(parameters.suites) if suite != PERPLEXITY]
+        check_languages(parameters.suites)
+        self.tasks = list(dict.fromkeys(filter(is_harness_suite, parameters.suites)))
+        self.asked = list(dict.fromkeys(filter(switching.is_ours, parameters.suites)))
         self.texts: list[perplexity.Text] = []
         if PERPLEXITY in parameters.suites:
             if not parameters.texts:
@@ -79,6 +88,12 @@ class _Suites:
                     next_step="Name at least one held-out text, or leave perplexity out of spec.evaluation.suites",
                 )  # fmt: skip
             self.texts = perplexity.read_texts(parameters.texts, lambda text, field: iter_documents(text, context, field), parameters.limit)
+        self.llm_eval: Any = None
+        if LLM_EVAL in parameters.suites:
+            # The client of the judges takes two seconds to import.
+            from transfer_evaluator.judge.suite import LlmEval
+
+            self.llm_eval = LlmEval(context, parameters)
         self.library: Any = None
         if self.tasks:
             # lm_eval takes seconds to import: not for perplexity alone.
@@ -87,6 +102,7 @@ class _Suites:
             quiet()
             self.library = TaskLibrary([context.find(folder, "spec.evaluation.taskFolders") for folder in parameters.task_folders])
             self.library.check(self.tasks)
+            self.library.prepare(self.tasks)
 
     def run(self, model: LoadedModel, meter: Meter) -> list[TaskResult]:
         scorer = TokenScorer(model.model)
@@ -95,6 +111,10 @@ class _Suites:
             began = time.monotonic()
             results += perplexity.score_texts(model, scorer, self.texts, meter.begin)
             logger.info("perplexity: %.1f s", time.monotonic() - began)
+        if self.asked:
+            began = time.monotonic()
+            results += switching.score_suites(model, self.asked, self.parameters.limit, meter.begin)
+            logger.info("%s: %.1f s", " and ".join(self.asked), time.monotonic() - began)
         if self.library is not None:
             from transfer_evaluator.harness import HarnessModel
 
@@ -105,6 +125,10 @@ class _Suites:
                     suite, harness, shots=self.parameters.shots, limit=self.parameters.limit, seed=self.parameters.seed
                 )
                 logger.info("%s: %.1f s", suite, time.monotonic() - began)
+        if self.llm_eval is not None:
+            began = time.monotonic()
+            results += self.llm_eval.run(model, meter.begin)
+            logger.info("%s: %.1f s", LLM_EVAL, time.monotonic() - began)
         return results
 
 
@@ -130,6 +154,11 @@ class Meter:
         if self._clock() - self._shown >= REPORT_SECONDS:
             self.show(Activity.RUNNING)
 
+    def beat(self) -> None:
+        """Work goes on that is no forward pass."""
+        if self._clock() - self._shown >= REPORT_SECONDS:
+            self.show(Activity.RUNNING)
+
     def show(self, activity: Activity) -> None:
         """Reports now."""
         self._shown = self._clock()
@@ -151,13 +180,32 @@ def _baseline(context: PodContext) -> Callable[[TaskResult], list[Item] | None]:
     return lambda result: read_items(folder, result)
 
 
+def _contamination(context: PodContext, results: list[TaskResult], model: LoadedModel, meter: Meter) -> list[contamination.Overlap]:
+    """Overlap of each task with the rows that the model was trained on; nothing where it was not trained."""
+    keys = [key for role, key in sorted(context.stage.inputs.items()) if role.endswith("_rows")]
+    tasks = {(result.suite, result.task): result.texts for result in results if result.texts}
+    if not keys:
+        return []
+    store = ArtifactStore(context.storage)
+    folders = [store.open(StageKind.DATASET, key) / "rows" for key in keys]
+    training = (text for folder in folders for text in contamination.training_text(folder, model.tokenizer))
+    return contamination.overlaps(tasks, training, meter.beat)
+
+
 def _settings(context: PodContext, model: LoadedModel, numbers: dict[str, float]) -> dict[str, Any]:
     parameters = {name: value for name, value in context.stage.parameters.items() if name != "model"}
     measured = {"device": str(model.device), "positions": model.positions, "vocabulary": len(model.tokenizer)}
     return {**parameters, **measured, **numbers}
 
 
-def _write(folder: Path, context: PodContext, results: list[TaskResult], scores: list[Score], settings: dict[str, Any]) -> None:
+def _write(
+    folder: Path,
+    context: PodContext,
+    results: list[TaskResult],
+    scores: list[Score],
+    settings: dict[str, Any],
+    contaminated: list[contamination.Overlap],
+) -> None:
     folder.mkdir(parents=True)
     for result in results:
         write_items(folder, result)
@@ -166,5 +214,6 @@ def _write(folder: Path, context: PodContext, results: list[TaskResult], scores:
         "harness": sorted({score.harness for score in scores}),
         "scores": [score.model_dump(mode="json", by_alias=True) for score in scores],
         "settings": settings,
+        **({"contamination": [overlap.plain() for overlap in contaminated]} if contaminated else {}),
     }
     write_atomically(folder / RESULTS, json.dumps(content, indent=1, ensure_ascii=False))

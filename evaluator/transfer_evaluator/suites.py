@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from transfer_api.spec import PERPLEXITY
+from transfer_api.errors import SpecError
+from transfer_api.language import ASKED_LANGUAGES
+from transfer_api.spec import CODE_SWITCHING, is_harness_suite
 
 
 def check_suites(suites: Iterable[str], folders: Sequence[Path]) -> None:
@@ -22,7 +24,9 @@ def check_suites(suites: Iterable[str], folders: Sequence[Path]) -> None:
     Raises:
         SpecError: one does not, or a group of the task folders names a task that does not; the message has the nearest names.
     """
-    wanted = set(suites) - {PERPLEXITY}
+    given = set(suites)
+    check_languages(given)
+    wanted = set(filter(is_harness_suite, given))
     wanted -= _named("task", wanted, folders)
     groups = _named("group", wanted, folders)  # its members may be misspelt, which only the library sees
     doubtful = groups | ((wanted - groups) - _named("task|group", wanted - groups, _harness_folders()))
@@ -31,6 +35,22 @@ def check_suites(suites: Iterable[str], folders: Sequence[Path]) -> None:
 
         quiet()
         TaskLibrary(folders).check(sorted(doubtful))
+
+
+def check_languages(suites: Iterable[str]) -> None:
+    """Sees that every `code-switching_<language>` names a language that has questions.
+
+    Raises:
+        SpecError: one does not.
+    """
+    for suite in sorted(suites):
+        name, _, language = suite.partition("_")
+        if name == CODE_SWITCHING and language and language not in ASKED_LANGUAGES:
+            raise SpecError(
+                "has no questions in that language", field="spec.evaluation.suites", value=suite,
+                allowed=f"{CODE_SWITCHING}_ with one of {', '.join(ASKED_LANGUAGES)}",
+                next_step="Correct the language, or remove the suite",
+            )  # fmt: skip
 
 
 def _named(kind: str, names: set[str], folders: Sequence[Path]) -> set[str]:

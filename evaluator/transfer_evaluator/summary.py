@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import Any
 
 from transfer_api.errors import ArtifactError
 from transfer_api.progress import Score
+from transfer_api.results import Confusion, Sample, SampleAnswer, Switch
 from transfer_api.stage import StageKind, StagePlan
+from transfer_evaluator.language import confusion_of
+from transfer_evaluator.score import Item
 from transfer_pod.artifact import ArtifactStore
 
+SAMPLES = 20
+"""Most sample answers of one language."""
 TRAINING = "training.json"
 RESULTS = "results.json"
 
@@ -82,6 +88,11 @@ class ReportInput:
     """Folders of per-item scores by name of the stage."""
     text_languages: Mapping[str, str] = field(default_factory=dict)
     """Language of each held-out text, by its name."""
+    contamination: Sequence[Mapping[str, Any]] = ()
+    """Overlap of each task with the training rows, where it was counted."""
+    samples: Sequence[Sample] = ()
+    """At most `SAMPLES` of each language."""
+    confusion: Sequence[Confusion] = ()
 
 
 def collect(
@@ -97,6 +108,7 @@ def collect(
     curves: list[Curve] = []
     scores: list[Score] = []
     items: dict[str, Path] = {}
+    contamination: list[dict[str, Any]] = []
     languages: dict[str, str] = {}
     for stage in plan:
         reference = store.find(stage.kind, stage.key)
@@ -109,13 +121,56 @@ def collect(
         if stage.kind is StageKind.EVALUATION:
             items[stage.name] = folder / "items"
             # The evaluation stands last in a plan; its scores carry the baseline's beside them.
-            scores = [Score.model_validate(score) for score in _json(folder / RESULTS)["scores"]]
+            content = _json(folder / RESULTS)
+            scores = [Score.model_validate(score) for score in content["scores"]]
+            contamination = content.get("contamination", [])
         elif stage.kind.elastic:
             curves.append(read_curve(stage.name, folder / TRAINING))
+    samples, confusion = read_answers(items.get("baseline"), items.get("evaluation"))
     return ReportInput(
         experiment=experiment, language=language, scores=scores, stages=facts, curves=curves,
-        status=status or {}, items=items, text_languages=languages,
+        status=status or {}, items=items, text_languages=languages, contamination=contamination,
+        samples=samples, confusion=confusion,
     )  # fmt: skip
+
+
+def read_answers(base: Path | None, adapted: Path | None) -> tuple[list[Sample], list[Confusion]]:
+    """Sample answers of both models side by side, and how many answers are in which language, from the items of both.
+
+    An item with the texts `prompt` and `answer` is a sample. Without items of an adapted model those of the base model stand in its place.
+    """
+    if adapted is None:
+        base, adapted = None, base
+    ours, theirs = _answers(adapted), _answers(base)
+    samples, taken = [], Counter[str]()
+    for (language, prompt), item in ours.items():
+        taken[language] += 1
+        if taken[language] <= SAMPLES:
+            other = theirs.get((language, prompt))
+            samples.append(Sample(language=language, prompt=prompt, base=_answer(other) if other else None, adapted=_answer(item)))
+    counted, before = _languages(ours), _languages(theirs)
+    confusion = [Confusion(asked=language, base=before.get(language, {}), adapted=counts) for language, counts in counted.items()]
+    return samples, confusion
+
+
+def _answers(folder: Path | None) -> dict[tuple[str, str], Item]:
+    """Items with an answer by language and prompt, each prompt once although two suites ask it."""
+    found: dict[tuple[str, str], Item] = {}
+    for path in sorted(folder.glob("*.jsonl")) if folder is not None else ():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            item = json.loads(line)
+            if isinstance(item.get("prompt"), str) and isinstance(item.get("answer"), str):
+                found.setdefault((str(item.get("language", "und")), item["prompt"]), item)
+    return found
+
+
+def _answer(item: Item) -> SampleAnswer:
+    switches = [Switch(start=start, end=end, language=language) for start, end, language in item.get("switches", [])]
+    return SampleAnswer(text=item["answer"], detected=str(item.get("detected", "")), switches=switches)
+
+
+def _languages(answers: Mapping[tuple[str, str], Item]) -> dict[str, dict[str, int]]:
+    return confusion_of(item for item in answers.values() if "detected" in item)
 
 
 def _facts(stage: StagePlan, digest: str, numbers: Mapping[str, float]) -> StageFacts:

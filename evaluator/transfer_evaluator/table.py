@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from transfer_api.progress import Score
 
 ENGLISH = "en"
-COLUMNS = ("suite", "task", "language", "metric", "baseline", "result", "difference", "95 % interval", "items")
-ALONE = tuple(column for column in COLUMNS if column not in ("baseline", "difference"))
-"""Columns where nothing has a baseline: the base model itself was scored, or `baseline: false` was asked for."""
+NAMES = ("suite", "task", "language", "metric")
+COLUMNS = (*NAMES, "baseline", "result", "difference", "95 % interval", "items")
+"""What a screen has room for."""
+FULL_COLUMNS = (*COLUMNS[:-1], "p", "p (Holm)", "detectable", "items", "resampled")
+OF_DIFFERENCES = ("baseline", "difference", "p", "p (Holm)", "detectable")
+"""Left out where nothing has a baseline: the base model itself was scored, or `baseline: false` was asked for."""
+SIGNIFICANT = 0.05
 NOTE = (
-    "Difference = result - baseline over the items that both have; the interval is a 95 % bootstrap over these items "
-    "(2,000 resamples, paired). Better and worse mark where it excludes 0; without a baseline it is the interval of the result. "
-    "It covers the choice of items, not of the training seed."
+    "Difference = result - baseline over the items that both have; the interval is a 95 % percentile bootstrap (2,000 resamples, paired) "
+    "over what is named under resampled: items, or whole documents or subjects of them. "
+    "p: exact McNemar for right and wrong answers to independent items, else a paired randomization test (10,000 swaps); p (Holm) is "
+    "adjusted over the lines of the suite with the same metric, a group's mean apart from its tasks. "
+    "Better and worse mark where the interval excludes 0 and p (Holm) is at most 0.05; without a baseline the interval is that of the "
+    "result. "
+    "Detectable: the smallest true difference that would be found with a power of 80 %. "
+    "All of it covers the choice of items, not of the training seed."
 )
-ALONE_NOTE = "The interval is a 95 % bootstrap over the items (2,000 resamples). Nothing was scored beside it to compare with."
+ALONE_NOTE = (
+    "The interval is a 95 % percentile bootstrap (2,000 resamples) over what is named under resampled. "
+    "Nothing was scored beside it to compare with."
+)
 PERPLEXITY_NOTE = (
-    "Perplexity is per token: after a change of vocabulary it may not be compared, since longer tokens alone raise it. "
-    "Bits per byte may: it counts the same bytes whatever the tokens are."
+    "Perplexity is per token: after a change of vocabulary it may not be compared, since longer tokens alone raise it; no baseline stands "
+    "beside it then. Bits per byte and per character may: they count the same bytes and characters whatever the tokens are."
 )
 
 
@@ -29,8 +42,12 @@ class Row:
 
     cells: tuple[str, ...]
     """In the order of `columns`."""
+    values: tuple[str | float, ...]
+    """What the cells are sorted by."""
     effect: str
-    """better, worse, equal (interval contains 0) or alone (no baseline)."""
+    """better, worse, equal (no difference shown) or alone (no baseline)."""
+    part: bool = False
+    """Of a mean in a row above."""
 
 
 def compared(scores: Sequence[Score]) -> bool:
@@ -43,9 +60,23 @@ def title(scores: Sequence[Score]) -> str:
     return "Scores beside the base model" if compared(scores) else "Scores"
 
 
-def columns(scores: Sequence[Score]) -> tuple[str, ...]:
+def columns(scores: Sequence[Score], *, full: bool = False) -> tuple[str, ...]:
     """Headings of the columns that say something of these scores; the first four are names."""
-    return COLUMNS if compared(scores) else ALONE
+    wanted = FULL_COLUMNS if full else COLUMNS
+    return wanted if compared(scores) else tuple(column for column in wanted if column not in OF_DIFFERENCES)
+
+
+def with_parts(scores: Sequence[Score]) -> list[Score]:
+    """The scores with the tasks of a mean right after it, all else in its order."""
+    parts: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        if score.part_of:
+            parts.setdefault((score.part_of, score.metric), []).append(score)
+    arranged: list[Score] = []
+    for score in scores:
+        if not score.part_of:
+            arranged += [score, *parts.pop((score.suite, score.metric), [])] if score.parts else [score]
+    return arranged + [score for orphans in parts.values() for score in orphans]
 
 
 def note(scores: Sequence[Score]) -> str:
@@ -53,28 +84,50 @@ def note(scores: Sequence[Score]) -> str:
     return NOTE if compared(scores) else ALONE_NOTE
 
 
-def render_table(scores: Sequence[Score]) -> list[Row]:
+def render_table(scores: Sequence[Score], *, full: bool = False) -> list[Row]:
     """The rows in the order of the scores."""
-    return [_row(score, columns(scores)) for score in scores]
+    return [_row(score, columns(scores, full=full)) for score in scores]
 
 
 def _row(score: Score, shown: Sequence[str]) -> Row:
     effect = effect_of(score)
     mark = f" {effect}" if effect in ("better", "worse") else ""
-    cells = (
-        score.suite, score.task, score.language, score.metric,
-        number(score.baseline), number(score.value), number(score.difference, sign=True) + mark,
-        interval(score), f"{score.items:,}",
-    )  # fmt: skip
-    return Row(tuple(cell for heading, cell in zip(COLUMNS, cells, strict=True) if heading in shown), effect)
+    low = score.interval[0] if score.interval else None
+    content: dict[str, tuple[str, str | float | None]] = {
+        "suite": (score.suite, score.suite),
+        "task": (f"{score.task} (mean of {score.parts})" if score.parts else score.task, score.task),
+        "language": (score.language, score.language),
+        "metric": (score.metric, score.metric),
+        "baseline": (number(score.baseline), score.baseline),
+        "result": (number(score.value), score.value),
+        "difference": (number(score.difference, sign=True) + mark, score.difference),
+        "95 % interval": (interval(score), low),
+        "p": (probability(score.p_value), score.p_value),
+        "p (Holm)": (probability(score.adjusted_p_value), score.adjusted_p_value),
+        "detectable": (number(score.minimum_detectable), score.minimum_detectable),
+        "items": (f"{score.items:,}", float(score.items)),
+        "resampled": (_resampled(score), _resampled(score)),
+    }
+    chosen = [content[heading] for heading in shown]
+    values = tuple("" if value is None else value for _, value in chosen)
+    return Row(tuple(text for text, _ in chosen), values, effect, bool(score.part_of))
 
 
-def effect_of(score: Score) -> str:
-    """Whether the difference is one that its interval vouches for, and in which direction."""
+def _resampled(score: Score) -> str:
+    return f"{score.clusters:,} {score.resampled}s" if score.clusters else f"{score.resampled}s" if score.resampled else "–"
+
+
+def probability(value: float | None) -> str:
+    """A p-value with three digits after the point; a dash for none."""
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def effect_of(score: Score) -> Literal["better", "worse", "equal", "alone"]:
+    """Whether the difference is one that its interval and its test vouch for, and in which direction."""
     if score.difference is None or score.interval is None:
         return "alone"
     low, high = score.interval
-    if low <= 0 <= high:
+    if low <= 0 <= high or (score.adjusted_p_value is not None and score.adjusted_p_value > SIGNIFICANT):
         return "equal"
     return "better" if (score.difference > 0) == score.higher_is_better else "worse"
 

@@ -10,13 +10,17 @@ experiment itself.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import load_dataset
+from jinja2.exceptions import UndefinedError
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
@@ -24,13 +28,17 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from transfer_api.errors import DataError, SpecError, TransferError
-from transfer_api.spec import PERPLEXITY
+from transfer_api.spec import CODE_SWITCHING, LANGUAGE_IDENTITY, LLM_EVAL, PERPLEXITY
+from transfer_evaluator.contamination import document_text
 from transfer_evaluator.harness import HarnessModel
-from transfer_evaluator.score import Item, Metric, TaskResult
+from transfer_evaluator.score import DOCUMENT, SUBJECT, Item, Metric, TaskResult
 
 FIELD = "spec.evaluation.suites"
+OURS = (PERPLEXITY, CODE_SWITCHING, LANGUAGE_IDENTITY, LLM_EVAL)
 MAIN_METRICS = frozenset({"acc", "acc_norm", "exact_match"})
 """Stand in the first part of the table."""
+PASSAGES = ("passage", "flores_passage", "article", "paragraph", "context")
+"""Columns with a text that several questions may share."""
 
 
 def harness_version() -> str:
@@ -49,6 +57,7 @@ class TaskLibrary:
         self._folders = [str(folder) for folder in folders]
         self._manager = self._index(include_defaults=False)
         self._complete = False
+        self._prepared: dict[str, list[Any]] = {}
 
     def check(self, suites: Iterable[str]) -> None:
         """Sees that every suite exists, and every task that a group of them names, before any model is loaded.
@@ -72,19 +81,31 @@ class TaskLibrary:
         Raises:
             DataError: its data cannot be loaded.
         """
+        model.cut.clear()
         results = simple_evaluate(
             model=model, tasks=self._load(suite), task_manager=self._manager, num_fewshot=shots, limit=limit,
             bootstrap_iters=0, log_samples=True,
             random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
-        return read_results(suite, results)
+        return read_results(suite, results, model.cut)
 
     def _index(self, *, include_defaults: bool) -> Any:
         manager = TaskManager(include_path=self._folders, include_defaults=include_defaults)
         manager._factory = _Factory(self._folders)
         return manager
 
+    def prepare(self, suites: Iterable[str]) -> None:
+        """Loads every suite's data, so that what is wrong with it shows before any model is loaded.
+
+        Raises:
+            DataError: it cannot be loaded, has no such split or columns, or no items.
+        """
+        for suite in suites:
+            self._prepared[suite] = self._load(suite)
+
     def _load(self, suite: str) -> list[Any]:
+        if suite in self._prepared:
+            return self._prepared.pop(suite)  # once: the harness writes shots and more into it
         try:
             loaded = self._manager.load([suite])
         except TransferError:
@@ -122,11 +143,11 @@ class TaskLibrary:
 
 
 def _unknown(suite: str, names: Iterable[str], problem: str = "no such suite") -> SpecError:
-    near = difflib.get_close_matches(suite, [PERPLEXITY, *names], n=5, cutoff=0.5)
+    near = difflib.get_close_matches(suite, [*OURS, *names], n=5, cutoff=0.5)
     hint = f"Nearest names: {', '.join(near)}" if near else "No name is near it"
     return SpecError(
         problem, field=FIELD, value=suite,
-        allowed="perplexity, or a task, group or tag of lm-evaluation-harness or of spec.evaluation.taskFolders",
+        allowed=f"{', '.join(OURS)}, or a task, group or tag of lm-evaluation-harness or of spec.evaluation.taskFolders",
         next_step=f"{hint}. Correct it, or give the folder that has it in spec.evaluation.taskFolders",
     )  # fmt: skip
 
@@ -138,6 +159,12 @@ class _Factory(TaskFactory):  # type: ignore[misc]
         super().__init__()
         self._roots = [Path(folder).resolve() for folder in folders]
 
+    def _build_task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
+        try:
+            return super()._build_task(entry, overrides)
+        except (IndexError, StopIteration, KeyError, UndefinedError) as error:
+            raise _data_error(self._load_full_config(entry, overrides), error) or error from error
+
     def _load_full_config(self, entry: Any, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
         config: dict[str, Any] = super()._load_full_config(entry, overrides)
         path = Path(entry.yaml_path).resolve() if entry.yaml_path else None
@@ -146,6 +173,30 @@ class _Factory(TaskFactory):  # type: ignore[misc]
         if ours and path is not None and isinstance(kwargs, dict) and "data_files" in kwargs:
             config["dataset_kwargs"] = {**kwargs, "data_files": resolve_data_files(kwargs["data_files"], path.parent)}
         return config
+
+
+def _data_error(config: Mapping[str, Any], error: Exception) -> DataError | None:
+    """What is wrong between a task and its data, where all that the harness has to say is KeyError; None where it is something else."""
+    task = config.get("task")
+    if isinstance(error, (IndexError, StopIteration)):
+        return DataError(
+            "has no items", field=FIELD, value=task, next_step="Put questions into its data, or leave the suite out",
+        )  # fmt: skip
+    try:
+        data = load_dataset(config["dataset_path"], config.get("dataset_name"), **(config.get("dataset_kwargs") or {}))
+    except Exception:  # then that is what is wrong
+        return None
+    for name in ("test_split", "validation_split", "training_split", "fewshot_split"):
+        if config.get(name) is not None and config[name] not in data:
+            return DataError(
+                f"the data of the task {task} has no split {config[name]}", field=FIELD, value=f"{name}: {config[name]}",
+                allowed=", ".join(data), next_step="Correct it in the task file, or name the split's file in dataset_kwargs.data_files",
+            )  # fmt: skip
+    columns = data[config.get("test_split") or config["validation_split"]].column_names
+    return DataError(
+        f"the task {task} reads a column that its data does not have", field=FIELD, value=str(error), allowed=", ".join(columns),
+        next_step="Correct doc_to_text, doc_to_choice and doc_to_target in the task file, or give data with these columns",
+    )  # fmt: skip
 
 
 def resolve_data_files(value: Any, folder: Path) -> Any:
@@ -169,14 +220,26 @@ def resolve_data_files(value: Any, folder: Path) -> Any:
     return str(path)
 
 
-def read_results(suite: str, results: Mapping[str, Any]) -> list[TaskResult]:
-    """The harness's results as ours: the group first, then its tasks; items keep what each metric gave."""
+def read_results(suite: str, results: Mapping[str, Any], cut: Mapping[tuple[str, int], int] | None = None) -> list[TaskResult]:
+    """The harness's results as ours: the group first, then its tasks; items keep what each metric gave.
+
+    Args:
+        suite: what was asked for.
+        results: of `simple_evaluate`.
+        cut: tokens that were cut off an item's context, by task and `doc_id`.
+    """
     samples: Mapping[str, list[Mapping[str, Any]]] = results["samples"]
-    tasks = {name: _items(found) for name, found in samples.items()}
-    parts = [_result(suite, name, items, results, detail=len(tasks) > 1) for name, items in tasks.items()]
+    cut_of: dict[str, dict[int, int]] = {}
+    for (task, item), tokens in (cut or {}).items():
+        cut_of.setdefault(task, {})[item] = tokens
+    tasks = {name: _items(found, cut_of.get(name, {})) for name, found in samples.items()}
+    parts = [
+        dataclasses.replace(_result(suite, name, items, results, detail=len(tasks) > 1), texts=_texts(samples[name]))
+        for name, items in tasks.items()
+    ]
     if suite in tasks or suite not in results["results"]:
         return parts
-    together = [{**item, "id": f"{name}/{item['id']}"} for name, items in tasks.items() for item in items]
+    together = [{SUBJECT: name, **item, "id": f"{name}/{item['id']}"} for name, items in tasks.items() for item in items]
     whole = _result(suite, suite, together, results, detail=False)
     return [whole, *parts] if whole.metrics or whole.aggregates else parts
 
@@ -195,23 +258,45 @@ def _result(suite: str, task: str, items: list[Item], results: Mapping[str, Any]
     config = results["configs"].get(task, {})
     metadata = config.get("metadata") or {}
     return TaskResult(
-        suite=suite, task=task, language=str(metadata.get("language", "und")), harness=_harness(task, results),
-        metrics=metrics, items=items, aggregates=aggregates, detail=detail,
+        suite=suite, task=task, language=str(metadata.get("language", "und")),
+        harness=", ".join([_harness(task, results), *_oddities(items)]),
+        metrics=metrics, items=items, aggregates=aggregates, detail=detail, cluster=_cluster(items),
     )  # fmt: skip
 
 
-def _items(samples: Iterable[Mapping[str, Any]]) -> list[Item]:
+def _cluster(items: Sequence[Item]) -> str:
+    return next((name for name in (DOCUMENT, SUBJECT) if items and all(name in item for item in items)), "")
+
+
+def _texts(samples: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The text of each question, once."""
+    return list({sample["doc_id"]: document_text(sample["doc"]) for sample in samples}.values())
+
+
+def _items(samples: Iterable[Mapping[str, Any]], cut: Mapping[int, int]) -> list[Item]:
     """One item a document; a document that went through several filters has its values side by side."""
     items: dict[str, Item] = {}
     for sample in samples:
         identity = f"{sample['doc_id']}-{sample['doc_hash'][:12]}"
-        item = items.setdefault(identity, {"id": identity, "target": str(sample["target"]), "prompt_hash": sample["prompt_hash"][:12]})
+        fixed = {"id": identity, "target": str(sample["target"]), "prompt_hash": sample["prompt_hash"][:12]}
+        item = items.setdefault(identity, fixed | _shared(sample["doc"]))
         for metric in sample["metrics"]:
             value = sample[metric]
             if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
                 item[_with_filter(metric, sample["filter"])] = float(value)
         item.setdefault("responses", [_plain(response) for response in sample["resps"]])
+        if sample["doc_id"] in cut:
+            item["cut_tokens"] = cut[sample["doc_id"]]
     return list(items.values())
+
+
+def _shared(document: Any) -> Item:
+    """What a question may have in common with others: its passage (as a hash) and its subject."""
+    if not isinstance(document, Mapping):
+        return {}
+    passage = next((document[name] for name in PASSAGES if isinstance(document.get(name), str)), None)
+    shared = {DOCUMENT: hashlib.sha256(passage.encode()).hexdigest()[:12]} if passage else {}
+    return shared | ({SUBJECT: str(document[SUBJECT])} if document.get(SUBJECT) else {})
 
 
 def _plain(response: Any) -> Any:
@@ -245,6 +330,15 @@ def _harness(task: str, results: Mapping[str, Any]) -> str:
         f"task version {version}" if version not in (None, "N/A") else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _oddities(items: Sequence[Item]) -> list[str]:
+    """What somebody who reads the score should know of the items behind it."""
+    cut = sum("cut_tokens" in item for item in items)
+    empty = sum(any(response == "" for response in item["responses"]) for item in items)
+    again = len(items) - len({item["id"].rpartition("-")[2] for item in items})
+    counts = {"longer than the model's context and cut from the left": cut, "with an empty answer": empty, "that stand there twice": again}
+    return [f"{count} of {len(items)} items {what}" for what, count in counts.items() if count]
 
 
 def quiet() -> None:

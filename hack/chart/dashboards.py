@@ -134,7 +134,8 @@ EXPERIMENT = [
         about="The gap is what a loss of all workers would cost.",
     ),
     Panel(
-        "Time of a checkpoint", {"{{stage}}": _stage("checkpoint_duration_seconds")}, "s", about="In which nothing is trained.",
+        "Time of a checkpoint", {"{{stage}}": _stage("checkpoint_duration_seconds")}, "s",
+        about="From its step until it was complete; training goes on meanwhile.",
     ),
     Panel(
         "Waiting for data", {"{{stage}}": f"max by (stage) (rate(transfer_stage_data_wait_seconds_total{{{ONE}}}[$__rate_interval]))"},

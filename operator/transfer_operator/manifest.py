@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import SpecError
-from transfer_api.spec import API_GROUP, API_VERSION, ExperimentSpec, TransferExperiment
-from transfer_api.stage import StageKind, StagePlan
-from transfer_api.task import ADDRESS_VARIABLE, PodTask, program
+from transfer_api.spec import API_GROUP, API_VERSION, LLM_EVAL, ExperimentSpec, SecretKey, TransferExperiment, is_harness_suite
+from transfer_api.stage import StageKind, StagePlan, reads_addresses
+from transfer_api.task import ADDRESS_VARIABLE, JUDGE_TOKENS, PodTask, program
 from transfer_operator.decide import CreatePod, Event, Role
 from transfer_operator.decide.snapshot import PodName
 from transfer_operator.settings import OperatorSettings
@@ -255,6 +255,8 @@ def _container(experiment: TransferExperiment, action: CreatePod, settings: Oper
     }
 
 
+DATA_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
+"""Keys of `spec.dataSecret`, by the names under which every S3 client looks for them."""
 _MOUNTS = {"storage": str(STORAGE), "scratch": SCRATCH, "shared-memory": "/dev/shm"}  # noqa: S108
 
 
@@ -303,8 +305,21 @@ def _environment(experiment: TransferExperiment, action: CreatePod, settings: Op
             entry["valueFrom"] = {"fieldRef": {"fieldPath": "status.podIP"}}
     token = experiment.spec.model.token_secret
     if token is not None and action.name.role is Role.WORKER and may_fetch(action.stage):
-        entries.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": token.name, "key": token.key}}})
+        entries.append(_secret("HF_TOKEN", token))
+    judges = experiment.spec.evaluation if action.stage.kind is StageKind.EVALUATION else None
+    if judges is not None and LLM_EVAL in judges.suites:
+        given = ((name, judge.token_secret) for name, judge in zip(JUDGE_TOKENS, (judges.judge, judges.second_judge), strict=True) if judge)
+        entries += [_secret(name, token) for name, token in given if token is not None]
+    secret = experiment.spec.data_secret
+    if secret is not None and action.name.role is Role.WORKER and reads_addresses(action.stage):
+        # One by one, not the whole Secret: a variable that happens to be named PYTHONPATH is not ours to set.
+        references = {name: {"name": secret, "key": name, "optional": True} for name in DATA_VARIABLES}
+        entries += [{"name": name, "valueFrom": {"secretKeyRef": reference}} for name, reference in references.items()]
     return entries
+
+
+def _secret(name: str, key: SecretKey) -> Body:
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": key.name, "key": key.key}}}
 
 
 def _task(experiment: TransferExperiment, action: CreatePod, settings: OperatorSettings) -> PodTask:
@@ -366,7 +381,7 @@ def may_fetch(stage: StagePlan) -> bool:
     """Whether a stage may need the hub: for its model, a text, or the questions of a task, which only the pod can look up."""
     if _mapping(stage.parameters.get("model")).get("name") is not None:
         return True
-    tasks = stage.kind is StageKind.EVALUATION and set(stage.parameters.get("suites", [])) != {"perplexity"}
+    tasks = stage.kind is StageKind.EVALUATION and any(map(is_harness_suite, stage.parameters.get("suites", [])))
     return tasks or _names_hub(stage.parameters) or _names_hub(stage.execution.model_dump(mode="json"))
 
 

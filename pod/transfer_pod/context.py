@@ -31,7 +31,12 @@ class PodContext(PodTask):
         Raises:
             DataError: it is in none of them, or is neither a file nor a folder.
         """
-        return find_input(path, (self.storage, *self.search), field)
+        return find_input(path, self.roots, field)
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Where relative paths are looked up, in this order."""
+        return (self.storage, *self.search)
 
 
 def find_input(path: str, roots: tuple[Path, ...], field: str = "path") -> Path:

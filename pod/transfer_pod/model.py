@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transfer_api.errors import ModelError
-from transfer_api.spec import ModelSource
+from transfer_api.errors import ModelError, SpecError
+from transfer_api.spec import Lora, ModelSource
 from transfer_api.stage import StageKind
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
@@ -38,9 +38,18 @@ def model_folder(context: PodContext) -> Path:
     key = context.stage.inputs.get("model")
     if key is not None:
         return _of_artifact(context, key)
-    source = ModelSource.model_validate(context.stage.parameters["model"])
+    return base_folder(ModelSource.model_validate(context.stage.parameters["model"]), context.find)
+
+
+def base_folder(source: ModelSource, find: Callable[[str, str], Path]) -> Path:
+    """A base model: the folder that `find` makes of its path and the name of the field, or fetched from the hub.
+
+    Raises:
+        ModelError, DataError: it is missing or cannot be used.
+        HubUnreachableError: the hub does not answer now.
+    """
     if source.path is not None:
-        return check_model_folder(context.find(source.path, "spec.model.path"), "spec.model.path")
+        return check_model_folder(find(source.path, "spec.model.path"), "spec.model.path")
     return _from_hub(source)
 
 
@@ -145,6 +154,44 @@ def check_whole(info: Mapping[str, Any], folder: Path) -> None:
             f"lacks {len(missing)} weights, among them {', '.join(missing[:3])}", field="spec.model", value=str(folder),
             next_step="Fetch it again; a file of weights was cut short or left out",
         )  # fmt: skip
+
+
+def check_lora(smallest: Mapping[str, int], lora: Lora, field: str) -> None:
+    """Refuses adapters that the model has no place for.
+
+    Args:
+        smallest: last part of the name of each linear module, such as q_proj, to the smaller side of its matrix (the smallest of all
+            layers).
+        lora: what is wanted.
+        field: where it is written, such as spec.pretraining.lora.
+
+    Raises:
+        SpecError: a target names no linear module (the message lists those there are), or the rank is larger than a matrix.
+    """
+    last = {target: target.rpartition(".")[2] for target in lora.targets}
+    if missing := [target for target, name in last.items() if name not in smallest]:
+        raise SpecError(
+            "no linear module of this name in the model", field=f"{field}.targets", value=missing[0],
+            allowed=", ".join(sorted(smallest)), next_step="Choose among these",
+        )  # fmt: skip
+    side, target = min((smallest[name], target) for target, name in last.items())
+    if lora.rank > side:
+        raise SpecError(
+            f"is larger than a matrix of the model: {target} has a side of {side}", field=f"{field}.rank", value=lora.rank,
+            allowed=f"at most {side}", next_step="Lower it; with the rank of the matrix itself, method: Full costs less",
+        )  # fmt: skip
+
+
+def linear_sides(folder: Path) -> dict[str, int]:
+    """What `check_lora` asks for, from the headers of the weights alone: matrices in layers, without embeddings and head."""
+    sides: dict[str, int] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in safetensors_header(path).items():
+            parts = name.split(".")
+            in_layer = len(parts) > 2 and parts[-1] == "weight" and any(part.isdigit() for part in parts)
+            if in_layer and len(entry["shape"]) == 2:
+                sides[parts[-2]] = min(*entry["shape"], sides.get(parts[-2], max(entry["shape"])))
+    return sides
 
 
 def _check_tokenizer(file: Path, field: str) -> None:

@@ -50,12 +50,40 @@ SERIES: tuple[Series, ...] = (
         "checkpoint_timestamp_seconds", "gauge", "checkpoint_time", "Unix time of the last complete checkpoint; its age is time() minus it."
     ),
     Series(
-        "checkpoint_duration_seconds", "gauge", "checkpoint_seconds", "Time that the last checkpoint took, in which nothing is trained."
+        "checkpoint_duration_seconds",
+        "gauge",
+        "checkpoint_seconds",
+        "Time that the last checkpoint took, from its step until it was complete.",
+    ),
+    Series(
+        "checkpoint_stall_seconds",
+        "gauge",
+        "checkpoint_stall_seconds",
+        "Time of the current round in which training stood still for checkpoints.",
+    ),
+    Series(
+        "checkpoint_interval_seconds",
+        "gauge",
+        "checkpoint_interval_seconds",
+        "Time between two checkpoints, with checkpointInterval: Auto.",
     ),
     Series(
         "data_wait_seconds_total", "counter", "data_wait_seconds", "Time in which this pod's first process read rows instead of training."
     ),
+    Series(
+        "compute_seconds",
+        "gauge",
+        "compute_seconds",
+        "Time of a step in which this pod's slowest process computed by itself: reading rows, and the layers' forward pass.",
+    ),
+    Series(
+        "straggler_ratio",
+        "gauge",
+        "straggler_ratio",
+        "That time over the median of all processes.",
+    ),
     Series("lost_steps_total", "counter", "lost_steps", "Steps done again after a restart."),
+    Series("skipped_steps_total", "counter", "skipped_steps", "Steps left out because their loss was no number or a spike."),
     Series("productive_seconds_total", "counter", "productive_seconds", "Time in which steps were done for the first time."),
 )
 METRIC = "metric"

@@ -37,6 +37,15 @@ def test_scores_that_do_not_fit_are_counted() -> None:
     assert back.artifact == ARTIFACT
 
 
+def test_details_of_scores_go_before_any_score_does() -> None:
+    detailed = SCORE.model_copy(update={"resampled": "document", "p_value": 0.04, "adjusted_p_value": 0.08, "part_of": "g"})
+    few = read(ResultMessage(outcome=Outcome.COMPLETE, scores=[detailed] * 5).encode())
+    assert few.scores[0].adjusted_p_value == 0.08
+    many = read(ResultMessage(outcome=Outcome.COMPLETE, scores=[detailed] * 20).encode())
+    assert many.scores_left_out == 0
+    assert (many.scores[0].p_value, many.scores[0].part_of) == (None, "g")
+
+
 @pytest.mark.parametrize("text", ["x" * 10_000, "語" * 5_000, '"\\' * 4_000], ids=["ascii", "three bytes each", "escaped"])
 def test_a_long_message_is_cut(text: str) -> None:
     encoded = ResultMessage(outcome=Outcome.FAILED, reason="DataError", message=text).encode()

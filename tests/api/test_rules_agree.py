@@ -16,6 +16,8 @@ from transfer_api.rules import IMMUTABLE, RULES, is_transition
 
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION)
+JUDGE = {"url": "https://judge.example/v1", "model": "judge-1"}
+JUDGED: dict[str, Any] = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": JUDGE}
 LORA = {"method": "LoRA", "lora": {"trainEmbeddings": False}}
 
 
@@ -52,11 +54,32 @@ CASES = [
     ("three budgets", changed(changed(document(), "spec.pretraining.epochs", 1), "spec.pretraining.steps", 2), "exactly one budget"),
     ("no budget", changed(document(), "spec.pretraining.tokens", DROP), "exactly one budget"),
     ("two budgets of tuning", changed(changed(ALL, "spec.instructionTuning.epochs", 1), "spec.instructionTuning.steps", 1), "two budgets"),
+    ("distillation at a rate of 0", changed(ALL, "spec.vocabulary.distillation", {"learningRate": "0"}), "more than 0 and at most 1"),
+    ("distillation within its budget", changed(ALL, "spec.vocabulary.distillation", {"snippets": 20, "learningRate": "1e-3"}), None),
     ("min over replicas", document(workers={"min": 3, "replicas": 2}), "min is larger than replicas"),
     ("min over the default replicas", document(workers={"min": 2}), "min is larger than replicas"),
     ("replicas over max", document(workers={"replicas": 3, "max": 2}), "replicas is larger than max"),
     ("no stage", document(pretraining=None), "has nothing to do"),
     ("evaluation only", document(pretraining=None, evaluation=EVALUATION), None),
+    ("retention", changed(ALL, "spec.evaluation.retention", {}), None),
+    ("retention of a third", changed(ALL, "spec.evaluation.retention", {"maxLoss": "0.33", "tasks": ["udhr-en"]}), None),
+    ("retention of all twice", changed(ALL, "spec.evaluation.retention", {"maxLoss": "2"}), "a maxLoss of at most 1"),
+    (
+        "retention without a baseline",
+        changed(changed(ALL, "spec.evaluation.retention", {}), "spec.evaluation.baseline", False),
+        "retention needs a baseline",
+    ),
+    ("code-switching", changed(ALL, "spec.evaluation.suites", ["code-switching"]), None),
+    (
+        "code-switching in a language without questions",
+        changed(changed(ALL, "spec.evaluation.suites", ["code-switching"]), "spec.language", "fr-CA"),
+        "has no questions in this language",
+    ),
+    (
+        "code-switching in a language of a region",
+        changed(changed(ALL, "spec.evaluation.suites", ["code-switching"]), "spec.language", "zh-Hans-CN"),
+        None,
+    ),
     ("weights of zero", changed(document(), "spec.pretraining.mixture", [{"path": "a", "weight": 0}]), "only weights of 0"),
     ("one weight of zero", changed(document(), "spec.pretraining.mixture.0.weight", 0), None),
     ("row over batch", changed(document(), "spec.pretraining.sequenceLength", 1025), "less than one row"),
@@ -77,7 +100,16 @@ CASES = [
         changed(changed(ALL, "spec.instructionTuning.embeddingsFirst", "0.1"), "spec.instructionTuning.lora", {"trainEmbeddings": True}),
         None,
     ),
+    ("interval chosen", changed(document(), "spec.pretraining.checkpointInterval", "Auto"), None),
+    (
+        "interval chosen and given",
+        changed(changed(ALL, "spec.instructionTuning.checkpointInterval", "Auto"), "spec.instructionTuning.checkpointSteps", 5),
+        "chooses when to save",
+    ),
     ("z-loss over one", changed(document(), "spec.pretraining.zLoss", "2"), "zLoss"),
+    ("a spike of less than the median", changed(document(), "spec.pretraining.anomalies", {"spikeFactor": "1"}), "multiple of the median"),
+    ("a spike in tuning", changed(ALL, "spec.instructionTuning.anomalies", {"action": "Skip", "spikeFactor": "1.01"}), None),
+    ("an unknown action", changed(document(), "spec.pretraining.anomalies", {"action": "Ignore"}), "Stop, Skip, RollBack"),
     ("learning rate of zero", changed(document(), "spec.pretraining.learningRate", "0"), "more than 0"),
     ("learning rate as integer", changed(document(), "spec.pretraining.learningRate", "2"), "at most 1"),
     ("embedding rate too large", changed(ALL, "spec.instructionTuning.embeddingLearningRate", "1e1"), "embeddingLearningRate"),
@@ -88,6 +120,25 @@ CASES = [
     ("validation with texts", changed(ALL, "spec.pretraining.validationSteps", 5), None),
     ("text name twice", document(evaluation={"texts": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}), "texts has a name twice"),
     ("suite twice", document(evaluation={**EVALUATION, "suites": ["mmlu", "mmlu"]}), "suites has a name twice"),
+    ("llm-eval", document(evaluation=JUDGED), None),
+    ("llm-eval without a judge", changed(document(evaluation=JUDGED), "spec.evaluation.judge", DROP), "needs questions and a judge"),
+    ("llm-eval without questions", changed(document(evaluation=JUDGED), "spec.evaluation.questions", DROP), "needs questions and a judge"),
+    ("judges without llm-eval", document(evaluation={**JUDGED, "suites": ["mmlu"]}), None),
+    ("two judges", document(evaluation={**JUDGED, "secondJudge": {**JUDGE, "model": "other"}}), None),
+    ("one judge twice", document(evaluation={**JUDGED, "secondJudge": JUDGE}), "is another model"),
+    ("second judge alone", document(evaluation={"suites": ["mmlu"], "secondJudge": JUDGE}), "stands beside judge"),
+    ("questions of a branch", changed(document(evaluation=JUDGED), "spec.evaluation.questions", [{"name": "q", "hub": "a/b"}]), "a branch"),
+    ("questions twice", document(evaluation={**JUDGED, "questions": JUDGED["questions"] * 2}), "questions has a name twice"),
+    ("questions by nothing", document(evaluation={**JUDGED, "questions": [{"name": "q"}]}), "exactly one of hub"),
+    ("money without prices", document(evaluation={**JUDGED, "judge": {**JUDGE, "spending": {"money": "5"}}}), "inputPrice and outputPrice"),
+    (
+        "money with prices",
+        document(evaluation={**JUDGED, "judge": {**JUDGE, "spending": {"money": "5", "inputPrice": "0.1", "outputPrice": "0.4"}}}),
+        None,
+    ),
+    ("spending without a limit", document(evaluation={**JUDGED, "judge": {**JUDGE, "spending": {}}}), "neither tokens nor money"),
+    ("password in a url", document(evaluation={**JUDGED, "judge": {**JUDGE, "url": "https://me:secret@judge.example/v1"}}), "judge.url"),
+    ("url of another kind", document(evaluation={**JUDGED, "judge": {**JUDGE, "url": "judge.example/v1"}}), "judge.url"),
     ("new rows never trained", document(vocabulary=VOCABULARY, pretraining={**PRETRAINING, "method": "LoRA"}), "never be trained"),
     ("new rows never tuned", document(vocabulary=VOCABULARY, pretraining=None, instructionTuning=TUNING), "never be trained"),
     (
@@ -168,6 +219,7 @@ TRAINING = {
     "decay": DECIMALS,
     "embeddingsFirst": DECIMALS,
     "zLoss": DECIMALS,
+    "anomalies": st.fixed_dictionaries({}, optional={"spikeFactor": DECIMALS, "limit": st.integers(0, 2)}),
     "learningRate": DECIMALS,
     "validationSteps": st.integers(0, 2),
 }

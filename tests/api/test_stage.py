@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.documents import COMMIT, EVALUATION, PRETRAINING, TUNING, VOCABULARY, changed, document
 from transfer_api.load import experiment_from
-from transfer_api.stage import StageKind, StagePlan, TrainingParameters, input_paths, needs_hub, plan_stages
+from transfer_api.stage import StageKind, StagePlan, TrainingParameters, input_paths, needs_hub, plan_stages, reads_addresses
 
 ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION)
 
@@ -47,6 +47,18 @@ def test_evaluation_alone_scores_the_base_model_once() -> None:
     assert planned["evaluation"].inputs == {}
 
 
+def test_code_switching_is_asked_in_the_language_of_the_experiment() -> None:
+    wanted = {**EVALUATION, "suites": ["code-switching", "perplexity", "code-switching_id", "code-switching_hi"]}
+    planned = stages(document(language="id-ID", evaluation=wanted))
+    assert planned["evaluation"].parameters["suites"] == ["code-switching_id", "perplexity", "code-switching_hi"]
+
+
+def test_suites_with_questions_of_their_own_need_no_hub() -> None:
+    own = document(evaluation={**EVALUATION, "suites": ["code-switching", "language-identity"], "taskFolders": []})
+    assert not needs_hub(experiment_from(own).spec)
+    assert needs_hub(experiment_from(changed(own, "spec.evaluation.suites", ["code-switching", "mmlu"])).spec)
+
+
 def test_without_baseline_nothing_is_compared() -> None:
     planned = stages(document(evaluation={**EVALUATION, "baseline": False}))
     assert "baseline" not in planned
@@ -60,11 +72,46 @@ def test_without_baseline_nothing_is_compared() -> None:
         ("spec.pretraining.microBatchTokens", 256), ("spec.pretraining.checkpointSteps", 3), ("spec.pretraining.tokens", 41_000),
         ("spec.pretraining.embeddingLearningRate", "2e-5"), ("spec.pretraining.lora", {"rank": 4}), ("metadata.name", "other"),
         ("spec.model.parameters", "7B"), ("spec.model.tokenSecret", {"name": "hub"}), ("spec.pretraining.maxEpochs", 9),
+        ("spec.pretraining.anomalies", {"action": "Stop"}),
         ("spec.pretraining.validationSteps", 5), ("spec.pretraining.mixture.0.language", "jv"), ("spec.vocabulary.corpus.0.language", "jv"),
+        ("spec.dataSecret", "bucket"), ("spec.evaluation.retention", {}),
+        ("spec.vocabulary.distillation", {"snippets": 5}),
     ],
 )  # fmt: skip
 def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) -> None:
     assert keys(changed(ALL, path, value)) == keys(ALL)
+
+
+def test_options_that_a_file_does_not_use_leave_its_keys_as_they_were() -> None:
+    assert keys(ALL)["pretraining-dataset"] == "bc2d298861f54d38d1e91dd4b8043ee3", "the key before texts could be filtered"
+    assert "contamination" not in stages(ALL)["evaluation"].parameters
+
+
+@pytest.mark.parametrize("option", [{"filter": {"minCharacters": 2}}, {"deduplicate": "Exact"}, {"deduplicate": "Near"}])
+def test_what_is_kept_of_a_text_is_in_the_key(option: dict[str, Any]) -> None:
+    mixture = ALL["spec"]["pretraining"]["mixture"]
+    found = keys(changed(ALL, "spec.pretraining.mixture", [{**mixture[0], **option}, *mixture[1:]]))
+    assert {name for name, key in keys(ALL).items() if found[name] == key} == {"baseline", "vocabulary", "instruction-dataset"}
+
+
+def test_the_overlap_with_training_is_counted_against_every_data_set_and_not_for_the_baseline() -> None:
+    planned = stages(changed(ALL, "spec.evaluation.contamination", True))
+    inputs = planned["evaluation"].inputs
+    assert inputs["pretraining_rows"] == planned["pretraining-dataset"].key
+    assert inputs["instruction_rows"] == planned["instruction-dataset"].key
+    assert planned["baseline"] == stages(ALL)["baseline"]
+    alone = stages(document(pretraining=None, evaluation={**EVALUATION, "contamination": True}))
+    assert alone["evaluation"].key == stages(document(pretraining=None, evaluation=EVALUATION))["evaluation"].key
+
+
+def test_texts_are_made_by_all_workers_and_instructions_by_one() -> None:
+    assert {name for name, stage in stages(ALL).items() if stage.shared} == {"pretraining-dataset", "pretraining", "instruction-tuning"}
+
+
+def test_data_by_address_is_told_from_files() -> None:
+    mixture = [{"path": "s3://bucket/a.jsonl"}]
+    planned = stages(changed(ALL, "spec.pretraining.mixture", mixture))
+    assert {name for name, stage in planned.items() if reads_addresses(stage)} == {"pretraining-dataset"}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +121,7 @@ def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) 
         ("spec.model.path", "other", set()),
         ("spec.vocabulary.addedTokens", 101, {"baseline"}),
         ("spec.pretraining.learningRate", "3e-5", {"baseline", "vocabulary", "pretraining-dataset", "instruction-dataset"}),
+        ("spec.pretraining.anomalies", {"action": "Skip"}, {"baseline", "vocabulary", "pretraining-dataset", "instruction-dataset"}),
         ("spec.pretraining.mixture.0.weight", 9, {"baseline", "vocabulary", "instruction-dataset"}),
         ("spec.instructionTuning.epochs", 2, {"baseline", "vocabulary", "pretraining-dataset", "pretraining", "instruction-dataset"}),
         (
@@ -85,6 +133,14 @@ def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) 
 def test_what_changes_the_result_changes_the_keys_after_it(path: str, value: Any, same: set[str]) -> None:
     before, after = keys(ALL), keys(changed(ALL, path, value))
     assert {name for name in before if before[name] == after[name]} == same
+
+
+def test_the_budget_of_a_distillation_counts_only_where_there_is_one() -> None:
+    assert "distillation" not in stages(ALL)["vocabulary"].parameters
+    wanted = changed(ALL, "spec.vocabulary.initialization", "Distillation")
+    assert stages(wanted)["vocabulary"].parameters["distillation"] == {"snippets": 100, "learningRate": "1e-4"}
+    longer = changed(wanted, "spec.vocabulary.distillation", {"snippets": 5})
+    assert keys(longer)["vocabulary"] != keys(wanted)["vocabulary"] != keys(ALL)["vocabulary"]
 
 
 def test_the_content_of_a_file_is_part_of_the_keys_that_read_it() -> None:
@@ -149,6 +205,44 @@ def test_inputs_are_listed_once_each() -> None:
 )
 def test_the_hub_is_needed_only_for_what_is_there(wanted: dict[str, Any], hub: bool) -> None:
     assert needs_hub(experiment_from(wanted).spec) is hub
+
+
+JUDGE = {"url": "https://judge.example/v1", "model": "judge-1"}
+JUDGED = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": JUDGE}
+
+
+def test_judges_of_a_suite_that_is_not_asked_for_change_no_key() -> None:
+    judged = document(evaluation={**EVALUATION, **JUDGED, "suites": ["perplexity"], "answerTokens": 7})
+    assert keys(judged) == keys(document(evaluation=EVALUATION))
+    assert not {"judge", "questions", "answerTokens", "secondJudge"} & set(stages(judged)["evaluation"].parameters)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "same"),
+    [
+        ("judge.tokenSecret", {"name": "judge"}, True),
+        ("judge.pace", {"concurrency": 2, "retries": 1}, True),
+        ("judge.model", "judge-2", False),
+        ("judge.spending", {"tokens": "1M"}, False),
+        ("judge.repeats", 2, False),
+        ("secondJudge", {**JUDGE, "model": "judge-2"}, False),
+        ("answerTokens", 100, False),
+        ("questions.0.language", "sw", False),
+    ],
+)
+def test_what_decides_a_judges_scores_is_in_the_key(path: str, value: Any, same: bool) -> None:
+    before, after = (document(evaluation=JUDGED), changed(document(evaluation=JUDGED), f"spec.evaluation.{path}", value))
+    assert (keys(before)["evaluation"] == keys(after)["evaluation"]) is same
+    assert keys(before)["pretraining"] == keys(after)["pretraining"]
+
+
+def test_the_token_of_a_judge_is_in_no_stage_and_its_pace_reaches_the_pods() -> None:
+    judge = {**JUDGE, "tokenSecret": {"name": "judge-secret"}, "pace": {"concurrency": 3}}
+    planned = stages(document(evaluation={**JUDGED, "judge": judge}))
+    assert not [stage for stage in planned.values() if "judge-secret" in stage.model_dump_json()]
+    assert planned["evaluation"].execution.judge_pace == planned["baseline"].execution.judge_pace
+    assert planned["evaluation"].execution.judge_pace is not None
+    assert planned["evaluation"].execution.judge_pace.concurrency == 3
 
 
 def test_parameters_survive_the_way_into_a_pod() -> None:

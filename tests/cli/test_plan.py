@@ -44,7 +44,7 @@ def test_every_stage_is_shown_with_key_and_cost(tmp_path: Path, capsys: pytest.C
         assert stage.key[:12] in text
     assert "7 stages, 0 of them cached" in text
     assert "counted in its safetensors" in text
-    assert "11.264K parameters" in text
+    assert "17.408K parameters" in text
     assert f"{6 * (PARAMETERS + 100 * 32) * 41_000:.2e}" in text  # pretraining starts from the grown model
     assert "this machine: float32 matrix product" in text
     assert "6·N·D" in text

@@ -145,6 +145,20 @@ def test_rows_longer_than_the_positions_of_the_model(tmp_path: Path) -> None:
     assert "at most 256 (max_position_embeddings" in told
 
 
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"targets": ["query"]}, r"spec.instructionTuning.lora.targets.*'query'.*down_proj, gate_proj, k_proj, o_proj, q_proj"),
+        ({"rank": 33}, r"spec.instructionTuning.lora.rank: is larger than a matrix.*at most 32"),
+    ],
+    ids=["a target that is no module", "a rank larger than a matrix"],
+)
+def test_adapters_that_the_model_has_no_place_for(tmp_path: Path, lora: dict[str, Any], message: str) -> None:
+    write_experiment(tmp_path, changed(ALL, "spec.instructionTuning.lora", lora))
+    with pytest.raises(SpecErrors, match=message):
+        check(tmp_path)
+
+
 def test_a_model_without_a_number_of_positions_has_no_limit(tmp_path: Path) -> None:
     write_experiment(tmp_path, changed(ALL, "spec.pretraining.sequenceLength", 512))
     shutil.rmtree(tmp_path / "model")
@@ -175,6 +189,19 @@ def test_suites_that_a_file_plainly_names_need_no_index_of_the_harness(tmp_path:
     write_experiment(tmp_path, document(evaluation={"suites": ["mine", "mmlu", "belebele_ind_Latn"], "taskFolders": ["tasks"]}))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "any.yaml").write_text("dataset_path: json\ntask: 'mine'  # of our own\n")
+    check(tmp_path)
+
+
+def test_questions_and_the_token_of_the_judge_are_looked_for_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_TOKEN", raising=False)
+    judge = {"url": "https://judge.example/v1", "model": "a", "tokenSecret": {"name": "judge"}}
+    wanted = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": judge}
+    write_experiment(tmp_path, document(evaluation=wanted))
+    with pytest.raises(SpecErrors, match="JUDGE_TOKEN") as raised:
+        check(tmp_path)
+    assert "spec.evaluation.questions[0].path" in str(raised.value)
+    (tmp_path / "questions.jsonl").write_text('{"question": "Apa?"}\n')
+    monkeypatch.setenv("JUDGE_TOKEN", "t")
     check(tmp_path)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 from transfer_api.progress import Score
+from transfer_api.results import Confusion, Sample, SampleAnswer, Switch
+from transfer_evaluator.language import SCRIPTS
+from transfer_evaluator.questions import questions
 from transfer_evaluator.summary import Curve, ReportInput, StageFacts, StepPoint, ValidationPoint
 
 BITS = {"suite": "perplexity", "metric": "bits_per_byte", "higher_is_better": False, "harness": "transfer-operator, whole documents"}
@@ -43,6 +46,20 @@ def curve() -> Curve:
     return Curve(stage="pretraining", steps=steps, validation=validation)
 
 
+def samples() -> list[Sample]:
+    """The first two questions of every language; the adapted model says the next two, the base model English."""
+    found = []
+    for language in SCRIPTS:
+        asked = questions(language)
+        for place in range(2):
+            answer = f"{asked[place + 2].text}\n{asked[place + 3].text} because weather"
+            switch = Switch(start=len(answer) - len("because weather"), end=len(answer), language="en")
+            base = SampleAnswer(text="The farmer works in the field.", detected="en")
+            adapted = SampleAnswer(text=answer, detected=language, switches=[switch])
+            found.append(Sample(language=language, prompt=asked[place].text, base=base, adapted=adapted))
+    return found
+
+
 def report_input() -> ReportInput:
     return ReportInput(
         experiment="indonesian",
@@ -58,4 +75,7 @@ def report_input() -> ReportInput:
         ],
         status={"phase": "Complete", "restarts": {"application": 0, "infrastructure": 1, "saved": 2}},
         text_languages={"udhr-id": "id", "udhr-en": "en"},
+        samples=samples(),
+        confusion=[Confusion(asked="ar", base={"ar": 1, "en": 19}, adapted={"ar": 20}),
+                   Confusion(asked="hi", base={"en": 20}, adapted={"hi": 18, "none": 2})],
     )  # fmt: skip

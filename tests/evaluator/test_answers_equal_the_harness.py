@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 
 from tests.evaluator.tasks import write_tasks
 from transfer_api.errors import DataError, SpecError
-from transfer_evaluator.generation import Prompt, answer
+from transfer_evaluator.generation import Prompt, answer, cache_bytes_per_token, is_plainly_greedy
 from transfer_evaluator.harness import HarnessModel
 from transfer_evaluator.scorer import TokenScorer
 from transfer_evaluator.tasks import TaskLibrary, read_results, resolve_data_files
@@ -71,21 +71,53 @@ def test_greedy_answers_are_the_same(library, tiny, theirs):
     assert [s["resps"] for s in found["samples"]["generated"]] == [s["resps"] for s in wanted["samples"]["generated"]]
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 200, 10_000], ids=["one at a time", "a few", "all together"])
-def test_answers_do_not_depend_on_who_stands_beside_them(tiny, batch_tokens):
+@pytest.mark.parametrize("cache_tokens", [1, 200, 10_000], ids=["one at a time", "a few", "all together"])
+@pytest.mark.parametrize("tree", [pytest.param(True, id="tree"), pytest.param(False, id="generate")])
+def test_answers_do_not_depend_on_who_stands_beside_them(tiny, cache_tokens, tree):
     texts = ["all human beings", "Semua orang", "all human beings are born free and equal in dignity and rights", "S", "are endowed with"]
     prompts = [Prompt(tuple(tiny.tokenizer.encode(text)), 24, ()) for text in texts]
-    end = tiny.tokenizer.eos_token_id
-    whole = answer(tiny, prompts, end, lambda finished, tokens: None, batch_tokens=1)
+    plain = TokenScorer(tiny.model, tree=False)
+    whole = [answer(tiny, [prompt], lambda finished, tokens: None, scorer=plain)[0] for prompt in prompts]
     counted = []
-    found = answer(tiny, prompts, end, lambda finished, tokens: counted.append((finished, tokens)), batch_tokens=batch_tokens)
-    assert found == whole
+
+    def together(prompts: list[Prompt]) -> list[str]:
+        return answer(
+            tiny, prompts, lambda finished, tokens: counted.append((finished, tokens)),
+            scorer=TokenScorer(tiny.model, tree=tree, row_tokens=16), cache_bytes=cache_tokens * cache_bytes_per_token(tiny.model),
+        )  # fmt: skip
+
+    assert together(prompts) == whole
     assert sum(finished for finished, _ in counted) == len(prompts)
     # A stop string from the middle of an answer ends it there, and its neighbours go on.
     stop = whole[0][len(whole[0]) // 2 :][:3]
     assert stop
-    stopped = [Prompt(prompt.tokens, 24, (stop,)) for prompt in prompts]
-    assert answer(tiny, stopped, end, lambda finished, tokens: None, batch_tokens=batch_tokens) == [text.split(stop)[0] for text in whole]
+    assert together([Prompt(prompt.tokens, 24, (stop,)) for prompt in prompts]) == [text.split(stop)[0] for text in whole]
+
+
+def test_answers_end_at_every_token_that_the_model_names_as_its_end(tiny):
+    prompt = Prompt(tuple(tiny.tokenizer.encode("Semua orang")), 12, ())
+    ((end, *_),) = (tiny.tokenizer.encode(answer(tiny, [prompt], lambda *done: None)[0])[3:],)
+    config = tiny.model.generation_config
+    before, config.eos_token_id = config.eos_token_id, [tiny.tokenizer.eos_token_id, end]
+    try:
+        for tree in (True, False):
+            (text,) = answer(tiny, [prompt], lambda *done: None, scorer=TokenScorer(tiny.model, tree=tree))
+            assert end not in tiny.tokenizer.encode(text)
+    finally:
+        config.eos_token_id = before
+
+
+def test_a_model_that_wants_a_penalty_gets_it(tiny, theirs, library):
+    config, other = tiny.model.generation_config, theirs.model.generation_config
+    plain = evaluate(library, "generated", HarnessModel(tiny))
+    config.repetition_penalty = other.repetition_penalty = 5.0
+    try:
+        assert not is_plainly_greedy(tiny.model)
+        found, wanted = evaluate(library, "generated", HarnessModel(tiny)), evaluate(library, "generated", theirs)
+    finally:
+        config.repetition_penalty = other.repetition_penalty = None
+    answers = [[sample["resps"] for sample in one["samples"]["generated"]] for one in (found, wanted, plain)]
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_a_context_longer_than_the_model_is_cut_as_the_harness_cuts_it(tiny, theirs):

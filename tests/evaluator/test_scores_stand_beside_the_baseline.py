@@ -49,14 +49,14 @@ def test_no_item_in_common_means_no_baseline():
 
 
 def test_bits_per_byte_is_a_ratio_of_sums_in_bits():
-    bits, _ = METRICS
+    bits, *_ = METRICS
     score = score_metric(task(documents((10.0, 20, 5), (90.0, 60, 30)), METRICS), bits, None, seed=0)
     assert score.value == pytest.approx(100 / math.log(2) / 80)
     assert score.higher_is_better is False
 
 
 def test_perplexity_is_compared_only_where_both_cut_the_text_into_as_many_tokens():
-    _, perplexity = METRICS
+    *_, perplexity = METRICS
     items = documents((10.0, 20, 5), (90.0, 60, 30))
     same_tokens = score_metric(task(items, METRICS), perplexity, documents((11.0, 20, 5), (95.0, 60, 30)), seed=0)
     assert same_tokens.value == pytest.approx(math.exp(100 / 35))
@@ -78,11 +78,46 @@ def test_a_figure_without_items_has_no_interval():
     assert (score.metric, score.value, score.interval) == ("mcc", 0.4, None)
 
 
+def test_accuracy_over_independent_questions_gets_mcnemars_test_and_its_power():
+    score = score_metric(task(answers(1, 1, 1, 1, 1, 1, 0, 1)), ACC, answers(0, 0, 0, 0, 0, 1, 0, 1), seed=0)
+    assert (score.test, score.p_value) == ("exact McNemar", 0.0625)
+    assert (score.resampled, score.clusters) == ("item", None)
+    assert score.minimum_detectable == pytest.approx(2.80158 * math.sqrt(5 / 8 * 3 / 8 / 7), abs=1e-4)
+
+
+def test_questions_about_one_passage_are_drawn_and_tested_together():
+    ours = [{**item, "document": place // 2} for place, item in enumerate(answers(1, 1, 1, 1, 0, 1))]
+    score = score_metric(task(ours, cluster="document"), ACC, answers(0, 0, 0, 0, 0, 1), seed=0)
+    assert (score.resampled, score.clusters, score.test) == ("document", 3, "paired randomization")
+    assert score.p_value == 0.5  # two of three passages can swap: 2 of their 4 ways are as far from 0
+
+
+@pytest.mark.parametrize(("subjects", "resampled", "clusters"), [(3, "item", None), (20, "subject", 20)])
+def test_subjects_are_drawn_only_where_there_are_enough_of_them(subjects, resampled, clusters):
+    items = [{**item, "subject": place % subjects} for place, item in enumerate(answers(*[1, 0] * 20))]
+    score = score_metric(task(items, cluster="subject"), ACC, None, seed=0)
+    assert (score.resampled, score.clusters) == (resampled, clusters)
+
+
+def test_documents_of_perplexity_are_named_so():
+    score = score_metric(task(documents((10.0, 20, 5), (90.0, 60, 30)), METRICS, unit="document"), METRICS[0], None, seed=0)
+    assert (score.resampled, score.clusters) == ("document", None)
+
+
+def test_p_values_are_adjusted_over_the_parts_of_a_suite_and_its_mean_stands_apart():
+    parts = [task(answers(1, 1, 1, 1, 1, 1), task=name, detail=True) for name in ("a", "b")]
+    whole = task(answers(1, 1, 1, 1, 1, 1), task="whole")
+    scores = score_tasks([whole, *parts], lambda result: answers(0, 0, 0, 0, 0, 0), seed=0)
+    assert [(s.task, s.part_of, s.parts, s.p_value, s.adjusted_p_value) for s in scores] == [
+        ("whole", "", 2, 0.03125, 0.03125), ("a", "s", 0, 0.03125, 0.0625), ("b", "s", 0, 0.03125, 0.0625),
+    ]  # fmt: skip
+
+
 def test_items_come_back_as_they_were_written(tmp_path):
-    result = task(answers(1, 0), suite="my suite/x", task="a::b")
+    result = task(answers(1, 0), suite="my_suite", task="a.b")
     write_items(tmp_path, result)
     assert read_items(tmp_path, result) == list(result.items)
-    assert [path.name for path in (tmp_path / "items").iterdir()] == ["my_suite_x.a_b.jsonl"]
+    assert [path.name for path in (tmp_path / "items").iterdir()] == ["my_suite.a.b.jsonl"]
     assert read_items(tmp_path, task([], task="another")) is None
 
 

@@ -8,6 +8,7 @@ import torch
 from transfer_api.errors import DataError
 from transfer_api.spec import NamedText
 from transfer_evaluator.perplexity import Text, read_texts, score_texts, tokenize, windows
+from transfer_evaluator.score import score_metric
 from transfer_evaluator.scorer import TokenScorer
 
 SHORT = "Semua orang dilahirkan merdeka."
@@ -41,6 +42,30 @@ def test_nats_are_those_of_a_plain_forward_pass_from_bos(tiny):
     nats = -logits_TV[torch.arange(len(ids)), torch.tensor(ids)].sum().item()
     assert result.items[0]["nats"] == pytest.approx(nats, abs=1e-4)
     assert (result.items[0]["bytes"], result.items[0]["tokens"]) == (len(SHORT), len(ids))
+
+
+def test_bits_are_counted_by_byte_and_by_character_and_perplexity_by_token(tiny):
+    document = "ব্যঞ্জনবর্ণ é 漢"
+    (result,) = score_texts(tiny, TokenScorer(tiny.model), [Text("t", "bn", (document,))])
+    (item,) = result.items
+    assert (item["bytes"], item["characters"]) == (len(document.encode()), len(document))
+    assert item["bytes"] > item["characters"]
+    scores = {metric.name: score_metric(result, metric, None, 0).value for metric in result.metrics}
+    assert scores["bits_per_byte"] == pytest.approx(item["nats"] / math.log(2) / item["bytes"])
+    assert scores["bits_per_character"] == pytest.approx(item["nats"] / math.log(2) / item["characters"])
+    assert scores["perplexity"] == pytest.approx(math.exp(item["nats"] / item["tokens"]))
+
+
+def test_across_vocabularies_bytes_and_characters_are_compared_and_tokens_are_not(tiny):
+    (result,) = score_texts(tiny, TokenScorer(tiny.model), [Text("t", "id", (SHORT, LONG))])
+    other = [{**item, "tokens": item["tokens"] // 2} for item in result.items]
+    scores = {metric.name: score_metric(result, metric, other, 0) for metric in result.metrics}
+    assert scores["perplexity"].baseline is None
+    assert scores["perplexity"].difference is None
+    for name in ("bits_per_byte", "bits_per_character"):
+        assert (scores[name].baseline, scores[name].difference) == (scores[name].value, 0.0)
+    same = score_metric(result, result.metrics[-1], result.items, 0)
+    assert (same.metric, same.baseline) == ("perplexity", same.value)
 
 
 def test_a_document_is_scored_the_same_alone_and_among_others(tiny):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluator.tasks import write_tasks
+from tests.evaluator.tasks import LETTERS, write_tasks
 from tests.support.experiment import wait_for
 from tests.support.tiny import SENTENCES, drop_tensor, save_tiny_model
 from transfer_api.errors import DataError, ModelError, SpecError
@@ -20,6 +20,9 @@ from transfer_cli.local import free_port
 from transfer_evaluator.stage import Meter, run
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
+from transfer_trainer.dataset import load_tokenizer
+from transfer_trainer.packing import pack_stream
+from transfer_trainer.store import RowWriter
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_model(folder / "other", seed=1)
     (folder / "tasks").mkdir()
     write_tasks(folder / "tasks")
+    (folder / "tasks" / "examless.yaml").write_text(
+        LETTERS.replace("task: letters", "task: examless").replace("test_split: test", "test_split: exam")
+    )
     (folder / "id.txt").write_text("\n\n".join(SENTENCES[2:] * 3))
     (folder / "en.txt").write_text("\n\n".join(SENTENCES[:2]))
     return folder
@@ -100,12 +106,36 @@ def test_an_earlier_try_that_was_killed_leaves_nothing_behind(storage):
     assert "items/old.jsonl" not in ArtifactStore(storage).manifest(StageKind.EVALUATION, stage.key)["files"]
 
 
+def test_the_overlap_with_the_rows_of_training_is_counted_for_each_task(storage):
+    """Of the Indonesian text one of two sentences has 13 words and was trained on; of the English one none was."""
+    tokenizer = load_tokenizer(storage / "base")
+    stage = StagePlan(name="d", kind=StageKind.DATASET, key="d" * 32, parameters={})
+    folder = ArtifactStore(storage).draft(stage, "p")
+    writer = RowWriter(folder / "rows", sequence_length=16, seed=0, tokenizer="")
+    with writer.source("id", 1) as source:
+        for row in pack_stream([tokenizer(SENTENCES[3]).input_ids, tokenizer(SENTENCES[2]).input_ids], 16, 0):
+            source.append(row)
+    writer.finish()
+    ArtifactStore(storage).commit(stage, folder, numbers={})
+
+    trained = plan(contamination=True)
+    trained = trained.model_copy(update={"inputs": {"pretraining_rows": stage.key}})
+    result = run(context(storage, trained), lambda progress: None)
+    content = json.loads((ArtifactStore(storage).path(StageKind.EVALUATION, trained.key) / "results.json").read_text())
+    found = {overlap["task"]: (overlap["items"], overlap["contaminated"], overlap["short"]) for overlap in content["contamination"]}
+    assert found["udhr-id"] == (3, 3, 3)
+    assert found["udhr-en"] == (1, 0, 1)
+    assert sum(found["letters"]) - found["letters"][1] > 0, "the questions of a task are judged too"
+    assert result.numbers["contaminated_items"] == 3
+
+
 @pytest.mark.parametrize(
     ("stage", "error", "field"),
     [
         pytest.param(plan(texts=[]), SpecError, "spec.evaluation.texts", id="perplexity without texts"),
         pytest.param(plan(task_folders=["nowhere"]), DataError, "spec.evaluation.taskFolders", id="no such task folder"),
         pytest.param(plan(texts=[NamedText(name="t", path="nowhere.txt")]), DataError, "spec.evaluation.texts[0].path", id="no such text"),
+        pytest.param(plan(suites=("examless",)), DataError, "spec.evaluation.suites", id="no such split"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_before_a_model_is_loaded(storage, monkeypatch, stage, error, field):
@@ -153,7 +183,7 @@ def test_the_pod_ends_with_its_scores_in_the_termination_message_and_is_reused(s
         assert message is not None
         assert message.outcome is Outcome.COMPLETE
         assert message.reused is reused
-        assert [score.task for score in message.scores] == ["udhr-id", "udhr-en"] * 2
+        assert [score.task for score in message.scores] == ["udhr-id", "udhr-en", *["udhr-id"] * 2, *["udhr-en"] * 2]
 
 
 def test_an_unknown_suite_ends_the_pod_with_10_and_the_nearest_name(storage, tmp_path):

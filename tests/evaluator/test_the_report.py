@@ -12,28 +12,50 @@ from hypothesis import strategies as st
 from tests.evaluator.reports import KEY, report_input, scores
 from transfer_api.errors import ArtifactError, StorageError
 from transfer_api.progress import Score
+from transfer_api.results import Results, Sample, SampleAnswer, Switch, results_schema
 from transfer_api.stage import StageKind, StagePlan
 from transfer_evaluator.report import collect, render_table, verdict, write_report
-from transfer_evaluator.summary import ReportInput, read_curve
-from transfer_evaluator.table import effect_of, number
+from transfer_evaluator.summary import ReportInput, read_answers, read_curve
+from transfer_evaluator.table import effect_of, number, probability, with_parts
 from transfer_pod.artifact import ArtifactStore
 
 
-def test_three_files_are_written_and_results_json_has_every_field(tmp_path):
+def test_the_files_are_written_and_results_json_has_every_field(tmp_path):
     files = write_report(tmp_path / "runs" / "indonesian", report_input())
-    assert sorted(path.name for path in files) == ["report.html", "report.md", "results.json"]
+    assert sorted(path.name for path in files) == ["report.html", "report.md", "report.tex", "results.json"]
     content = json.loads((tmp_path / "runs" / "indonesian" / "results.json").read_text())
     wanted = {"suite", "task", "language", "metric", "value", "baseline", "difference", "interval", "items"}
     assert len(content["scores"]) == 6
     assert all(wanted <= set(score) for score in content["scores"])
     assert content["scores"][0]["interval"] == [-0.47, -0.39]
+    assert Results.model_validate(content).samples[0].language == "ar"
+
+
+def test_the_schema_of_results_json_names_every_key_that_is_written(tmp_path):
+    write_report(tmp_path, report_input())
+    content = json.loads((tmp_path / "results.json").read_text())
+    schema = json.loads(results_schema())
+
+    def check(value, part):
+        if "$ref" in part:
+            part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+        if isinstance(value, dict) and "properties" in part:
+            assert set(value) == set(part["properties"]) >= set(part.get("required", []))
+            for name, inner in value.items():
+                check(inner, part["properties"][name])
+        elif isinstance(value, list) and "items" in part:
+            for inner in value:
+                check(inner, part["items"])
+
+    check(content, schema)
 
 
 def test_the_page_is_one_file_that_asks_the_network_for_nothing(tmp_path):
     write_report(tmp_path, report_input())
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 4
-    assert not re.search(r"""(src|href)=["'](?!#)|@import|url\((?!#)|<script|<link""", page)
+    assert not re.search(r"""(src|href)=["'](?!#)|@import|url\((?!#)|<script [^>]|<link""", page)
+    assert "default-src 'none'" in page
     assert "prefers-color-scheme: dark" in page
 
 
@@ -57,10 +79,78 @@ def test_what_others_named_cannot_become_markup(tmp_path):
     named = scores()[0].model_copy(update={"task": "<script>alert(1)</script>|"})
     write_report(tmp_path, ReportInput(experiment="<b>", language="id", scores=[named]))
     page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1
+    assert "script>alert" not in page
     assert "<b>" not in page
-    assert html.unescape(page).count("<script>alert(1)</script>|") == 3  # verdict, table, label of the plot
+    assert html.unescape(page).count("<script>alert(1)</script>|") == 4  # verdict, table, its sort value, label of the plot
     assert r"</script>\|" in (tmp_path / "report.md").read_text()
+
+
+def test_the_overlap_with_training_stands_in_the_report_where_it_was_counted(tmp_path):
+    overlap = {"suite": "s", "task": "t|u", "items": 1200, "contaminated": 30, "short": 4, "share": 0.025}
+    write_report(tmp_path, dataclasses.replace(report_input(), contamination=[overlap]))
+    assert r"| s | t\|u | 1,200 | 30 | 2.5 % | 4 |" in (tmp_path / "report.md").read_text()
+    assert re.search(r"<td[^>]*>2\.5 %</td>", (tmp_path / "report.html").read_text())
+    assert json.loads((tmp_path / "results.json").read_text())["contamination"] == [overlap]
+    write_report(tmp_path, report_input())
+    assert "Overlap" not in (tmp_path / "report.md").read_text()
+
+
+def test_what_a_model_answered_cannot_become_markup_and_its_switches_are_marked(tmp_path):
+    text = "a </div><script>x</script> because"
+    answer = SampleAnswer(text=text, switches=[Switch(start=text.index("because"), end=len(text), language="en")])
+    sample = Sample(language="ur", prompt="<i>?", base=None, adapted=answer)
+    write_report(tmp_path, ReportInput(experiment="x", language="ur", samples=[sample]))
+    page = (tmp_path / "report.html").read_text()
+    assert '<mark title="en">because</mark>' in page
+    assert page.count("<script") == 1
+    assert "<i>" not in page
+    assert '<div class="text" lang="ur" dir="auto">&lt;i&gt;?</div>' in page
+
+
+def test_the_tasks_of_a_mean_follow_it_and_a_mean_says_of_how_many(tmp_path):
+    base = {"suite": "g", "language": "id", "metric": "acc", "value": 0.5, "items": 4}
+    lines = [Score(task="g", parts=2, **base), Score(task="other", **base | {"suite": "o"}), Score(task="b", part_of="g", **base),
+             Score(task="a", part_of="g", **base)]  # fmt: skip
+    assert [score.task for score in with_parts(lines)] == ["g", "b", "a", "other"]
+    write_report(tmp_path, ReportInput(experiment="x", language="id", scores=lines))
+    assert "| g | g (mean of 2) |" in (tmp_path / "report.md").read_text()
+    assert "| ↳ b |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_difference_that_holm_does_not_let_pass_is_no_effect():
+    score = scores()[4]
+    assert effect_of(score.model_copy(update={"adjusted_p_value": 0.04})) == "better"
+    assert effect_of(score.model_copy(update={"adjusted_p_value": 0.06})) == "equal"
+
+
+def test_the_latex_table_has_as_many_cells_in_each_row_and_prints_names_as_they_are(tmp_path):
+    named = scores()[0].model_copy(update={"task": "50%_of {a} & b\\c"})
+    write_report(tmp_path, ReportInput(experiment="x", language="id", scores=[named, *scores()]))
+    text = (tmp_path / "report.tex").read_text()
+    rows = [line for line in text.splitlines() if line.endswith("\\\\")]
+    assert len(rows) == 8
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {8}
+    assert r"50\%\_of \{a\} \& b\textbackslash{}c" in text
+    assert r"\textbf{$-$0.430} [$-$0.470, $-$0.390]" in text
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (0.0004, "< 0.001"), (0.049, "0.049"), (1.0, "1.000")])
+def test_p_values_have_three_digits(value, text):
+    assert probability(value) == text
+
+
+def test_answers_of_both_models_stand_side_by_side_and_each_prompt_once(tmp_path):
+    for side, answer in (("base", "English words"), ("adapted", "kata")):
+        (tmp_path / side).mkdir()
+        for name in ("code-switching", "language-identity"):
+            item = {"id": name, "language": "id", "prompt": "Apa?", "answer": answer, "detected": "id", "switches": [[0, 4, "en"]]}
+            (tmp_path / side / f"{name}.jsonl").write_text(json.dumps(item) + "\n" + json.dumps({"id": "x", "acc": 1.0}) + "\n")
+    (sample,), (row,) = read_answers(tmp_path / "base", tmp_path / "adapted")
+    assert (sample.prompt, sample.base.text, sample.adapted.text) == ("Apa?", "English words", "kata")
+    assert (row.asked, row.base, row.adapted) == ("id", {"id": 1}, {"id": 1})
+    (alone,), _ = read_answers(tmp_path / "base", None)
+    assert (alone.base, alone.adapted.text) == (None, "English words")
 
 
 class Wellformed(html.parser.HTMLParser):

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from transfer_evaluator.scorer import Request, TokenScore, TokenScorer, allows_tree, plan_rows
+from transfer_evaluator.scorer import LEAST_TRUNK, Request, Row, TokenScore, TokenScorer, allows_tree, plan_rows
 
 VOCABULARY = 300
 
@@ -34,7 +34,7 @@ def one_by_one(model, requests: list[Request]) -> list[TokenScore]:
 
 
 @pytest.mark.parametrize("tree", [pytest.param(True, id="tree"), pytest.param(False, id="padded batches")])
-@pytest.mark.parametrize("row_tokens", [16, 64, 512])
+@pytest.mark.parametrize("row_tokens", [4, 16, 64, 512])
 def test_every_score_equals_a_forward_pass_of_its_own(tiny, tree, row_tokens):
     requests = question_like(seed=row_tokens)
     random.Random(1).shuffle(requests)
@@ -60,29 +60,46 @@ def test_one_token_options_of_a_question_cost_one_pass_over_the_question(tiny):
     assert computed == [(4, len(context))]
 
 
-def test_a_shared_prefix_is_computed_once_for_each_row(tiny):
+@pytest.mark.parametrize("row_tokens", [1, 8, 32, 128, 512])
+def test_a_shared_prefix_is_computed_once_however_many_rows_there_are(tiny, row_tokens):
     prefix = tuple(range(100, 200))
     requests = [Request((*prefix, question, question), (1, 2)) for question in range(20)]
     computed: list[tuple[int, int]] = []
-    TokenScorer(tiny.model, row_tokens=128).score(requests, lambda *done: computed.append(done))
+    scores = TokenScorer(tiny.model, row_tokens=row_tokens).score(requests, lambda *done: computed.append(done))
     assert sum(finished for finished, _ in computed) == 20
     assert sum(tokens for _, tokens in computed) == len(prefix) + 20 * 3
+    assert [score.log_probability for score in scores] == pytest.approx(
+        [score.log_probability for score in one_by_one(tiny.model, requests)], abs=1e-4
+    )
+
+
+def requests_of(sequences: list[tuple[int, ...]]) -> list[Request]:
+    """Requests that read just these tokens."""
+    return [Request(sequence, (0,)) for sequence in sequences]
 
 
 def test_rows_stay_within_their_size_and_lose_no_request():
     draw = random.Random(0)
-    sequences = [tuple(draw.randrange(5) for _ in range(draw.randint(1, 40))) for _ in range(200)]
-    rows = list(plan_rows(sequences, 64))
+    begin = tuple(draw.randrange(5) for _ in range(30))
+    sequences = [begin[: draw.randint(0, 30)] + tuple(draw.randrange(5) for _ in range(draw.randint(1, 40))) for _ in range(200)]
+    rows = list(plan_rows(requests_of(sequences), 64))
     assert sorted(index for row in rows for index in row.requests) == list(range(200))
+    assert any(row.trunk for row in rows)
+    last: list[int] = []
     for row in rows:
-        assert len(row.tokens) <= 160
+        assert len(row.tokens) <= 70
+        assert len(row.trunk) == 0 or len(row.trunk) >= LEAST_TRUNK
+        tokens = [last[node] for node in row.trunk] + row.tokens
+        depths = [*range(len(row.trunk)), *row.depths]
         for index, path in zip(row.requests, row.paths, strict=True):
-            assert tuple(row.tokens[node] for node in path) == sequences[index]
-            assert [row.depths[node] for node in path] == list(range(len(path)))
+            assert tuple(tokens[node] for node in path) == sequences[index]
+            assert [depths[node] for node in path] == list(range(len(path)))
+            assert path[-1] >= len(row.trunk), "there are no logits in a cache"
+        last = tokens
 
 
 def test_the_mask_lets_a_token_see_its_own_ancestors_only():
-    (row,) = plan_rows([(1, 2, 3), (1, 2, 4), (5,)], 64)
+    (row,) = plan_rows(requests_of([(1, 2, 3), (1, 2, 4), (5,)]), 64)
     assert row.tokens == [1, 2, 3, 4, 5]
     assert row.mask().astype(int).tolist() == [
         [1, 0, 0, 0, 0],
@@ -90,6 +107,20 @@ def test_the_mask_lets_a_token_see_its_own_ancestors_only():
         [1, 1, 1, 0, 0],
         [1, 1, 0, 1, 0],
         [0, 0, 0, 0, 1],
+    ]
+
+
+def test_a_token_after_a_trunk_sees_as_much_of_it_as_it_shares():
+    trunk = tuple(range(10, 10 + LEAST_TRUNK))
+    row = Row(trunk=list(range(LEAST_TRUNK)))
+    for index, (request, shared) in enumerate(
+        zip(requests_of([(*trunk, 2), (*trunk[:-1], 30), (90,)]), (LEAST_TRUNK, LEAST_TRUNK - 1, 0), strict=True)
+    ):
+        row.add(index, request, shared)
+    assert row.mask().astype(int).tolist() == [
+        [1] * LEAST_TRUNK + [1, 0, 0],
+        [1] * (LEAST_TRUNK - 1) + [0] + [0, 1, 0],
+        [0] * LEAST_TRUNK + [0, 0, 1],
     ]
 
 

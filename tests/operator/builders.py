@@ -161,9 +161,14 @@ class World:
     def finishes(self, *stages: str) -> World:
         """These stages run to their end, one after the other."""
         for stage in stages:
-            self.settles()
-            worker = next(pod for pod in self.stage_pods(stage) if pod.name.role is Role.WORKER)
-            self.ends(str(worker.name)).settles()
+            self.settles().finishes_now(stage).settles()
+        return self
+
+    def finishes_now(self, stage: str) -> World:
+        """Every pod that makes this stage ends with its artifact."""
+        for pod in self.stage_pods(stage):
+            if pod.name.role is Role.WORKER:
+                self.ends(str(pod.name))
         return self
 
     # What a case looks at.
@@ -187,8 +192,11 @@ class World:
 
     def full_name(self, name: str) -> str:
         named = [full for full in self.pods if full == name or full.endswith(f"-{name}")]
-        # Pods of a complete stage stay for their logs; who says `w0-g1` does not mean them.
-        found = [full for full in named if not self.pods[full].ended] or named
+        # Pods of a complete stage stay for their logs or are about to end; who says `w0-g1` does not mean them.
+        order = {plan.key: number for number, plan in enumerate(self.plan)}
+        running = [full for full in named if not self.pods[full].ended] or named
+        furthest = max((order.get(self.pods[full].name.stage, -1) for full in running), default=-1)
+        found = [full for full in running if order.get(self.pods[full].name.stage, -1) == furthest]
         assert len(found) == 1, f"{name} names {found} of {sorted(self.pods)}"
         return found[0]
 

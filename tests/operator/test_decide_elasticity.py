@@ -202,7 +202,7 @@ def test_a_pod_that_outlives_its_grace_does_not_hold_up_a_suspension():
 
 
 def test_a_pod_that_the_api_server_refuses_does_not_hold_up_a_suspension():
-    made = world(evaluation=None).decides().change("w0-g1", refused=True).edit(suspend=True).decides()
+    made = world(evaluation=None, workers={"replicas": 1}).decides().change("w0-g1", refused=True).edit(suspend=True).decides()
     assert made.deleted() == ["a1-w0-g1"]
     assert made.status.phase is Phase.SUSPENDED
 
@@ -226,7 +226,7 @@ def test_what_cannot_work_fails_also_while_it_is_suspended():
 
 
 def test_a_pod_that_shows_up_while_suspended_is_deleted():
-    made = world(evaluation=None).decides()
+    made = world(evaluation=None, workers={"replicas": 1}).decides()
     late = dict(made.pods)
     made.pods.clear()
     made.edit(suspend=True).decides()
@@ -236,7 +236,7 @@ def test_a_pod_that_shows_up_while_suspended_is_deleted():
 
 
 def test_suspending_during_a_back_off_ends_it():
-    made = world(evaluation=None).settles().ends("w0-g1", 1).settles().ends("w0-g2", 1).decides()
+    made = world(evaluation=None, workers={"replicas": 1}).settles().ends("w0-g1", 1).settles().ends("w0-g2", 1).decides()
     assert made.stage("pretraining-dataset").retry_time
     made.edit(suspend=True).settles().edit(suspend=False).decides()
     assert made.created() == ["a2-w0-g1"]

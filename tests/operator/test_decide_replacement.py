@@ -114,7 +114,7 @@ def test_a_pod_that_is_gone_without_a_trace_is_lost():
 
 
 def test_a_pod_that_was_never_seen_is_not_lost_but_not_yet_made():
-    made = world(evaluation=None).decides()
+    made = world(evaluation=None, workers={"replicas": 1}).decides()
     made.pods.clear()
     made.decides()
     assert made.created() == ["a1-w0-g1"]

@@ -58,10 +58,33 @@ def test_training_gets_a_rendezvous_and_as_many_workers_as_wanted_with_the_bound
     assert {(order.min_nodes, order.max_nodes) for order in orders} == {(2, 5)}
 
 
-def test_a_stage_without_rendezvous_has_one_pod_whatever_the_workers_are():
-    made = world(evaluation=None, workers={"min": 3, "replicas": 4}).decides()
+def test_a_stage_that_is_not_shared_has_one_pod_whatever_the_workers_are():
+    made = world(evaluation=None, **{**TUNING, "pretraining": None}, workers={"min": 3, "replicas": 4}).decides()
     assert made.created() == ["a1-w0-g1"]
     assert made.last.actions[0].min_nodes == 1
+
+
+def test_texts_are_tokenised_by_as_many_pods_as_there_are_workers_and_without_a_rendezvous():
+    made = world(evaluation=None, workers={"min": 3, "replicas": 4}).decides()
+    assert made.created() == [f"a1-w{index}-g1" for index in range(4)]
+    assert {(action.min_nodes, action.max_nodes) for action in made.last.actions} == {(1, 4)}
+
+
+def test_one_of_the_pods_that_tokenise_is_enough():
+    made = world(evaluation=None, workers={"min": 3, "replicas": 4}, deadlines={"startupSeconds": 60, "belowMinSeconds": 60}).decides()
+    made.runs("w2-g1").decides()
+    made.after(1000).steps("w2-g1", 5).decides()
+    assert made.stage("pretraining-dataset").state is StageState.RUNNING
+    assert made.deleted() == []
+    made.ends("w2-g1").decides()
+    assert made.stage("pretraining-dataset").state is StageState.COMPLETE
+
+
+def test_a_pod_that_tokenises_is_replaced_alone():
+    made = world(evaluation=None, workers={"min": 1, "replicas": 3}).decides().runs().decides()
+    made.ends("w1-g1", 137, lost=True).decides().decides()
+    assert {pod.name.generation for pod in made.stage_pods("pretraining-dataset") if pod.name.index == 1} >= {2}
+    assert [record.generation for record in made.stage("pretraining-dataset").workers] == [1, 2, 1]
 
 
 def test_a_whole_experiment_runs_every_stage_once_and_is_complete():
@@ -146,7 +169,7 @@ def test_an_artifact_that_appears_while_suspended_completes_the_stage():
 
 
 def test_a_stage_that_another_experiment_makes_is_waited_for():
-    made = world(evaluation=None)
+    made = world(evaluation=None, workers={"replicas": 1})
     key = made.planned("pretraining-dataset").key
     made.makers = {key: "elder"}
     made.decides()

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tests.operator.builders import World, training, world
+from tests.operator.builders import EVALUATION, World, training, world
 from transfer_api.progress import Progress, Score
 from transfer_api.status import REASON_TEXT, ConditionType, Phase, Reason
 from transfer_operator.decide import PodPhase
@@ -51,7 +51,7 @@ MOUNTS = {"waiting": "ContainerCreating: node a mounts claim experiments", "on_i
 def starting() -> World:
     """Training whose pods were created and do not run yet."""
     made = world(evaluation=None).settles()
-    return made.ends(str(made.stage_pods("pretraining-dataset")[0].name)).decides().decides()
+    return made.finishes_now("pretraining-dataset").decides().decides()
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,30 @@ def test_latest_metrics_and_the_checkpoint_are_shown():
     assert (made.status.checkpoint.stage, made.status.checkpoint.step, made.status.checkpoint.time) == ("pretraining", 16, since)
     made.steps("w0-g1", 30, checkpoint_step=24).after(10).decides()
     assert (made.status.checkpoint.step, made.status.checkpoint.time) == (24, None)
+
+
+@pytest.mark.parametrize(
+    ("interval", "status", "reason"),
+    [
+        pytest.param((-0.01, 0.02), "True", Reason.WITHIN_MARGIN, id="within"),
+        pytest.param((0.11, 0.2), "False", Reason.BEYOND_MARGIN, id="beyond"),
+        pytest.param((0.01, 0.2), "Unknown", Reason.INTERVAL_TOO_WIDE, id="undecided"),
+        pytest.param(None, "Unknown", Reason.RETENTION_NOT_MEASURED, id="not measured"),
+    ],
+)
+def test_whether_english_was_kept_is_a_condition_that_outlives_the_pods(interval, status, reason):
+    made = world(pretraining=None, evaluation={"retention": {}, **EVALUATION["evaluation"]})
+    english = Score(suite="s", task="udhr-en", language="en", metric="bits_per_byte", value=1.0, baseline=1.0, difference=0.0,
+                    interval=interval, items=3, higher_is_better=False)  # fmt: skip
+    condition = made.has_artifact("evaluation", scores=[english]).decides().condition(ConditionType.ENGLISH_RETAINED)
+    assert (condition.status, condition.reason) == (status, reason)
+    made.artifacts.clear()
+    made.pods.clear()
+    assert made.decides().condition(ConditionType.ENGLISH_RETAINED) == condition
+
+
+def test_without_a_gate_nothing_is_said_of_english():
+    assert all(one.type is not ConditionType.ENGLISH_RETAINED for one in training().decides().status.conditions)
 
 
 def test_scores_are_kept_as_text_and_differences_with_their_sign():

@@ -342,6 +342,22 @@ def test_the_hub_is_there_only_for_stages_that_may_fetch(spec, stage, fetches):
 
 
 @pytest.mark.parametrize(
+    ("path", "stage", "given"),
+    [
+        ("s3://bucket/*.jsonl", "pretraining-dataset", True),
+        ("s3://bucket/*.jsonl", "pretraining", False),
+        ("a", "pretraining-dataset", False),
+    ],
+)
+def test_only_pods_that_read_addresses_get_the_credentials_and_no_other_variable_of_their_secret(path, stage, given):
+    spec = {"dataSecret": "bucket", "pretraining": {**TRAINING["pretraining"], "mixture": [{"path": path}]}}
+    values = environment(pod(made(**spec), stage))
+    found = {name: value for name, value in values.items() if name.startswith("AWS_")}
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
+    assert found == ({name: {"secretKeyRef": {"name": "bucket", "key": name, "optional": True}} for name in names} if given else {})
+
+
+@pytest.mark.parametrize(
     ("spec", "stage", "role", "token"),
     [
         pytest.param({"model": HUB}, "pretraining", Role.WORKER, True, id="may fetch"),
@@ -353,6 +369,23 @@ def test_the_hub_is_there_only_for_stages_that_may_fetch(spec, stage, fetches):
 def test_the_token_is_a_reference_and_only_where_it_is_used(spec, stage, role, token):
     values = environment(pod(made(**spec), stage, role=role))
     assert values.get("HF_TOKEN") == ({"secretKeyRef": {"name": "hub", "key": "token"}} if token else None)
+
+
+@pytest.mark.parametrize(
+    ("suites", "stage", "tokens"),
+    [
+        pytest.param(["llm-eval"], "evaluation", {"JUDGE_TOKEN": "first", "SECOND_JUDGE_TOKEN": "second"}, id="judged"),
+        pytest.param(["mmlu"], "evaluation", {}, id="no judge is asked"),
+        pytest.param(["llm-eval"], "pretraining", {}, id="training"),
+    ],
+)
+def test_the_tokens_of_judges_are_references_and_only_where_they_are_asked(suites, stage, tokens):
+    judge = {"url": "https://judge.example/v1", "model": "a", "tokenSecret": {"name": "first", "key": "k"}}
+    second = {**judge, "model": "b", "tokenSecret": {"name": "second", "key": "k"}}
+    questions = [{"name": "open", "path": "questions.jsonl"}]
+    values = environment(pod(made(evaluation={"suites": suites, "questions": questions, "judge": judge, "secondJudge": second}), stage))
+    found = {name: value for name, value in values.items() if "JUDGE" in name}
+    assert found == {name: {"secretKeyRef": {"name": secret, "key": "k"}} for name, secret in tokens.items()}
 
 
 # Resources.

@@ -18,7 +18,7 @@ from transfer_api.errors import DataError
 from transfer_api.spec import InstructionSource, ModelSource, TextSource
 from transfer_api.stage import DatasetParameters, StageKind, StagePlan
 from transfer_pod.context import PodContext
-from transfer_pod.documents import Message, check_source, count_rows, iter_documents, iter_instructions
+from transfer_pod.documents import Message, check_source, count_rows, iter_documents, iter_instructions, iter_part, parts
 
 FIELD = "spec.pretraining.mixture[0]"
 
@@ -96,6 +96,39 @@ def test_a_document_of_megabytes_is_read_whole(context: PodContext, tmp_path: Pa
 def test_documents_are_read_one_at_a_time(context: PodContext, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "first"}\nnot JSON\n')
     assert next(iter_documents(TextSource(path=path), context, FIELD)) == "first"
+
+
+def in_parts(context: PodContext, path: str, size: int) -> list[list[str]]:
+    source = TextSource(path=path)
+    return [list(iter_part(source, part, FIELD)) for part in parts(source, context, FIELD, size)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 20, 64, 1000])
+def test_the_parts_of_a_file_are_the_whole_of_it_wherever_it_is_cut(context: PodContext, tmp_path: Path, size: int) -> None:
+    texts = ["Satu.", "Dua.\n\nTiga.", "é" * 9, "4"]
+    lines = "\n\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    write(tmp_path / "a.jsonl", f"\ufeff{lines}")
+    write(tmp_path / "b.jsonl", f"\n{lines}\n\n")
+    found = in_parts(context, "*.jsonl", size)
+    assert [text for part in found for text in part] == texts * 2
+    assert len(found) > 2 or size > 100
+    table = pa.Table.from_pylist([{"text": text} for text in texts])
+    parquet.write_table(table, tmp_path / "c.parquet", row_group_size=1)
+    assert [text for part in in_parts(context, "c.parquet", size) for text in part] == texts
+
+
+def test_compressed_files_and_texts_are_one_part_each(context: PodContext, tmp_path: Path) -> None:
+    for name in ("a.jsonl.gz", "b.jsonl.zst"):
+        write(tmp_path / name, '{"text": "a"}\n{"text": "b"}')
+    write(tmp_path / "c.txt", "a\n\nb")
+    assert in_parts(context, "*", 1) == [["a", "b"]] * 3
+
+
+def test_an_error_in_a_part_names_the_line_of_the_file(context: PodContext, tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", '{"text": "a"}\n\n{"text": "b"}\n{"text": "c"}\n{"text": 7}\n')
+    assert "line 5: field text is a number" in refused(lambda: in_parts(context, "a.jsonl", 16) and None)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b"}\n{"text": "\xff"}\n')
+    assert "line 3, byte 11 is 0xff" in refused(lambda: in_parts(context, "a.jsonl", 16) and None)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +236,8 @@ def test_a_hub_data_set_is_streamed(context: PodContext, tmp_path: Path, monkeyp
     write(folder / "train.jsonl", '{"text": "a"}\n{"text": ""}\n{"text": "b"}\n')
     source = TextSource(hub="set")
     assert list(iter_documents(source, context, FIELD)) == ["a", "b"]
+    whole = [text for part in parts(source, context, FIELD) for text in iter_part(source, part, FIELD)]
+    assert whole == ["a", "b"], "the files of a data set, one after the other"
     message = refused(lambda: list(iter_documents(source.model_copy(update={"split": "test"}), context, FIELD)) and None)
     assert f"{FIELD}.hub" in message
     assert "split" in message

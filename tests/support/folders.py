@@ -10,8 +10,9 @@ import yaml
 
 from tests.support.documents import EVALUATION, document
 
-SHAPES = {"model.embed_tokens.weight": [320, 32], "model.layers.0.self_attn.q_proj.weight": [32, 32]}
-PARAMETERS = 320 * 32 + 32 * 32
+_LAYER = [f"self_attn.{letter}_proj" for letter in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+SHAPES = {"model.embed_tokens.weight": [320, 32]} | {f"model.layers.0.{name}.weight": [32, 32] for name in _LAYER}
+PARAMETERS = sum(rows * columns for rows, columns in SHAPES.values())
 CONFIG = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 256,

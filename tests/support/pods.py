@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 
 from tests.support.experiment import wait_for
@@ -36,8 +37,10 @@ SOURCES = {"id": (3, 40), "en": (1, 17)}  # name to weight and rows
 ORDER = RowOrder(SEED, tuple(weight for weight, _ in SOURCES.values()), tuple(rows for _, rows in SOURCES.values()))
 
 
-def make_dataset(storage: Path, length: int = LENGTH, labels: float = 0.8) -> str:
-    """Commits a dataset of random packed rows, this share of whose tokens have a label; returns its key."""
+def make_dataset(
+    storage: Path, length: int = LENGTH, labels: float = 0.8, tokens_of: Mapping[int, npt.NDArray[np.int64]] | None = None
+) -> str:
+    """Commits a dataset of packed rows, this share of whose tokens have a label; returns its key. Tokens are random unless given."""
     key = "d" * 32
     parameters = DatasetParameters(model=ModelSource(path="model"), sequence_length=length, seed=SEED)
     stage = StagePlan(name="dataset", kind=StageKind.DATASET, key=key, parameters=parameters.model_dump(mode="json", by_alias=True))
@@ -47,7 +50,7 @@ def make_dataset(storage: Path, length: int = LENGTH, labels: float = 0.8) -> st
     random = np.random.default_rng(0)
     index = []
     for number, (name, (weight, count)) in enumerate(SOURCES.items()):
-        tokens = random.integers(3, 300, (count, length))
+        tokens = random.integers(3, 300, (count, length)) if tokens_of is None else tokens_of[number]
         cuts = random.integers(4, length - 4, count)
         positions = np.arange(length)[None] - np.where(np.arange(length)[None] >= cuts[:, None], cuts[:, None], 0)
         targets = (positions > 0) & (random.random((count, length)) < labels)  # less than all: rows with different numbers of them
@@ -151,6 +154,11 @@ class Cluster:
         done = self.artifact / LEDGER
         return read_ledger(done if done.exists() else self.work / LEDGER)
 
+    @property
+    def saved(self) -> int:
+        """Step of the newest complete checkpoint, 0 before there is one."""
+        return max((int(path.name.removeprefix("step-")) for path in (self.work / "checkpoints").glob("step-*")), default=0)
+
     def start(self, index: int, processes: int = 1, *, store: bool = True) -> Pod:
         """Starts a pod with so many worker processes, and the rendezvous store before the first unless it is somebody else's."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFER_COLLECTIVE_TIMEOUT": "60"}
@@ -222,6 +230,8 @@ def resize(group: Cluster) -> tuple[Pod, Pod]:
     third = join(group, 2, first)
     wait_for(steps_at(group, 3), what="three workers train")
     assert group.ledger.lost_steps == 0, "a joining worker loses no step"
+    joined = next(line.step for line in group.ledger.lines if line.world_size == 3)
+    wait_for(lambda: group.saved >= joined, what="what three workers did is saved")
     first.kill()
     second.kill()
     wait_for(steps_at(group, 1), what="the survivor goes on alone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 CHAT_TEMPLATE = (
@@ -35,12 +36,32 @@ def tiny_tokenizer(vocabulary: int = 320) -> object:
     )  # fmt: skip
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0, tied: bool = True, layers: int = 2, hidden: int = 32) -> Path:
+def llama2_tokenizer(*, legacy: bool = False, vocabulary: int = 320) -> object:
+    """SentencePiece-style BPE with byte fallback, as Llama 2 has it; `legacy` as its older files wrote it, by a normalizer."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "</s>"]
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Metaspace()
+    learner.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=vocabulary - 259, show_progress=False))
+    learned = json.loads(learner.to_str())["model"]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(learned["vocab"], key=learned["vocab"].get)]
+    ids, merges = {piece: number for number, piece in enumerate(pieces)}, [tuple(merge) for merge in learned["merges"]]
+    if not legacy:
+        return LlamaTokenizer(vocab=ids, merges=merges)
+    backend = Tokenizer(models.BPE(vocab=ids, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def save_tiny_model(folder: Path, *, seed: int = 0, tied: bool = True, layers: int = 2, hidden: int = 32, tokenizer: object = None) -> Path:
     """Writes config, safetensors and tokenizer of a tiny Llama and returns the folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,  # type: ignore[arg-type]

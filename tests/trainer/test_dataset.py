@@ -144,11 +144,3 @@ def test_more_examples_than_there_are_is_refused_with_how_many_there_are() -> No
     with pytest.raises(DataError, match="at most 100") as caught:
         chosen(101)
     assert (caught.value.field, caught.value.value) == ("spec.instructionTuning.examples", 101)
-
-
-def test_a_huge_document_is_tokenised_in_pieces_that_join_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "_BATCH_CHARACTERS", 10)
-    for text in ("a b\nc " * 20, "x" * 95, "", "short"):
-        pieces = dataset._pieces(text)
-        assert "".join(pieces) == text
-        assert all(len(piece) <= 10 for piece in pieces)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from peft import PeftModel
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -206,6 +207,11 @@ def test_plain_transformers_loads_the_artifact_and_gets_the_trained_weights(tmp_
         trained = cast(Any, training.model)(ids).logits
         torch.testing.assert_close(plain(ids).logits, trained, rtol=1e-4, atol=1e-5)
         before = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        assert (folder.parent / "adapter").is_dir() == lora
+        if lora:
+            adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), folder.parent / "adapter").eval()
+            torch.testing.assert_close(adapted(ids).logits, trained, rtol=1e-4, atol=1e-5)
+            assert adapted.peft_config["default"].base_model_name_or_path == "model"
         assert not torch.allclose(before(ids).logits, trained, atol=1e-3)
     changed = {name for name, weight in plain.state_dict().items() if not torch.equal(weight, before.state_dict()[name])}
     assert "model.embed_tokens.weight" in changed
@@ -271,6 +277,15 @@ def test_a_lora_target_that_names_nothing_is_refused_with_what_there_is(storage:
     stage.parameters["lora"]["targets"] = ["q_proj", "query"]
     with pytest.raises(SpecError, match=r"'query'.*down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"):
         train(folder, stage)
+
+
+def test_a_rank_larger_than_a_matrix_is_refused_with_its_side(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+    stage = training_stage(KEY, dataset, steps=3, lora=True)
+    stage.parameters["lora"]["rank"] = 33
+    with pytest.raises(SpecError, match="q_proj has a side of 32") as caught:
+        train(folder, stage)
+    assert (caught.value.field, caught.value.allowed) == ("spec.pretraining.lora.rank", "at most 32")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfer_trainer.packing import Example, fit, pack_stream, pack_whole
+from transfer_trainer.packing import Example, StreamPacker, fit, pack_stream, pack_whole
 from transfer_trainer.store import PackedRow
 
 PADDING = 0
@@ -50,6 +50,24 @@ def test_a_stream_is_cut_and_padded_as_drawn() -> None:
     assert [row.tokens_T.tolist() for row in rows] == [[1, 2, 3, 4, 5], [6, 7, 9, 9, 9]]
     assert [row.positions_T.tolist() for row in rows] == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
     assert [row.targets_T.tolist() for row in rows] == [[0, 1, 1, 0, 1], [0, 1, 0, 0, 0]]
+
+
+@given(sizes=st.lists(st.integers(1, 30), max_size=20), length=lengths, cut=st.integers(1, 40))
+@settings(max_examples=60)
+def test_packing_in_blocks_gives_the_rows_of_packing_one_by_one(sizes: list[int], length: int, cut: int) -> None:
+    plain = list(pack_stream(numbered(sizes), length, PADDING))
+    tokens = np.arange(1, sum(sizes) + 1, dtype=np.uint32)
+    starts = np.cumsum([0, *sizes])[:-1].astype(np.int64) if sizes else np.empty(0, np.int64)
+    packer, blocks, used = StreamPacker(length, PADDING), [], 0
+    for begin in range(0, len(tokens), cut):
+        inside = starts[(starts >= begin) & (starts < begin + cut)] - begin
+        blocks.append(packer.add(tokens[begin : begin + cut], inside))
+    last, used = packer.finish()
+    blocks.append(last)
+    for block, row in (("tokens_BT", "tokens_T"), ("positions_BT", "positions_T"), ("targets_BT", "targets_T")):
+        found = [array.tolist() for rows in blocks for array in getattr(rows, block)]
+        assert found == [getattr(one, row).tolist() for one in plain]
+    assert used == (plain[-1].used if plain and plain[-1].used < length else 0)
 
 
 def pieces(row: PackedRow) -> list[tuple[list[int], list[int]]]:

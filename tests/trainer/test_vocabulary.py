@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tests.support.tiny import SENTENCES, drop_tensor, save_tiny_model
+from tests.support.tiny import SENTENCES, drop_tensor, llama2_tokenizer, save_tiny_model, tiny_tokenizer
 from transfer_api.errors import DataError, ModelError
 from transfer_api.progress import ResultMessage
 from transfer_api.spec import Initialization, ModelSource, TextSource
@@ -20,7 +21,7 @@ from transfer_pod.context import PodContext
 from transfer_trainer import vocabulary
 from transfer_trainer.dataset import load_tokenizer
 from transfer_trainer.embedding import MULTIVARIATE_SCALE
-from transfer_trainer.vocabulary import BaseTokenizer
+from transfer_trainer.tokenizer import BaseTokenizer
 
 TEXTS = [f"{sentence} Kata {number} 人人生而自由，在尊严和权利上一律平等。" for sentence in SENTENCES[2:] for number in range(10)]
 ADDED = 30
@@ -31,6 +32,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("storage")
     save_tiny_model(root / "tied")
     save_tiny_model(root / "untied", tied=False)
+    save_tiny_model(root / "llama2", tied=False, tokenizer=llama2_tokenizer())
+    save_tiny_model(root / "llama2-legacy", tokenizer=llama2_tokenizer(legacy=True))
     (root / "corpus.txt").write_text("\n\n".join(TEXTS))
     return root
 
@@ -179,10 +182,66 @@ def test_a_corpus_too_small_for_the_rows_says_how_many_it_gives(storage: Path) -
     assert run(storage, "most", added=limit)[0].numbers["added_tokens"] == limit
 
 
-def test_a_tokenizer_of_another_kind_is_refused(storage: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+@pytest.mark.parametrize("model", ["llama2", "llama2-legacy"])
+def test_a_sentencepiece_tokenizer_gets_characters_first_and_then_merges(storage: Path, model: str) -> None:
+    result, folder = run(storage, f"pieces-{model}", model, added=60)
+    old, new = load_tokenizer(storage / model), load_tokenizer(folder / "model")
+    tokens = json.loads((folder / "vocabulary.json").read_text())["tokens"]
+    assert type(new) is type(old)
+    assert len(new) == len(old) + 60
+    # Characters that were spelled in bytes, and whole words of both scripts with the space before them.
+    assert {"人", "，"} < set(tokens)
+    assert any(len(token) > 3 and token.startswith("▁") for token in tokens)
+    assert any(len(token) > 1 and "一" <= token[0] <= "鿿" for token in tokens)
+    assert new.convert_tokens_to_ids(tokens) == list(range(len(old), len(new)))
+    for text in [*TEXTS, *SENTENCES, "Ganz anderer Text: 龘 🙂", "  zwei Leerzeichen\n und\tmehr", "<0x41>"]:
+        ids = new(text).input_ids
+        assert new.decode(ids, skip_special_tokens=True) == old.decode(old(text).input_ids, skip_special_tokens=True)
+        assert len(ids) <= len(old(text).input_ids)
+    assert result.numbers["bytes_per_token_after"] > 2 * result.numbers["bytes_per_token_before"]
+    for content in ("<s>", "</s>", "<unk>"):
+        assert new.convert_tokens_to_ids(content) == old.convert_tokens_to_ids(content)
 
+
+def test_rows_of_characters_that_were_spelled_begin_as_the_mean_of_their_bytes(storage: Path) -> None:
+    _, folder = run(storage, "spelled", "llama2", added=40)
+    new = load_tokenizer(folder / "model").convert_tokens_to_ids("人")
+    bytes_of = load_tokenizer(storage / "llama2").convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in "人".encode()])
+    for old, grown in zip(weights(storage / "llama2"), weights(folder / "model"), strict=True):
+        torch.testing.assert_close(grown[new], old[bytes_of].mean(dim=0))
+
+
+@pytest.mark.parametrize("model", ["tied", "llama2"])
+def test_encoding_the_corpus_uses_every_token_or_builds_a_longer_one_of_it(storage: Path, model: str) -> None:
+    _, folder = run(storage, f"used-{model}", model, added=40)
+    facts = json.loads((folder / "vocabulary.json").read_text())
+    new = load_tokenizer(folder / "model")
+    used = {token for text in TEXTS for token in new(text).input_ids}
+    unused = [token for token in facts["tokens"] if new.convert_tokens_to_ids(token) not in used]
+    assert facts["used_in_corpus"] + len(facts["parts_of_longer_tokens"]) == 40
+    assert set(unused) >= set(facts["parts_of_longer_tokens"])
+    assert all(any(part in token and part != token for token in facts["tokens"]) for part in facts["parts_of_longer_tokens"])
+
+
+def test_a_tokenizer_without_a_piece_for_every_byte_is_refused_with_those_it_lacks() -> None:
+    for tokenizer, piece in ((tiny_tokenizer(), "Ġ"), (llama2_tokenizer(legacy=True), "<0x0A>")):
+        plain = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+        plain["model"]["merges"] = []
+        del plain["model"]["vocab"][piece]
+        with pytest.raises(ModelError, match=f"lacks 1 of the 256 byte pieces, among them {piece}"):
+            BaseTokenizer(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(plain))))
+
+
+def test_sizes_and_fertility_are_logged(storage: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "transfer_trainer.vocabulary"):
+        result, _ = run(storage, "logged", multiple=64)
+    numbers = result.numbers
+    assert f"effective size {int(numbers['effective_size'])}, padded size {int(numbers['rows'])}" in caplog.text
+    assert f"{numbers['tokens_per_word_before']:.2f} to {numbers['tokens_per_word_after']:.2f} tokens per word" in caplog.text
+    assert numbers["tokens_per_word_after"] < numbers["tokens_per_word_before"]
+
+
+def test_a_tokenizer_of_another_kind_is_refused(storage: Path) -> None:
     words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ModelError, match="byte-level BPE"):

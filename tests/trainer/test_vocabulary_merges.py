@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.tiny import tiny_tokenizer
 from transfer_trainer.merges import MOST_TOKEN_BYTES, MergeLearner, chunks, is_sound, to_bytes
-from transfer_trainer.vocabulary import BaseTokenizer
+from transfer_trainer.tokenizer import BaseTokenizer
 
 BASE = BaseTokenizer(tiny_tokenizer())
 TEXTS = st.text(alphabet="abn 的一是🙂é", min_size=1, max_size=60)

@@ -3,21 +3,27 @@
     checkpoints/step-00000040/       __<rank>_*.distcp, .metadata (torch.distributed.checkpoint), manifest.json
     checkpoints/.step-00000050.<token>/   one that is being written
 
-Every process writes its shards and their SHA-256 into the hidden folder; rank 0 then writes the manifest and renames the
-folder. Loading checks every file against the manifest and goes back to the one before when something is cut short.
+Saving goes on beside training (torch's `async_save`). The state is copied while the next step computes gradients, which changes
+neither weights nor moments; before it would, `settle` waits for the copy. A thread then writes it, with a process group of its own,
+so that its messages and those of training never meet. Every process writes its shards into the hidden folder and tells rank 0 their
+SHA-256; only when all have, rank 0 writes the manifest, asks the fence and renames the folder. So what is killed whenever leaves
+a hidden folder at most. Loading checks every file against the manifest and goes back to the one before when something is amiss.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import enum
 import errno
 import json
 import logging
 import pickle
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,18 +33,50 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.storage import WriteResult
 
-from transfer_api.errors import ArtifactError
+from transfer_api.errors import ArtifactError, TransferError
 from transfer_pod.artifact import sha256, storage_errors, write_atomically
-from transfer_trainer.fence import Fence
+from transfer_trainer.fence import Fence, FencedError
 from transfer_trainer.parallel import Team
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 KEPT = 2
-_NONE = -1
+POLL_SECONDS = 0.05
+_NAME = re.compile(r"step-(\d{8,})")
+
+Files = dict[str, dict[str, Any]]
+"""Of a manifest: size in bytes and SHA-256 by name."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A complete checkpoint."""
+
+    step: int
+    time: float
+    """Unix time."""
+    seconds: float = 0.0
+    """From the end of the step to the commit; 0 where it was loaded."""
+    stall: float = 0.0
+    """Seconds of these in which training stood still."""
+
+
+@dataclass
+class _Save:
+    """A checkpoint that is being written."""
+
+    step: int
+    begun: float
+    staged: concurrent.futures.Future[None]
+    written: concurrent.futures.Future[Any]
+    ended: float = 0.0
+    stall: float = 0.0
 
 
 class Checkpoints:
@@ -48,43 +86,144 @@ class Checkpoints:
         folder: `checkpoints/` in the stage's work folder.
         key: the stage's key; a checkpoint of another key is refused.
         team: the round's processes; every method is called by all of them together.
+        fence: the round's right to write; rank 0's.
         trainable_only: save only what is trained (adapters).
+        kept: complete checkpoints that are kept.
     """
 
-    def __init__(self, folder: Path, key: str, team: Team, *, trainable_only: bool = False) -> None:
+    def __init__(self, folder: Path, key: str, team: Team, fence: Fence | None, *, trainable_only: bool = False, kept: int = KEPT) -> None:
         self.folder = folder
         self.key = key
         self.team = team
+        self.kept = kept
         # strict=False: with adapters the frozen weights are not in the checkpoint.
         self.options = StateDictOptions(ignore_frozen_params=trainable_only, strict=not trainable_only)
-        self.last_step: int | None = None
-        self.last_time: float | None = None
+        self.last: Saved | None = None
+        self.stall_seconds = 0.0
+        self._fence = fence
+        self._token = team.tell(int(fence.token[:15], 16) if fence else 0)[0]
+        gpu = team.device.type == "cuda"
+        self._stager = DefaultStager(StagingOptions(gpu, use_shared_memory=False, use_async_staging=True, use_non_blocking_copy=gpu))
+        self._save: _Save | None = None
+        self._torn: list[int] = []
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, fence: Fence | None) -> None:
-        """Saves after `step` finished steps; returns when the checkpoint is complete. `fence` is rank 0's.
+    # -- saving
+
+    @property
+    def running(self) -> bool:
+        """Whether a save has begun that `finish` has not yet seen complete."""
+        return self._save is not None
+
+    @property
+    def done(self) -> bool:
+        """Whether this process has written its part of the running save, or failed together with the others.
 
         Raises:
-            FencedError, Superseded: a newer round, or others, have taken over (rank 0).
+            Exception: what this process alone failed with: the others wait for it until they miss it.
+        """
+        if self._save is None or not self._save.written.done():
+            return False
+        failure = self._save.written.exception()
+        if failure is not None and not isinstance(failure, CheckpointException):
+            raise failure
+        return True
+
+    def begin(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, before_commit: Callable[[], None] | None = None) -> None:
+        """Begins to save what is there after `step` finished steps. Gradients may be computed at once, weights changed after `settle`.
+
+        Args:
+            step: finished steps.
+            model: as trained.
+            optimizer: its optimizer.
+            before_commit: brings to the disk what the checkpoint relies on; called in another thread, on rank 0.
+        """
+        assert self._save is None, "one save at a time"
+        begun = time.monotonic()
+        if self.team.device.type == "cuda":
+            torch.cuda.synchronize()  # the copy goes over a stream of its own, which would not wait for the last step
+
+        def commit(part: Path, files: Files) -> None:
+            if before_commit is not None:
+                before_commit()
+            self._commit(part, step, files)
+
+        model_state, optimizer_state = get_state_dict(model, optimizer, options=self.options)
+        response = state_dict_saver.async_save(
+            {"model": model_state, "optimizer": optimizer_state},
+            storage_writer=_Writer(self.folder / f".{_name(step)}.{self._token:x}", commit),
+            async_stager=self._stager,
+            process_group=self.team.background,
+            no_dist=self.team.world_size == 1,
+        )
+        assert not isinstance(response, concurrent.futures.Future), "the stager copies in a thread of its own"
+        save = self._save = _Save(step, begun, response.staging_completion, response.upload_completion)
+        save.written.add_done_callback(lambda _: setattr(save, "ended", time.monotonic()))
+        self._stood_still(begun)
+
+    def settle(self) -> None:
+        """Returns when weights and moments may change: their copy is complete."""
+        if self._save is not None and not self._save.staged.done():
+            begin = time.monotonic()
+            self._save.staged.result()
+            self._stood_still(begin)
+
+    def finish(self) -> Saved:
+        """Waits until the running save is complete on every process.
+
+        A peer that is lost meanwhile is noticed by training's own process group, as in a step.
+
+        Raises:
+            FencedError, Superseded: a newer round, or others, have taken over.
             StorageError: the disk is full or read-only.
         """
-        final = self.folder / f"step-{step:08d}"
-        part = self.folder / f".{final.name}.{self.team.tell(int(fence.token[:15], 16) if fence else 0)[0]:x}"
+        assert self._save is not None, "nothing is being saved"
+        begin, ended = time.monotonic(), 0.0
+        while ended < self.team.world_size:
+            concurrent.futures.wait([self._save.written], POLL_SECONDS)
+            (ended,) = self.team.sum(self.done)
+        self._stood_still(begin)
+        save, self._save = self._save, None
         with storage_errors(self.folder), _unwrapped(self.folder):
-            if fence:
-                fence.check()
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir(parents=True)
-            self.team.wait()
-            model_state, optimizer_state = get_state_dict(model, optimizer, options=self.options)
-            writer = FileSystemWriter(part, single_file_per_rank=True, sync_files=True)
-            state = {"model": model_state, "optimizer": optimizer_state}
-            state_dict_saver.save(state, storage_writer=writer, no_dist=self.team.world_size == 1)
-            self._write_sums(part)
-            self.team.wait()
-            if fence:
-                self._commit(part, final, step, fence)
-            self.team.wait()
-        self.last_step, self.last_time = step, time.time()
+            save.written.result()
+        at = save.ended or time.monotonic()  # a future is done a moment before it calls back
+        self.last = Saved(save.step, time.time() - (time.monotonic() - at), at - save.begun, save.stall)
+        return self.last
+
+    def close(self) -> None:
+        """Gives the memory of the copies back; nothing can be saved afterwards."""
+        self._stager.close()
+        del self._stager
+
+    def _stood_still(self, begin: float) -> None:
+        assert self._save is not None
+        seconds = time.monotonic() - begin
+        self._save.stall += seconds
+        self.stall_seconds += seconds
+
+    def _commit(self, part: Path, step: int, files: Files) -> None:
+        """Makes a checkpoint of which every file is written complete; rank 0 only."""
+        assert self._fence is not None
+        index = part / ".metadata"
+        files[index.name] = {"size": index.stat().st_size, "sha256": sha256(index)}
+        manifest = {"key": self.key, "step": step, "world_size": self.team.world_size, "round": self.team.round, "files": files}
+        write_atomically(part / MANIFEST, json.dumps(manifest, indent=1))
+        self._fence.check()
+        final = self.folder / _name(step)
+        if final.exists():  # the torn one that loading went past
+            shutil.rmtree(final)
+        part.rename(final)
+        self._prune({*self._torn} - {step})
+
+    def _prune(self, torn: set[int]) -> None:
+        """Removes what is older than the kept ones, what loading found torn, and what dying rounds left half written."""
+        found = self._found()
+        kept = [step for step in found if step not in torn][: self.kept]
+        for step in set(found) - set(kept):
+            shutil.rmtree(self.folder / _name(step), ignore_errors=True)
+        for left in self.folder.glob(".step-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    # -- loading
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Loads the newest checkpoint that is whole; returns its step, or 0 when there is none.
@@ -94,16 +233,19 @@ class Checkpoints:
         """
         found = self._newest_first()
         for step in found:
-            folder = self.folder / f"step-{step:08d}"
+            folder = self.folder / _name(step)
             broken = self._broken(folder)
             if broken:
-                logger.warning("%s: %s; going back to the checkpoint before", folder, broken)
+                logger.warning("checkpoint %s is passed over: %s", folder, broken)
+                self._torn.append(step)
                 continue
             model_state, optimizer_state = get_state_dict(model, optimizer, options=self.options)
             state = {"model": model_state, "optimizer": optimizer_state}
             state_dict_loader.load(state, storage_reader=_Reader(folder), no_dist=self.team.world_size == 1)
             set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state, options=self.options)
-            self.last_step, self.last_time = step, folder.stat().st_mtime
+            self.last = Saved(step, folder.stat().st_mtime)
+            if self._torn:
+                logger.warning("going on from step %d, the newest checkpoint that is whole; passed over: %s", step, self._torn)
             return step
         if found:
             raise ArtifactError(
@@ -111,35 +253,16 @@ class Checkpoints:
             )
         return 0
 
-    def _write_sums(self, part: Path) -> None:
-        """Size and SHA-256 of this process's files, taken while they are in the page cache."""
-        own = [path for path in part.glob(f"__{self.team.rank}_*") if path.is_file()]
-        sums = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in own}
-        write_atomically(part / f"sums-{self.team.rank}.json", json.dumps(sums))
-
-    def _commit(self, part: Path, final: Path, step: int, fence: Fence) -> None:
-        files: dict[str, Any] = {".metadata": {"size": (part / ".metadata").stat().st_size, "sha256": sha256(part / ".metadata")}}
-        for sums in sorted(part.glob("sums-*.json")):
-            files |= json.loads(sums.read_text())
-            sums.unlink()
-        manifest = {"key": self.key, "step": step, "world_size": self.team.world_size, "round": self.team.round, "files": files}
-        write_atomically(part / MANIFEST, json.dumps(manifest, indent=1))
-        fence.check()
-        if final.exists():  # the torn one that loading went past
-            shutil.rmtree(final)
-        part.rename(final)
-        for old in sorted(self.folder.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-        for left in self.folder.glob(".step-*"):  # of a round that died while saving
-            shutil.rmtree(left, ignore_errors=True)
+    def _found(self) -> list[int]:
+        """Steps of the checkpoints that are there, newest first."""
+        names = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        return sorted((int(name[1]) for name in names if name), reverse=True)
 
     def _newest_first(self) -> list[int]:
         """Steps of the checkpoints as rank 0 sees them: a shared folder may look different elsewhere for a moment."""
-        steps: list[int] = []
-        if self.team.rank == 0 and self.folder.is_dir():
-            steps = sorted((int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*")), reverse=True)[: 2 * KEPT]
-        told = self.team.tell(*(steps + [_NONE] * 2 * KEPT)[: 2 * KEPT])
-        return [step for step in told if step != _NONE]
+        found = self._found() if self.team.rank == 0 else []
+        (count,) = self.team.tell(len(found))
+        return self.team.tell(*(found or [0] * count)) if count else []
 
     def _broken(self, folder: Path) -> str:
         """What is wrong with a checkpoint, or nothing; every process checks its share of the files, all come to one answer.
@@ -151,6 +274,8 @@ class Checkpoints:
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             foreign = "" if manifest["key"] == self.key else str(manifest["key"])
+            if ".metadata" not in manifest["files"]:
+                problem = "its manifest does not name the index"
             for name, entry in sorted(manifest["files"].items())[self.team.rank :: self.team.world_size]:
                 path = folder / name
                 if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
@@ -166,14 +291,63 @@ class Checkpoints:
         return problem or ("another process could not read its share" if bad else "")
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+@dataclass(frozen=True)
+class _Hashes:
+    """What a process tells beside torch's own results."""
+
+    files: Files
+
+
+class _Writer(FileSystemWriter):
+    """torch's writer, which tells rank 0 the hash of each file, and there calls `commit` when all are written.
+
+    Both happen within torch's own exchange, so whatever fails on any process fails the save on all.
+    """
+
+    def __init__(self, part: Path, commit: Callable[[Path, Files], None]) -> None:
+        super().__init__(part, single_file_per_rank=True, sync_files=True)
+        self._part, self._commit = part, commit
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Makes the folder, but not that of a stage which others have finished meanwhile."""
+        try:
+            self._part.parent.mkdir(exist_ok=True)
+        except FileNotFoundError as error:
+            raise FencedError(f"{self._part.parent.parent} is gone") from error
+        return super().prepare_local_plan(plan)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        """Writes this process's files, and reads them again while they are in the page cache."""
+        results: list[Any] = super().write_data(plan, planner).wait()
+        paths = {name: self._part / name for name in sorted({result.storage_data.relative_path for result in results})}
+        hashes = _Hashes({name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in paths.items()})
+        told: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
+        told.set_result([*results, cast(WriteResult, hashes)])
+        return told
+
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        """Writes the index, and commits; rank 0 only."""
+        told = [entry for of_process in results for entry in of_process]
+        super().finish(metadata, [[entry for entry in told if isinstance(entry, WriteResult)]])
+        files: Files = {}
+        for entry in told:
+            if isinstance(entry, _Hashes):
+                files |= entry.files
+        self._commit(self._part, files)
+
+
 @contextlib.contextmanager
 def _unwrapped(folder: Path) -> Iterator[None]:
-    """Brings the disk errors inside torch's out, so that a full disk is told as one."""
+    """Brings the errors inside torch's out, so that a full disk is told as one, and a fence that others hold."""
     try:
         yield
     except CheckpointException as error:
         for failure, _ in error.failures.values():
-            if isinstance(failure, OSError):
+            if isinstance(failure, (OSError, FencedError, TransferError)):
                 raise failure from error
         if shutil.disk_usage(folder).free < 2**20:  # torch's zip writer says only that it failed
             raise OSError(errno.ENOSPC, "no space left") from error

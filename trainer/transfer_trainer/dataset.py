@@ -1,7 +1,7 @@
 """Stage `dataset`: tokenises texts or instructions once and leaves packed rows (`store.py`) for any number of epochs and workers.
 
-What is read is a stream and what is written is appended, so memory does not grow with the corpus. A half-written folder of a
-killed run is dropped: tokenising is cheap beside training, and a row store that was resumed could not be trusted.
+What is read is a stream and what is written is appended, so memory does not grow with the corpus. Texts are tokenised by all workers
+together (`mixture.py`). Instructions, of which there are few, are chosen, rendered and packed by one pod in one go.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import contextlib
 import hashlib
 import heapq
 import json
+import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import DataError, ModelError, SpecError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
-from transfer_api.spec import WeightedSource
 from transfer_api.stage import DatasetParameters
 from transfer_pod.artifact import ArtifactStore, sha256
 from transfer_pod.context import PodContext
-from transfer_pod.documents import Message, iter_documents, iter_instructions
+from transfer_pod.documents import Message, iter_instructions
 from transfer_pod.model import model_folder, read_config
-from transfer_pod.shard import Report, at_work
+from transfer_pod.shard import Report, at_work, finished
 from transfer_trainer.chat import ChatTemplate, prefix
-from transfer_trainer.packing import Example, fit, pack_stream, pack_whole
+from transfer_trainer.mixture import Mixture, turn_to_pack
+from transfer_trainer.packing import Example, fit, pack_whole
 from transfer_trainer.store import RowWriter, SourceIndex, SourceWriter
+from transfer_trainer.tokenising import Tokeniser
 
-_BATCH_CHARACTERS = 1_000_000  # the tokenizer needs about 100 bytes of memory for each token of a batch
-_BATCH_TEXTS = 1000
 _REPORT_SECONDS = 1.0
 
 
@@ -46,22 +46,55 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     folder = model_folder(context)
     check_length(parameters, read_config(folder))
     tokenizer = load_tokenizer(folder)
+    progress = _Progress(report)
+    if parameters.instructions:
+        instructions = _Instructions(context, parameters, tokenizer, progress)
+        return _seal(context, parameters, folder, progress, instructions.write)
+    mixture = Mixture(context, parameters, _tokeniser(tokenizer), progress.add)
+    try:
+        mixture.tokenise(_cores())
+        with turn_to_pack(context, progress.waiting) as mine:
+            if mine:
+                return _seal(context, parameters, folder, progress, lambda writer: _packed(mixture, writer, progress))
+    except FileNotFoundError:  # the work folder goes when another pod has sealed the artifact
+        if finished(context) is None:
+            raise
+    result = finished(context)
+    assert result is not None
+    return result
+
+
+def _seal(
+    context: PodContext, parameters: DatasetParameters, folder: Path, progress: _Progress, write: Callable[[RowWriter], dict[str, float]]
+) -> ResultMessage:
+    """Writes the rows into a folder of this pod's own, and makes it the artifact."""
     store = ArtifactStore(context.storage)
     target = store.draft(context.stage, context.pod)
     writer = RowWriter(
         target / "rows", sequence_length=parameters.sequence_length, seed=parameters.seed, tokenizer=tokenizer_digest(folder)
     )
-    progress = _Progress(report)
-    if parameters.instructions:
-        dropped = _Instructions(context, parameters, tokenizer, progress).write(writer)
-    else:
-        dropped = {}
-        _write_mixture(context, parameters, tokenizer, writer, progress)
+    dropped = write(writer)
     numbers = {**_totals(writer.finish(), parameters.sequence_length), **dropped}
     with progress.saving():
         reference = store.commit(context.stage, target, numbers=numbers)
     tokens = int(numbers["tokens"])
     return ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, numbers=numbers, step=progress.documents, tokens=tokens)
+
+
+def _packed(mixture: Mixture, writer: RowWriter, progress: _Progress) -> dict[str, float]:
+    with progress.saving():
+        return mixture.pack(writer)
+
+
+def _tokeniser(tokenizer: Any) -> Tokeniser:
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no end-of-text token", field="spec.model", next_step="Set eos_token in tokenizer_config.json")
+    return Tokeniser(tokenizer.backend_tokenizer, prefix(tokenizer), tokenizer.eos_token_id)
+
+
+def _cores() -> int:
+    """Cores of this pod: what it was given, else what this machine has."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 def check_length(parameters: DatasetParameters, config: dict[str, Any]) -> None:
@@ -113,6 +146,7 @@ class _Progress:
         self._report = report
         self._begun = self._last = time.monotonic()
         self.documents = 0
+        self.tokens = 0
         self.read = 0
 
     def reading(self) -> None:
@@ -122,16 +156,24 @@ class _Progress:
             self._last = time.monotonic()
             self._report(Progress(activity=Activity.LOADING, step=self.read))
 
+    def waiting(self) -> None:
+        """Another pod packs; this one has nothing to tell but that it lives."""
+        if time.monotonic() - self._last >= _REPORT_SECONDS:
+            self._last = time.monotonic()
+            self._report(Progress(activity=Activity.SAVING, step=self.documents, tokens=self.tokens))
+
     def saving(self) -> contextlib.AbstractContextManager[None]:
         return at_work(self._report, Progress(activity=Activity.SAVING, step=self.documents))
 
     def add(self, documents: int, tokens: int) -> None:
+        """Adds what was done."""
         self.documents += documents
+        self.tokens += tokens
         now = time.monotonic()
         if now - self._last >= _REPORT_SECONDS or self.documents == documents:
             self._last = now
-            rate = tokens / max(now - self._begun, 1e-9)
-            self._report(Progress(activity=Activity.RUNNING, step=self.documents, tokens=tokens, tokens_per_second=rate))
+            rate = self.tokens / max(now - self._begun, 1e-9)
+            self._report(Progress(activity=Activity.RUNNING, step=self.documents, tokens=self.tokens, tokens_per_second=rate))
 
 
 def _totals(sources: list[SourceIndex], length: int) -> dict[str, float]:
@@ -144,70 +186,6 @@ def _totals(sources: list[SourceIndex], length: int) -> dict[str, float]:
         "bytes": sum(source.bytes for source in sources),
         "filled": tokens / max(1, rows * length),
     }
-
-
-# Pretraining: texts laid end to end.
-
-
-def _write_mixture(context: PodContext, parameters: DatasetParameters, tokenizer: Any, writer: RowWriter, progress: _Progress) -> None:
-    if tokenizer.eos_token_id is None:
-        raise ModelError("the tokenizer has no end-of-text token", field="spec.model", next_step="Set eos_token in tokenizer_config.json")
-    for number, source in enumerate(parameters.mixture):
-        with writer.source(source_name(source), source.weight) as target:
-            if not source.weight:
-                continue  # never drawn from, so there is nothing to prepare
-            texts = iter_documents(source, context, f"spec.pretraining.mixture[{number}]")
-            documents = _tokenised(texts, tokenizer, target, progress)
-            for row in pack_stream(documents, parameters.sequence_length, tokenizer.eos_token_id):
-                target.append(row)
-
-
-def source_name(source: WeightedSource) -> str:
-    """The name under which a source is shown: its path, or data set and subset."""
-    return source.path or "/".join(part for part in (source.hub, source.subset) if part)
-
-
-def _tokenised(texts: Iterable[str], tokenizer: Any, target: SourceWriter, progress: _Progress) -> Iterator[list[int]]:
-    """Each document's tokens: begin-of-text where the model has one, the text, end-of-text."""
-    begin, end = prefix(tokenizer), [tokenizer.eos_token_id]
-    backend = tokenizer.backend_tokenizer
-    for batch in _batches(texts):
-        pieces = [_pieces(text) for text in batch]
-        encodings = iter(backend.encode_batch_fast([piece for parts in pieces for piece in parts], add_special_tokens=False))
-        for text, parts in zip(batch, pieces, strict=True):
-            tokens = [token for _ in parts for token in next(encodings).ids]
-            target.count(documents=1, bytes=len(text.encode()))
-            yield [*begin, *tokens, *end]
-        progress.add(len(batch), target.index.tokens)
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARACTERS or len(batch) >= _BATCH_TEXTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _pieces(text: str) -> list[str]:
-    """A text in pieces of at most `_BATCH_CHARACTERS`, parted before a space or line where there is one.
-
-    A whole library in one document would need a hundred times its size in memory; one cut in a million characters moves at
-    most a few token borders.
-    """
-    pieces, start = [], 0
-    while len(text) - start > _BATCH_CHARACTERS:
-        limit = start + _BATCH_CHARACTERS
-        cut = max(text.rfind("\n", start + 1, limit), text.rfind(" ", start + 1, limit))
-        cut = cut if cut > start else limit
-        pieces.append(text[start:cut])
-        start = cut
-    return [*pieces, text[start:]]
 
 
 # Instruction tuning: whole conversations.
@@ -259,7 +237,7 @@ class _Instructions:
         for messages in conversations:
             whole = self._template.encode(messages)
             example = fit(whole, self._parameters.sequence_length)
-            self._progress.add(1, target.index.tokens)
+            self._progress.add(1, len(example.tokens) if example is not None else 0)
             if example is None:
                 self._dropped["dropped_too_long"] += 1
                 continue

@@ -4,6 +4,7 @@ A new row begins where the model already knows something: `SubtokenMean` is the 
 would have used for the same bytes (SambaLingo, arXiv 2404.05829); `Mean` is the mean of all old rows; `Multivariate` adds
 to it a little noise of the old rows' covariance, so that new tokens differ and none is likelier than the old ones (Hewitt,
 Initializing New Word Embeddings for Pretrained Language Models, 2021); `Random` is normal noise of their spread, the weak baseline.
+`Distillation` starts as `SubtokenMean` and goes on in `distillation.py`.
 
 Letters: V = rows of the vocabulary, A = added rows, D = width of the model.
 """
@@ -20,27 +21,27 @@ from transfer_api.errors import ModelError
 from transfer_api.spec import Initialization
 from transfer_api.stage import VocabularyParameters
 from transfer_pod.model import check_whole
+from transfer_trainer.model import check_ties
 
 MULTIVARIATE_SCALE = 1e-5
 """Share of the old rows' covariance that the noise of `Multivariate` has, as in Hewitt's code."""
 
 
-def resize_model(folder: Path, target: Path, pieces: Sequence[Sequence[int]], first_id: int, parameters: VocabularyParameters) -> int:
-    """Saves the model of `folder` with rows for the added tokens into `target`, in its own number format.
+def resized_model(folder: Path, pieces: Sequence[Sequence[int]], first_id: int, parameters: VocabularyParameters) -> tuple[Any, int]:
+    """The model of `folder` with rows for the added tokens, in its own number format.
 
     Args:
         folder: a model that `check_model_folder` accepts.
-        target: gets config and safetensors.
         pieces: for each added token the ids that the base tokenizer uses for it.
         first_id: id of the first added token; lower rows are not changed.
         parameters: how the new rows start, to which multiple the rows are padded, and the seed of the noise.
 
     Returns:
-        Rows of the matrix: at least `first_id + len(pieces)`, more where the base model was padded further than that, or where
-        padding is asked for. Rows of padding are no token's; they are the mean of the old rows.
+        The model, and the rows of its matrix: at least `first_id + len(pieces)`, more where the base model was padded further than
+        that, or where padding is asked for. Rows of padding are no token's; they are the mean of the old rows.
 
     Raises:
-        ModelError: transformers cannot load it, or weights are missing.
+        ModelError: transformers cannot load it, weights are missing, or it ties matrices that its files keep apart.
     """
     from transformers import AutoModelForCausalLM
 
@@ -51,6 +52,7 @@ def resize_model(folder: Path, target: Path, pieces: Sequence[Sequence[int]], fi
             f"cannot be loaded: {error}", field="spec.model", value=str(folder), next_step="Check the model's files"
         ) from error
     check_whole(info, folder)
+    check_ties(model, folder)
     embedding = model.get_input_embeddings()
     if embedding.weight.shape[0] < first_id:
         raise ModelError(
@@ -68,8 +70,7 @@ def resize_model(folder: Path, target: Path, pieces: Sequence[Sequence[int]], fi
         if rows > used:
             with torch.no_grad():
                 weight_VD[used:] = weight_VD[:first_id].float().mean(dim=0).to(weight_VD.dtype)
-    model.save_pretrained(target)
-    return rows
+    return model, rows
 
 
 def _matrices(model: Any) -> list[torch.Tensor]:
@@ -84,7 +85,7 @@ def fill_rows(
 ) -> None:
     """Writes the rows `first_id` to `first_id + len(pieces)` in place, computed in float32; rows below are what they start from."""
     old_VD = weight_VD[:first_id].float()
-    if initialization is Initialization.SUBTOKEN_MEAN:
+    if initialization in (Initialization.SUBTOKEN_MEAN, Initialization.DISTILLATION):
         new_AD = torch.stack([old_VD[list(ids)].mean(dim=0) for ids in pieces])
     elif initialization is Initialization.MEAN:
         new_AD = old_VD.mean(dim=0).expand(len(pieces), -1)

@@ -1,4 +1,4 @@
-"""The artifact of a training stage: a model that plain transformers loads, the ledger, the curve.
+"""The artifact of a training stage: a model that plain transformers loads, with LoRA the adapter that peft loads too, ledger, curve.
 
 The weights are written in the base model's own number format (float32 stays float32, bfloat16 stays bfloat16), as every
 published descendant of a base model is; training itself was in float32.
@@ -22,8 +22,11 @@ from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomicall
 from transfer_trainer.chat import ChatTemplate
 from transfer_trainer.fence import Fence
 from transfer_trainer.ledger import LEDGER, Summary, read_ledger
-from transfer_trainer.lora import add_adapters, merge_adapters
+from transfer_trainer.lora import add_adapters, merge_adapters, save_adapter
 from transfer_trainer.model import load_model
+
+ADAPTER = "adapter"
+"""Folder of the artifact beside `model/`."""
 
 
 def full_weights(model: nn.Module, *, adapters: bool) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def export(
     with storage_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        model = _plain_model(stage, base, weights)
+        model = _plain_model(stage, base, weights, folder / ADAPTER)
         tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
         if stage.kind is StageKind.INSTRUCTION_TUNING:
             _make_a_chat_model(model, tokenizer, _template(store, stage))
@@ -73,8 +76,11 @@ def export(
         return store.commit(stage, folder, numbers=numbers)
 
 
-def _plain_model(stage: StagePlan, base: Path, weights: dict[str, Any]) -> PreTrainedModel:
-    """The base model with the trained weights in it, or with the trained adapters merged, in the base's number format."""
+def _plain_model(stage: StagePlan, base: Path, weights: dict[str, Any], adapter: Path) -> PreTrainedModel:
+    """The base model with the trained weights in it, or with the trained adapters merged, in the base's number format.
+
+    Adapters are written to `adapter` before, in float32.
+    """
     parameters = cast(TrainingParameters, stage.typed_parameters())
     model = load_model(base)
     stored = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False).dtype or torch.float32
@@ -82,6 +88,7 @@ def _plain_model(stage: StagePlan, base: Path, weights: dict[str, Any]) -> PreTr
         adapted = add_adapters(model, parameters.lora, parameters.seed)
         missing = adapted.load_state_dict(weights, strict=False)
         assert not missing.unexpected_keys, missing.unexpected_keys
+        save_adapter(adapted, adapter, None if "model" in stage.inputs else parameters.model)
         model = merge_adapters(adapted)
     else:
         model.load_state_dict(weights)
@@ -119,6 +126,7 @@ def curve(summary: Summary) -> dict[str, Any]:
             for line in summary.lines
         ],
         "validation": [{"step": point["step"], "bitsPerByte": point["bits_per_byte"]} for point in summary.validation],
+        "skippedSteps": [line.step for line in summary.skipped],
         "lostSteps": summary.lost_steps,
         "productiveSeconds": summary.productive_seconds,
     }

@@ -11,6 +11,7 @@ kills workers where ours save first, counts a peer's death as a failure of its o
     77    a peer is gone                joins the next round
     10, 11 cannot work                  ends with that code and the worker's message
     78    the attempt is over           closes the rendezvous, so that no pod of it goes on, and ends with 78
+    79    hangs: stacks logged, killed   joins the next round, as after a crash
     other crash                         joins the next round; after two crashes without a step in between ends with 1
 """
 
@@ -22,6 +23,7 @@ import os
 import signal
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -30,10 +32,13 @@ from transfer_api.errors import ExitCode, SaveRequested, Superseded, TransferErr
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
 from transfer_pod.context import PodContext
 from transfer_pod.end import finish, write_termination_message
+from transfer_pod.memory import OutOfMemory, memory_limit
 from transfer_pod.server import PodServer, ProgressFile
 from transfer_pod.shard import finished
 from transfer_trainer.membership import Membership, RendezvousOverError, Round, membership
-from transfer_trainer.worker import LEAVE, PROGRESS, REGROUP, RUN_FOLDER, End
+from transfer_trainer.oom import memory_advice
+from transfer_trainer.watchdog import DUMP_SIGNAL, Watchdog, process_state, pulse_file, stacks_file, top, waits_for_peer
+from transfer_trainer.worker import LEAVE, PROGRESS, REGROUP, RUN_FOLDER, End, explain
 from transfer_trainer.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -41,6 +46,10 @@ logger = logging.getLogger(__name__)
 CRASHES = 2
 """Crashes of this pod's workers without a finished step in between, after which the pod gives up and the operator counts it."""
 POLL_SECONDS, WAITING_SECONDS = 0.1, 1.0
+STACKS_SECONDS = 3.0
+"""Wait for a worker to write its stacks."""
+PEER_GRACE = 0.5
+"""Share of a step's time that one who waits for another gets on top."""
 SECOND_SIGNAL_SECONDS = 2.0
 """A signal repeated sooner is the same wish arriving twice (terminal and backend); later, it means: now."""
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
@@ -73,11 +82,14 @@ class Launcher:
     Args:
         context: the pod's task.
         folder: a folder of this process alone, shared with its workers.
+        memory: what the kernel counts of its kills; default: of this process's control group.
     """
 
-    def __init__(self, context: PodContext, folder: Path) -> None:
+    def __init__(self, context: PodContext, folder: Path, memory: OutOfMemory | None = None) -> None:
         self.context = context
         self.folder = folder
+        self.memory = memory or OutOfMemory()
+        self._nodes = 1
         self.file = ProgressFile(folder / PROGRESS)
         self.asked_at: float | None = None
         self._waiting = True  # in code that a signal may leave at once
@@ -158,10 +170,10 @@ class Launcher:
 
     def _round(self, members: Membership, place: Round) -> int:
         """Runs the workers of a round; returns how they ended."""
-        (self.folder / REGROUP).unlink(missing_ok=True)
-        for old in self.folder.glob("error-*.json"):
-            old.unlink()
-        processes = self.context.processes
+        for pattern in (REGROUP, "error-*.json", "pulse-*", "stacks-*"):
+            for old in self.folder.glob(pattern):
+                old.unlink()
+        processes, self._nodes = self.context.processes, place.nodes
         everywhere = {
             "TRANSFER_ROUND": str(place.round),
             "TRANSFER_INCARNATION": place.incarnation,
@@ -177,16 +189,53 @@ class Launcher:
     def _watch(self, members: Membership) -> int:
         """Waits for the workers; returns how they ended, the gravest first. A node that waits has them save and end."""
         looked = time.monotonic()
+        dogs = {rank: Watchdog(pulse_file(self.folder, rank)) for rank in range(self.context.processes)}
+        waiting: dict[int, int] = {}
         while len(codes := self.workers.codes()) < self.context.processes:
             time.sleep(POLL_SECONDS)
             if any(code not in (ExitCode.COMPLETE, ExitCode.SAVED, End.REGROUP) for code in codes.values()):
                 self.workers.kill()  # the rest would only wait for the one that is gone
                 break
+            for rank, dog in dogs.items():
+                if rank not in codes and dog.look(time.monotonic()) and (end := self._overdue(rank, dog, waiting)) is not None:
+                    self.workers.kill()
+                    return end
             if time.monotonic() - looked > WAITING_SECONDS:
                 looked = time.monotonic()
+                self.memory.killed_lately(datetime.now(UTC))  # so that it knows when
                 if members.others_wait():
                     (self.folder / REGROUP).touch()
         return max(codes.values(), key=_gravity)
+
+    def _overdue(self, rank: int, dog: Watchdog, waiting: dict[int, int]) -> End | None:
+        """What a worker has come to whose step takes too long; None where it is to have more time, and `waiting` has the step then."""
+        if waiting.get(rank) == dog.number:
+            return End.PEER_LOST if dog.late > 1 + PEER_GRACE else None
+        step = (self.file.read() or Progress()).step + 1
+        late, allowed = dog.waited, dog.allowed
+        stacks = self._stacks(rank)
+        logger.warning("process %d of this pod takes more than %.0f s for step %d; its stacks:\n%s", rank, allowed, step, stacks)
+        if waits_for_peer(stacks):
+            waiting[rank] = dog.number
+            logger.warning("it waits for another process, and may do so for %.0f s more", PEER_GRACE * allowed)
+            return None
+        message = f"hung for {late:.0f} s in step {step}, which may take {allowed:.0f} s: {top(stacks) or stacks}"
+        explain(self.folder, rank, "Hang", message)
+        return End.HUNG
+
+    def _stacks(self, rank: int) -> str:
+        """The stacks of all threads of a worker, which may be stopped; or what its process does, where it cannot tell them."""
+        path, pid = stacks_file(self.folder, rank), self.workers.pid(rank)
+        state = process_state(pid) if pid else ""
+        told = len(path.read_text()) if path.exists() else 0  # it was asked before, when it waited for another
+        self.workers.send(rank, DUMP_SIGNAL, signal.SIGCONT)
+        until, text = time.monotonic() + STACKS_SECONDS, ""
+        while time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+            before, text = text, path.read_text()[told:] if path.exists() else ""
+            if text and text == before:
+                return f"process {pid} was in state {state}\n{text}"
+        return f"process {pid} was in state {state} and does not answer; {text}"
 
     def _judge(self, end: int) -> None:
         """Returns when the next round may be joined.
@@ -207,10 +256,19 @@ class Launcher:
         step = (self.file.read() or Progress()).step
         self._crashes = self._crashes + 1 if step <= self._crash_step else 1
         self._crash_step = step
-        what = message or (f"killed by {signal.Signals(-end).name}" if end < 0 else f"exit code {end}")
+        what = message or (self._killed(-end) if end < 0 else f"exit code {end}")
         logger.warning("a worker crashed at step %d: %s", step, what)
         if self._crashes >= CRASHES:
             raise WorkerCrashError(what)
+
+    def _killed(self, number: int) -> str:
+        """What to say of a worker that a signal has ended."""
+        name = signal.Signals(number).name
+        if number != signal.SIGKILL or not self.memory.killed_lately(datetime.now(UTC)):
+            return f"killed by {name}"
+        processes = self.context.processes
+        advice = memory_advice(self.context, processes=self._nodes * processes, available=memory_limit() // processes, gpu=False)
+        return f"killed by {name}, for want of memory: {advice}"
 
     def _explanation(self) -> tuple[str, str]:
         """Reason and message that a worker left, or two empty strings."""

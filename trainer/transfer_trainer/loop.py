@@ -23,20 +23,22 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from transfer_api.errors import SpecError
+from transfer_api.cost import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS
 from transfer_api.progress import Activity, Progress
-from transfer_api.spec import Method
+from transfer_api.spec import AnomalyAction, CheckpointInterval, Method
 from transfer_api.stage import StageKind, TrainingParameters
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
+from transfer_trainer.anomaly import Anomaly, AnomalyWatch
 from transfer_trainer.checkpoint import Checkpoints
 from transfer_trainer.export import export, full_weights
 from transfer_trainer.fence import Fence, Term
-from transfer_trainer.ledger import LEDGER, Ledger, StepLine, read_ledger
+from transfer_trainer.interval import Auto, EverySteps, Interval
+from transfer_trainer.ledger import LEDGER, AnomalyLine, Ledger, SkippedLine, StepLine, Summary, read_ledger
 from transfer_trainer.lora import add_adapters
-from transfer_trainer.model import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, arithmetic, check_length, load_model, summed_loss
+from transfer_trainer.model import arithmetic, check_length, load_model, summed_loss
 from transfer_trainer.optimizer import (
     clip_gradients,
     drop_gradients,
@@ -45,10 +47,12 @@ from transfer_trainer.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
-from transfer_trainer.parallel import Team, shard
+from transfer_trainer.parallel import Team, decoder_layers, shard
 from transfer_trainer.rows import RowIds, digest, row_order, total_steps
 from transfer_trainer.store import RowStore
+from transfer_trainer.straggler import WINDOW_STEPS, Computed, ComputeTimer, Stragglers
 from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
+from transfer_trainer.watchdog import Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +110,13 @@ class Training:
         team: the round's processes.
         asked: whether this pod wants the round to end after a save (it leaves, or another pod joins).
         report: where progress goes.
+        pulse: where it says that a step has begun, and is done.
     """
 
-    def __init__(self, context: PodContext, team: Team, asked: Callable[[], bool], report: Callable[[Progress], None]) -> None:
-        self.context, self.team, self.asked, self.report = context, team, asked, report
+    def __init__(
+        self, context: PodContext, team: Team, asked: Callable[[], bool], report: Callable[[Progress], None], pulse: Pulse | None = None
+    ) -> None:
+        self.context, self.team, self.asked, self.report, self.pulse = context, team, asked, report, pulse or Pulse()
         self.parameters = cast(TrainingParameters, context.stage.typed_parameters())
         self.execution = context.stage.execution
         self.section = "spec.pretraining" if context.stage.kind is StageKind.PRETRAINING else "spec.instructionTuning"
@@ -119,6 +126,10 @@ class Training:
             activity=Activity.LOADING, pod=context.pod, stage=context.stage.name, world_size=team.world_size, round=team.round
         )
         self.data_wait = 0.0
+        self.stragglers = Stragglers(
+            range(team.rank - team.local_rank, team.rank - team.local_rank + team.local_world_size), tells_all=team.rank == 0
+        )
+        self._computed = Computed()
         self.fence = Fence.take(self.work, Term.of(context, team.incarnation), team.round) if team.rank == 0 else None
         self._tell()
         self._open_data()
@@ -134,14 +145,19 @@ class Training:
         self._speed.append(time.monotonic())
         self._speed.popleft()  # what came before the first step is no step
         while self.step < self.steps:
-            if not self._train_step():
-                self._save()
+            before = self.step
+            with self.pulse.step():
+                goes_on = self._train_step()
+            if not goes_on:
+                self._save(wait=True)
                 return False
+            if self.step <= before:
+                continue  # rolled back to where all of the below was done
             every = self.execution.validation_steps
             if self.step == self.steps or (every and self.step % every == 0):
                 self._validate()
-            if self.step == self.steps or self.step % self.checkpoint_steps == 0:
-                self._save()
+            if self.step == self.steps or self.save_due:
+                self._save(wait=self.step == self.steps)
         self._finish()
         return True
 
@@ -154,7 +170,6 @@ class Training:
         self.store = RowStore.open(folder / "rows")
         self.order = row_order(self.parameters.seed, self.store.sources)
         self.steps = total_steps(self.parameters, self.store.sources, self.execution.max_epochs, self.section)
-        self.checkpoint_steps = self.execution.checkpoint_steps or max(1, min(500, self.steps // 10))
         length = self.store.sequence_length
         default = GPU_MICRO_BATCH_TOKENS if self.team.device.type == "cuda" else CPU_MICRO_BATCH_TOKENS
         self.micro_batch_tokens = self.execution.micro_batch_tokens or default
@@ -170,6 +185,7 @@ class Training:
             assert self.parameters.lora is not None
             model = cast(PreTrainedModel, add_adapters(model, self.parameters.lora, self.parameters.seed, self.section))
         self.model: nn.Module = shard(model, self.team)
+        self.timer = ComputeTimer(decoder_layers(self.model) if self.team.world_size > 1 else (), self.team.device)
         self.optimizer = make_optimizer(cast(PreTrainedModel, self.model), self.parameters)
         self.texts = self._held_out()
 
@@ -186,27 +202,47 @@ class Training:
 
     def _resume(self) -> None:
         self.checkpoints = Checkpoints(
-            self.work / "checkpoints", self.context.stage.key, self.team, trainable_only=self.parameters.method is Method.LORA
-        )
+            self.work / "checkpoints", self.context.stage.key, self.team, self.fence,
+            trainable_only=self.parameters.method is Method.LORA, kept=self.execution.checkpoints_kept,
+        )  # fmt: skip
         self.step = self.checkpoints.load(self.model, self.optimizer)
         self.ledger: Ledger | None = None
-        lost, productive, loss, highest = 0.0, 0.0, 0.0, 0
+        lost, productive, loss, highest, failures = 0.0, 0.0, 0.0, 0, 0
+        summary = Summary()
         if self.team.rank == 0:
             self.ledger = Ledger(self.work / LEDGER, self.step)
             summary = read_ledger(self.work / LEDGER)
             lost, productive = summary.lost_steps, summary.productive_seconds
             loss = summary.lines[-1].loss if summary.lines else 0.0
-            highest = summary.highest_step
+            highest, failures = summary.highest_step, summary.failures
         # Zero on all but rank 0, so that every pod shows the same.
         lost, productive, loss, self.highest_step = self.team.sum(lost, productive, loss, highest)
+        self._recall(summary)
         tokens = self.step * self.parameters.rows_per_step * self.store.sequence_length
         self._tell(
             step=self.step, total_steps=self.steps, tokens=tokens, lost_steps=int(lost), productive_seconds=productive,
-            loss=loss if self.step else None,
+            loss=loss if self.step else None, skipped_steps=sum(step <= self.step for step in self.watch.decided),
         )  # fmt: skip
-        self._tell(checkpoint_step=self.checkpoints.last_step, checkpoint_time=self.checkpoints.last_time)
-        if self.step:
+        if self.execution.checkpoint_interval is CheckpointInterval.AUTO:
+            self.interval: Interval = Auto(failures, productive)
+        else:
+            self.interval = EverySteps(self.execution.checkpoint_steps or max(1, min(500, self.steps // 10)))
+        self._tell(checkpoint_interval_seconds=self.interval.seconds)
+        if self.checkpoints.last is not None:
+            self._tell(checkpoint_step=self.step, checkpoint_time=self.checkpoints.last.time)
             logger.info("going on from step %d of %d with %d processes", self.step, self.steps, self.team.world_size)
+
+    def _recall(self, summary: Summary) -> None:
+        """Has every process judge the steps to come by what rank 0 reads of those that were: the same bits on all."""
+        policy = self.parameters.anomalies
+        self.watch = AnomalyWatch(policy)
+        if policy is None:
+            return
+        losses = [line.loss for line in summary.lines][-policy.window :]
+        decided = [line.step for line in summary.anomalies]
+        sizes = self.team.tell(len(losses), len(decided))
+        told = self.team.sum(*(losses or [0.0] * sizes[0]), *(decided or [0] * sizes[1]), 0.0)  # never nothing at all
+        self.watch = AnomalyWatch(policy, told[: sizes[0]], [int(step) for step in told[sizes[0] : sum(sizes)]])
 
     # -- steps
 
@@ -215,35 +251,95 @@ class Training:
         begin = time.monotonic()
         team, parameters = self.team, self.parameters
         batch = Batch.read(self.store, self.order.share(self.step, parameters.rows_per_step, team.rank, team.world_size))
-        self.data_wait += time.monotonic() - begin
-        asked, labels, read = team.sum(self.asked(), batch.labels, batch.checksum)
+        reading = time.monotonic() - begin
+        self.data_wait += reading
+        self.timer.take()  # validation runs the layers too
+        due = team.rank == 0 and self.interval.due(self.step + 1)
+        asked, labels, read, saved, self.save_due = team.sum(self.asked(), batch.labels, batch.checksum, self.checkpoints.done, due)
+        if saved == team.world_size:
+            self._note_save()
         if asked:
             return False
+        if self.step + 1 in self.watch.decided:
+            self._skip(digest(read))
+            return True
         factor = learning_rate_factor(self.step, self.steps, float(parameters.warmup), parameters.schedule, float(parameters.decay))
         set_learning_rate(self.optimizer, factor)
-        nats = 0.0
+        nats, rows = 0.0, 0
         for tokens_BT, positions_BT, targets_BT, weight_B in batch.passes(self.micro_rows, self.passes, team.device):
             with arithmetic(parameters.precision, team.device):
                 loss = summed_loss(self.model, tokens_BT, positions_BT, targets_BT, weight_B, float(parameters.z_loss))
             (loss.objective * (team.world_size / max(1.0, labels))).backward()  # type: ignore[no-untyped-call]
             nats += float(loss.nats.detach())
+            rows += len(weight_B)
         mean = team.sum(nats)[0] / max(1.0, labels)
         if self.step < embedding_steps(self.steps, float(parameters.embeddings_first)):
             drop_gradients(cast(PreTrainedModel, self.model))
         norm = clip_gradients(self.model, float(parameters.gradient_clipping))
-        self._check_finite(mean, norm)
+        if (anomaly := self.watch.judge(self.step + 1, mean, norm)) is not None:
+            self._pass_by(anomaly, digest(read))
+            return True
+        self.watch.accept(mean)
+        self._computed.add(reading + self.timer.take(), rows)
+        self.checkpoints.settle()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, digest(read))
         return True
 
-    def _check_finite(self, loss: float, norm: float) -> None:
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise SpecError(
-                f"the loss is no longer a number at step {self.step + 1}", field=f"{self.section}.learningRate",
-                value=self.parameters.learning_rate, next_step="Lower it, lengthen warmup, or set gradientClipping",
+    def _pass_by(self, anomaly: Anomaly, read: str) -> None:
+        """Leaves out a step that turned out to be anomalous, as the experiment asks for.
+
+        Raises:
+            SpecError: it asks for an end.
+        """
+        action = self.watch.pass_by(anomaly, self.section, self.parameters.learning_rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ledger is not None:
+            finite = {name: value if value is None or math.isfinite(value) else None for name, value in anomaly.numbers.items()}
+            self.ledger.anomaly(
+                AnomalyLine(
+                    step=anomaly.step, action=action.value, finite=anomaly.finite, **finite,
+                    world_size=self.team.world_size, round=self.team.round, time=time.time(),
+                )
             )  # fmt: skip
+        rows = self.parameters.rows_per_step
+        first = (anomaly.step - 1) * rows
+        logger.warning("%s: rows %d to %d are left out (%s)", anomaly, first, first + rows - 1, action.value)
+        if action is AnomalyAction.ROLL_BACK:
+            self._roll_back()
+        else:
+            self._skip(read)
+
+    def _skip(self, read: str) -> None:
+        """Goes past the next step: weights and optimizer stay as they are."""
+        self.step += 1
+        if self.ledger is not None:
+            self.ledger.skipped(
+                SkippedLine(
+                    step=self.step, first_row=(self.step - 1) * self.parameters.rows_per_step, rows=self.parameters.rows_per_step,
+                    digest=read, world_size=self.team.world_size, round=self.team.round, time=time.time(),
+                )
+            )  # fmt: skip
+        tokens = self.step * self.parameters.rows_per_step * self.store.sequence_length
+        self._tell(step=self.step, tokens=tokens, skipped_steps=self.progress.skipped_steps + 1, last_step_time=time.time())
+
+    def _roll_back(self) -> None:
+        """Makes model and optimizer anew from the last checkpoint, or from the start where there is none yet."""
+        self.pulse.rest()
+        if self.checkpoints.running:
+            self._note_save()
+        self.checkpoints.close()
+        if self.ledger is not None:
+            self.ledger.close()
+        del self.model, self.optimizer
+        self._build()
+        self._resume()
+        if self.step == 0:
+            self._validate()
+        self._speed.clear()
+        self._speed.append(time.monotonic())
 
     def _record(self, loss: float, norm: float, rate: float, seconds: float, read: str) -> None:
         per_step = self.parameters.rows_per_step * self.store.sequence_length
@@ -265,6 +361,16 @@ class Training:
             productive_seconds=self.progress.productive_seconds + (seconds if self.step > self.highest_step else 0.0),
         )  # fmt: skip
 
+        if self.team.world_size > 1 and self.step % WINDOW_STEPS == 0:
+            self._compare()
+
+    def _compare(self) -> None:
+        """Shows how long this pod computes by itself, and says who holds the others up."""
+        times = self.team.gather(self._computed.take())
+        ratio = self.stragglers.judge(times)
+        slowest = max(times[rank] for rank in self.stragglers.own)
+        self._tell(compute_seconds=slowest * self.parameters.rows_per_step / self.team.world_size, straggler_ratio=ratio)
+
     def _validate(self) -> None:
         if not self.texts:
             return
@@ -276,21 +382,33 @@ class Training:
 
     # -- saving
 
-    def _save(self) -> None:
-        if self.step in (0, self.checkpoints.last_step):
+    def _save(self, *, wait: bool) -> None:
+        """Saves what is trained so far, beside the next steps or, with `wait`, before it returns. A save that still runs is waited for."""
+        if self.checkpoints.running:
+            self._note_save()
+        if self.step == 0 or (self.checkpoints.last is not None and self.checkpoints.last.step == self.step):
             return
+        self.interval.begun()
+        self.checkpoints.begin(self.step, self.model, self.optimizer, self.ledger.sync if self.ledger is not None else None)
+        if wait:
+            self._note_save()
+
+    def _note_save(self) -> None:
+        """Tells of a save once it is complete on every process."""
         self._tell(activity=Activity.SAVING)
-        begin = time.monotonic()
-        if self.ledger is not None:
-            self.ledger.sync()
-        self.checkpoints.save(self.step, self.model, self.optimizer, self.fence)
-        saved = self.checkpoints.last_time
-        self._tell(activity=Activity.RUNNING, checkpoint_step=self.step, checkpoint_time=saved, last_step_time=saved)
-        self._tell(checkpoint_seconds=time.monotonic() - begin)
+        saved = self.checkpoints.finish()
+        self.interval.saved(saved.seconds, saved.stall)
+        (interval,) = self.team.tell(round(1000 * (self.interval.seconds or 0)))  # rank 0 decides
+        self._tell(
+            activity=Activity.RUNNING, checkpoint_step=saved.step, checkpoint_time=saved.time, checkpoint_seconds=saved.seconds,
+            checkpoint_stall_seconds=self.checkpoints.stall_seconds, checkpoint_interval_seconds=interval / 1000 or None,
+            last_step_time=time.time(),
+        )  # fmt: skip
 
     def _finish(self) -> None:
         """Commits the artifact; every process returns only after it is in place."""
         self._tell(activity=Activity.SAVING)
+        self.checkpoints.close()
         weights = full_weights(self.model, adapters=self.parameters.method is Method.LORA)
         if self.fence is not None:
             assert self.ledger is not None

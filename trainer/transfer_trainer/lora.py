@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -9,8 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from transfer_api.errors import SpecError
-from transfer_api.spec import Lora
+from transfer_api.spec import Lora, ModelSource
+from transfer_pod.model import check_lora
+from transfer_trainer.model import is_tied
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, seed: int, section: str = "spec.pretraining") -> PeftModel:
@@ -20,17 +22,30 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int, section: str = "
     and exported, not two copies that drift apart.
 
     Raises:
-        SpecError: a target names no linear module; the message lists those there are.
+        SpecError: a target names no linear module, or the rank is larger than a matrix.
     """
-    _check_targets(model, lora, section)
+    check_lora(_smallest_sides(model), lora, f"{section}.lora")
     embeddings = _embedding_names(model) if lora.train_embeddings else []
-    tied = bool(model.config.tie_word_embeddings)
+    tied = is_tied(model)
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
         modules_to_save=embeddings[:1] if tied else embeddings or None, ensure_weight_tying=tied and lora.train_embeddings,
     )  # fmt: skip
     torch.manual_seed(seed)
     return cast(PeftModel, get_peft_model(model, config))
+
+
+def save_adapter(model: PeftModel, folder: Path, base: ModelSource | None) -> None:
+    """Writes what was trained as peft's own files, which name the base model as the experiment does (None: an earlier stage made it).
+
+    Embeddings are in it only where they were trained beside the adapters.
+    """
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = (base.name or base.path) if base else None
+    config.revision = base.revision if base else None
+    trained = bool(config.modules_to_save)
+    model.save_pretrained(folder, save_embedding_layers=trained)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's, with nothing in it
 
 
 def merge_adapters(model: PeftModel) -> PreTrainedModel:
@@ -44,13 +59,12 @@ def _embedding_names(model: PreTrainedModel) -> list[str]:
     return [name.rpartition(".")[2] for module in wanted for name, found in model.named_modules() if found is module]
 
 
-def _check_targets(model: PreTrainedModel, lora: Lora, section: str) -> None:
+def _smallest_sides(model: PreTrainedModel) -> dict[str, int]:
+    """Last part of each linear module's name to the smaller side of its matrix; the head is none of them."""
     head = model.get_output_embeddings()
-    modules = ((name.rpartition(".")[2], module) for name, module in model.named_modules())
-    linear = {name for name, module in modules if isinstance(module, nn.Linear) and module is not head}
-    missing = [target for target in lora.targets if target.rpartition(".")[2] not in linear]
-    if missing:
-        raise SpecError(
-            "no linear module of this name in the model", field=f"{section}.lora.targets", value=missing[0],
-            allowed=", ".join(sorted(linear)), next_step="Choose among these",
-        )  # fmt: skip
+    sides: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            last, side = name.rpartition(".")[2], min(module.in_features, module.out_features)
+            sides[last] = min(side, sides.get(last, side))
+    return sides

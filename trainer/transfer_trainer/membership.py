@@ -6,6 +6,7 @@ KEEP_ALIVE; one that leaves on purpose says so and costs the others no wait.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from transfer_pod.context import PodContext
+from transfer_trainer.versions import check_versions, versions
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +128,9 @@ class Rendezvous:
             join_timeout=JOIN_SECONDS, keep_alive_interval=KEEP_ALIVE_SECONDS, keep_alive_max_attempt=KEEP_ALIVE_ATTEMPTS,
         )  # fmt: skip
         backend, store = create_backend(parameters)
+        kind = context.stage.kind
+        # Before it joins: the others do not notice one that is refused.
+        check_versions(json.loads(store.compare_set("transfer/versions", "", json.dumps(versions(kind))).decode()), versions(kind))
         self._handler = create_handler(store, backend, parameters)
         self._incarnation = store.compare_set("transfer/incarnation", "", secrets.token_hex(8)).decode()
 

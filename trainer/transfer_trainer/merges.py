@@ -7,7 +7,7 @@ strings to a vocabulary leaves tokens that no merge leads to.
 Words are counted once; then the most frequent pair is merged, again and again, and only the counts around it change. Pure
 Python: 3,000 merges over a megabyte take seconds.
 
-"String" below means text in the byte-level alphabet: one printable character for each byte.
+"String" below means text in the tokenizer's alphabet: in a byte-level one, one printable character for each byte.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class MergeLearner:
         words: ids of each word as the base tokenizer splits it, and how often it occurs.
         first_id: id of the first new token.
         reserved: strings that must not become tokens (special tokens).
+        text_of: the bytes of a string; None for one that must not become a token.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class MergeLearner:
         words: Sequence[tuple[list[int], int]],
         first_id: int,
         reserved: frozenset[str] = frozenset(),
+        text_of: Callable[[str], bytes | None] = to_bytes,
     ) -> None:
         self._ids = dict(vocabulary)
         self._strings = {number: string for string, number in vocabulary.items()}
@@ -103,6 +105,7 @@ class MergeLearner:
             self._ranks[self._ids[left], self._ids[right]] = rank, self._ids[left + right]
         self._next_id = first_id
         self._reserved = reserved
+        self._text_of = text_of
         self._learned = Learned()
         self._words = [list(symbols) for symbols, _ in words]
         self._frequency = [frequency for _, frequency in words]
@@ -137,7 +140,7 @@ class MergeLearner:
     def _allowed(self, pair: Pair) -> bool:
         if pair not in self._mergeable:
             string = self._strings[pair[0]] + self._strings[pair[1]]
-            data = to_bytes(string)
+            data = self._text_of(string)
             self._mergeable[pair] = (
                 data is not None and len(data) <= MOST_TOKEN_BYTES and string not in self._reserved and is_sound(data)
             )  # fmt: skip

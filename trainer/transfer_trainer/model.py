@@ -19,13 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from transfer_api.errors import ModelError, SpecError
 from transfer_api.spec import Precision
-from transfer_pod.model import check_whole
+from transfer_pod.model import check_whole, read_config
 from transfer_trainer.head import HeadLoss, chunked_loss, forward_of, plain_head, plain_loss
-
-CPU_MICRO_BATCH_TOKENS = 1024
-"""Larger passes bring nothing on a CPU and cost memory: 486 tokens/s at 1,024, 496 at 2,048 (SmolLM2-135M, two cores)."""
-GPU_MICRO_BATCH_TOKENS = 16384
-"""Fills a GPU at 1B parameters and more; the logits of a 128K vocabulary then take 8 GiB, unless they are chunked."""
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -44,8 +39,31 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
             f"cannot be loaded: {error}", field="spec.model", value=str(folder), next_step="Try AutoModelForCausalLM.from_pretrained on it"
         ) from error
     check_whole(info, folder)
+    check_ties(model, folder)
     # Evaluation mode only switches dropout off, wherever the architecture has it; gradients flow all the same.
     return cast(PreTrainedModel, model.eval())
+
+
+def check_ties(model: PreTrainedModel, folder: Path) -> None:
+    """Refuses a model whose class has one matrix for embedding and head where its file says two: one of them would be dropped.
+
+    The other way round transformers keeps both: where the file says one and the weights have two that differ.
+
+    Raises:
+        ModelError: config.json says that they are not tied.
+    """
+    if is_tied(model) and read_config(folder).get("tie_word_embeddings") is False:
+        raise ModelError(
+            f"its class ({type(model).__name__}) uses one matrix for embedding and head, but config.json says that they are not tied",
+            field="spec.model", value=str(folder), allowed="a class and a file that agree",
+            next_step="Write tie_word_embeddings: true into config.json, or use a model whose class keeps them apart",
+        )  # fmt: skip
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether embedding and head are one matrix, whatever the configuration says."""
+    embedding, head = (getattr(module, "weight", None) for module in (model.get_input_embeddings(), model.get_output_embeddings()))
+    return embedding is not None and embedding is head
 
 
 def check_length(model: PreTrainedModel, sequence_length: int, section: str) -> None:

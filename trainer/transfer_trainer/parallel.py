@@ -10,6 +10,7 @@ import datetime as dt
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -20,8 +21,10 @@ from transfer_api.errors import ModelError
 
 COLLECTIVE_TIMEOUT = "TRANSFER_COLLECTIVE_TIMEOUT"
 """Environment variable: seconds after which a silent peer counts as lost. A killed peer is noticed at once (its sockets
-close); only a frozen one costs this long. Must exceed the slowest step and the longest save."""
+close); only a frozen one costs this long. Must exceed the slowest step."""
 DEFAULT_TIMEOUT_SECONDS = 300
+SAVE_TIMEOUT = dt.timedelta(hours=1)
+"""Longest that one process writes its part of a checkpoint while the others wait. A lost peer is noticed by training itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +34,14 @@ class Team:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    """Processes of this pod."""
     round: int = 0
     incarnation: str = ""
     """Of the rendezvous store; empty where there is none."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    background: dist.ProcessGroup | None = None
+    """For what goes on beside training, in threads of their own; lives as long as the round."""
 
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> Team:
@@ -45,12 +52,15 @@ class Team:
         if gpu:
             torch.cuda.set_device(device)
         world_size = int(environment.get("WORLD_SIZE", "1"))
+        background: dist.ProcessGroup | None = None
         if world_size > 1:
             timeout = dt.timedelta(seconds=float(environment.get(COLLECTIVE_TIMEOUT, DEFAULT_TIMEOUT_SECONDS)))
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
+            background = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=SAVE_TIMEOUT))
         rank = int(environment.get("RANK", "0"))
         return cls(
-            rank=rank, local_rank=local_rank, world_size=world_size, device=device,
+            rank=rank, local_rank=local_rank, world_size=world_size, device=device, background=background,
+            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
             round=int(environment.get("TRANSFER_ROUND", "0")), incarnation=environment.get("TRANSFER_INCARNATION", ""),
         )  # fmt: skip
 
@@ -60,6 +70,10 @@ class Team:
         if self.world_size > 1:
             dist.all_reduce(total)
         return list(total.tolist())
+
+    def gather(self, value: float) -> list[float]:
+        """The values of all processes, by rank."""
+        return self.sum(*(value if rank == self.rank else 0.0 for rank in range(self.world_size)))
 
     def tell(self, *values: int) -> list[int]:
         """The values of rank 0, on every process; all pass the same number of them."""
@@ -73,7 +87,7 @@ class Team:
         self.sum(0.0)
 
     def leave(self) -> None:
-        """Closes the process group, if there is one."""
+        """Closes the process groups, if there are any."""
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -14,8 +14,12 @@ DIE_WITH_PARENT = "TRANSFER_DIE_WITH"
 def die_with_parent() -> None:
     """Has the kernel kill this process when the parent named in the environment dies, however it dies."""
     parent = os.environ.get(DIE_WITH_PARENT)
-    if parent is None:
-        return
+    if parent is not None:
+        follow_parent(int(parent))
+
+
+def follow_parent(parent: int) -> None:
+    """Has the kernel kill this process when its parent, of that process id, dies."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it died before the call
+    if os.getppid() != parent:  # it died before the call
         os.kill(os.getpid(), signal.SIGKILL)

@@ -164,6 +164,17 @@ class SourceWriter:
             self._files[name].write(np.ascontiguousarray(array, dtype).tobytes())
         self._add(rows=1, tokens=row.used, targets=int(row.targets_T.sum()))
 
+    def append_rows(self, rows: Rows, used: int | None = None) -> None:
+        """Writes many rows at once.
+
+        Args:
+            rows: B of them.
+            used: their real tokens; None where none is padding.
+        """
+        for (name, dtype), array in zip(_COLUMNS.items(), (rows.tokens_BT, rows.positions_BT, rows.targets_BT), strict=True):
+            self._files[name].write(np.ascontiguousarray(array, dtype).data)
+        self._add(rows=len(rows.tokens_BT), tokens=rows.tokens_BT.size if used is None else used, targets=int(rows.targets_BT.sum()))
+
     def count(self, *, documents: int, bytes: int) -> None:
         """Adds to the counts that rows do not show."""
         self._add(documents=documents, bytes=bytes)

@@ -4,21 +4,24 @@
     learn      further merges on top of the base tokenizer's (`merges.py`)
     splice     vocabulary and merges into tokenizer.json; old ids stay, new ones follow
     check      as many rows as asked, every one reachable, special tokens in place, texts unchanged by a round trip
-    resize     embedding and head (`embedding.py`)
+    resize     embedding and head (`embedding.py`), and where asked for the distillation of the new rows (`distillation.py`)
 
-Byte-level BPE only: there any text is a sequence of known symbols, so continuing the merges is all there is to do.
+Byte-level and SentencePiece-style BPE (`tokenizer.py`). With the latter, characters that the base spells in bytes are the first tokens.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from transfer_api.errors import DataError, ModelError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
@@ -28,10 +31,17 @@ from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
 from transfer_pod.shard import Report, at_work
+from transfer_trainer.chat import prefix
 from transfer_trainer.dataset import load_tokenizer
-from transfer_trainer.embedding import resize_model
-from transfer_trainer.merges import Learned, MergeLearner, chunks
+from transfer_trainer.distillation import Added, batches_of, choose, distil
+from transfer_trainer.embedding import resized_model
+from transfer_trainer.merges import LEAST_COUNT, Learned, MergeLearner, chunks
+from transfer_trainer.tokenizer import BaseTokenizer
 
+logger = logging.getLogger(__name__)
+
+CHARACTER_COVERAGE = 0.9995
+"""Share of the spelled characters of a corpus that become tokens, the most frequent first; SentencePiece's default."""
 _HELD_OUT_EVERY = 10
 _HELD_OUT_CHARACTERS = 4_000_000
 _LONGEST_WORD = 96  # bytes: twice the longest token, so that a cut hides few pairs
@@ -65,7 +75,7 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     """Makes the extended model of a `vocabulary` stage and seals it.
 
     Raises:
-        ModelError: the tokenizer is not byte-level BPE, or the model cannot be loaded.
+        ModelError: the tokenizer is of a kind that cannot be extended, or the model cannot be loaded.
         DataError: a source cannot be used, or the corpus has too few different words for the rows asked for.
     """
     parameters = VocabularyParameters.model_validate(context.stage.parameters)
@@ -75,29 +85,54 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     progress = _Progress(report, parameters.added_tokens)
     corpus = _read(context, parameters, base, progress)
     learned = learn(base, corpus.words, parameters.added_tokens, progress.learned, progress.counting(corpus.documents))
+    store = ArtifactStore(context.storage)
+    target = store.draft(context.stage, context.pod)
     with progress.saving():
-        return _save(context, parameters, folder, tokenizer, base, corpus, learned)
+        save_tokenizer(tokenizer, base, learned, target / "model")
+        extended = load_tokenizer(target / "model")
+        check_extension(tokenizer, extended, base, learned, corpus.held_out)
+        added = Added(base.size, [base.ids(token) for token in learned.tokens])
+        model, rows = resized_model(folder, added.pieces, added.first_id, parameters)
+    distilled = _distil(context, parameters, model, extended, added, progress) if parameters.distillation else {}
+    with progress.saving():
+        model.save_pretrained(target / "model")
+        return _commit(context, target, base, corpus, learned, rows, (tokenizer, extended), distilled)
 
 
-def _save(
+def _distil(
+    context: PodContext, parameters: VocabularyParameters, model: Any, tokenizer: Any, added: Added, progress: _Progress
+) -> dict[str, float]:
+    """Trains the new rows on snippets of the corpus without what is held out; returns their number and how it went."""
+    assert parameters.distillation is not None
+    texts = (text for text, held_out in _texts(context, parameters) if not held_out)
+    with progress.counting(0):
+        windows = choose(batches_of(texts, tokenizer), added, parameters.distillation.snippets)
+    stored = model.dtype
+    model.to("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
+    figures = distil(
+        model, windows, added, parameters.distillation, prefix=prefix(tokenizer), seed=parameters.seed, report=progress.distilled
+    )
+    model.to("cpu", stored)
+    logger.info("%d snippets distilled: %s", len(windows), ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    return {"snippets": len(windows), **figures}
+
+
+def _commit(
     context: PodContext,
-    parameters: VocabularyParameters,
-    folder: Path,
-    tokenizer: Any,
+    target: Path,
     base: BaseTokenizer,
     corpus: Corpus,
     learned: Learned,
+    rows: int,
+    tokenizers: tuple[Any, Any],
+    distilled: dict[str, float],
 ) -> ResultMessage:
-    """Writes, checks and seals what was learned."""
-    store = ArtifactStore(context.storage)
-    target = store.draft(context.stage, context.pod)
-    save_tokenizer(tokenizer, base, learned, target / "model")
-    extended = load_tokenizer(target / "model")
-    check_extension(tokenizer, extended, base, learned, corpus.held_out)
-    pieces = [base.ids(token) for token in learned.tokens]
-    rows = resize_model(folder, target / "model", pieces, base.size, parameters)
-    before, after = fertility(tokenizer, corpus.held_out), fertility(extended, corpus.held_out)
-    facts = _facts(base, learned, corpus, rows, before, after)
+    """Measures and seals what was made."""
+    before, after = (fertility(tokenizer, corpus.held_out) for tokenizer in tokenizers)
+    parts = parts_of_longer_tokens(base, learned, corpus.words)
+    facts = _facts(base, learned, corpus, rows, before, after, parts)
+    if distilled:
+        facts["distillation"] = distilled
     write_atomically(target / "vocabulary.json", json.dumps(facts, indent=1, ensure_ascii=False))
     numbers = {
         "added_tokens": len(learned.tokens),
@@ -105,67 +140,43 @@ def _save(
         "rows": rows,
         "bytes_per_token_before": before.bytes_per_token,
         "bytes_per_token_after": after.bytes_per_token,
+        "tokens_per_word_before": before.tokens_per_word,
+        "tokens_per_word_after": after.tokens_per_word,
     }
-    reference = store.commit(context.stage, target, numbers=numbers)
+    logger.info(
+        "%d tokens added to %d: effective size %d, padded size %d; held out: %.2f to %.2f tokens per word, %.2f to %.2f bytes per token",
+        len(learned.tokens), base.size, base.size + len(learned.tokens), rows, before.tokens_per_word, after.tokens_per_word,
+        before.bytes_per_token, after.bytes_per_token,
+    )  # fmt: skip
+    reference = ArtifactStore(context.storage).commit(context.stage, target, numbers=numbers)
     return ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, numbers=numbers, step=corpus.documents)
 
 
-class BaseTokenizer:
-    """The base tokenizer, taken apart.
-
-    Raises:
-        ModelError: it is not byte-level BPE.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._backend = tokenizer.backend_tokenizer
-        self.plain: dict[str, Any] = json.loads(self._backend.to_str())
-        model = self.plain["model"]
-        whole = not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix")
-        if model["type"] != "BPE" or '"ByteLevel"' not in json.dumps(self.plain["pre_tokenizer"]) or not whole:
-            raise ModelError(
-                "its tokenizer cannot be extended", field="spec.vocabulary", value=model["type"], allowed="byte-level BPE",
-                next_step="Choose a model of the Llama 3, Qwen, SmolLM or GPT-2 kind, or leave spec.vocabulary out",
-            )  # fmt: skip
-        self.added = {token["content"]: token["id"] for token in self.plain["added_tokens"]}
-        self.vocabulary: dict[str, int] = model["vocab"]
-        self.merges: list[tuple[str, str]] = [_pair(merge) for merge in model["merges"]]
-        self.size: int = max([*self.vocabulary.values(), *self.added.values()]) + 1
-        """Ids from here on are free."""
-
-    def words(self, text: str) -> list[str]:
-        """The words of a text in the byte-level alphabet: no token reaches from one into the next."""
-        if self._backend.normalizer is not None:
-            text = self._backend.normalizer.normalize_str(text)
-        return [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text)]
-
-    def ids(self, string: str) -> list[int]:
-        """The base tokens of a byte-level string."""
-        return [token.id for token in self._backend.model.tokenize(string)]
-
-
-def _pair(merge: str | list[str]) -> tuple[str, str]:
-    """A merge of tokenizer.json: two strings, or in older files one string with a space."""
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return left, right
-
-
 def _read(context: PodContext, parameters: VocabularyParameters, base: BaseTokenizer, progress: _Progress) -> Corpus:
-    corpus, kept = Corpus(), 0
-    for number, source in enumerate(parameters.corpus):
-        for text in iter_documents(source, context, f"spec.vocabulary.corpus[{number}]"):
-            corpus.documents += 1
-            corpus.bytes += len(text.encode())
-            if corpus.documents % _HELD_OUT_EVERY == 0 and kept < _HELD_OUT_CHARACTERS:
-                corpus.held_out.append(text)
-                kept += len(text)
-            else:
-                _count(corpus, base.words(text))
-            progress.read(corpus.documents)
+    corpus = Corpus()
+    for text, held_out in _texts(context, parameters):
+        corpus.documents += 1
+        corpus.bytes += len(text.encode())
+        if held_out:
+            corpus.held_out.append(text)
+        else:
+            _count(corpus, base.words(text))
+        progress.read(corpus.documents)
     if not corpus.held_out:  # fewer than ten documents: measured on what was learned from, and said so in vocabulary.json
         first = next(iter_documents(parameters.corpus[0], context, "spec.vocabulary.corpus[0]"))
         corpus.held_out.append(first[:_HELD_OUT_CHARACTERS])
     return corpus
+
+
+def _texts(context: PodContext, parameters: VocabularyParameters) -> Iterator[tuple[str, bool]]:
+    """The documents of all sources, each with whether it is held out."""
+    kept = documents = 0
+    for number, source in enumerate(parameters.corpus):
+        for text in iter_documents(source, context, f"spec.vocabulary.corpus[{number}]"):
+            documents += 1
+            held_out = documents % _HELD_OUT_EVERY == 0 and kept < _HELD_OUT_CHARACTERS
+            kept += len(text) if held_out else 0
+            yield text, held_out
 
 
 def _count(corpus: Corpus, words: Sequence[str]) -> None:
@@ -189,16 +200,36 @@ def learn(
     Raises:
         DataError: the corpus repeats too little for so many.
     """
+    characters = _characters(base, words)[:tokens]
     with counting or contextlib.nullcontext():
-        split = [(base.ids(word), count) for word, count in words.items()]
-        learner = MergeLearner(base.vocabulary, base.merges, split, base.size, frozenset(base.added))
-    learned = learner.learn(tokens, report)
+        model = base.model_with(characters)
+        split = [([token.id for token in model.tokenize(word)], count) for word, count in words.items()]
+        known = {**base.vocabulary, **{character: base.size + number for number, character in enumerate(characters)}}
+        learner = MergeLearner(known, base.merges, split, base.size + len(characters), frozenset(base.added), base.text_of)
+    merged = learner.learn(tokens - len(characters), report)
+    learned = Learned([*characters, *merged.tokens], merged.merges)
     if len(learned.tokens) < tokens:
         raise DataError(
             f"the corpus is too small: only {len(learned.tokens)} new tokens occur in it twice", field="spec.vocabulary.addedTokens",
             value=tokens, allowed=f"at most {len(learned.tokens)} with this corpus", next_step="Lower addedTokens or add text",
         )  # fmt: skip
     return learned
+
+
+def _characters(base: BaseTokenizer, words: Counter[str]) -> list[str]:
+    """The characters that the base spells in bytes, the most frequent first, without the rarest: see `CHARACTER_COVERAGE`."""
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in base.spelled(word):
+            counts[character] += count
+    wanted, covered = CHARACTER_COVERAGE * counts.total(), 0
+    chosen = []
+    for character, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])):
+        if covered >= wanted or count < LEAST_COUNT:
+            break
+        covered += count
+        chosen.append(character)
+    return chosen
 
 
 def save_tokenizer(tokenizer: Any, base: BaseTokenizer, learned: Learned, folder: Path) -> None:
@@ -208,6 +239,7 @@ def save_tokenizer(tokenizer: Any, base: BaseTokenizer, learned: Learned, folder
     behind the vocabulary when the file is read, and would move with every row.
     """
     tokenizer.save_pretrained(folder)
+    (folder / "tokenizer.model").unlink(missing_ok=True)  # of the old vocabulary, where a tokenizer brings SentencePiece's own file
     plain = dict(base.plain)
     new = {string: base.size + number for number, string in enumerate(learned.tokens)}
     everything = {**plain["model"]["vocab"], **base.added, **new}
@@ -243,6 +275,26 @@ def check_extension(old: Any, new: Any, base: BaseTokenizer, learned: Learned, t
             raise refuse("a text is not what it was after encoding and decoding", text)
 
 
+def parts_of_longer_tokens(base: BaseTokenizer, learned: Learned, words: Iterable[str]) -> list[str]:
+    """Encodes the words of the corpus with the added tokens: returns those that stand in none of them by themselves.
+
+    These are steps on the way to a longer token, in which they always end in this corpus ("marta" in "martabat").
+
+    Raises:
+        ModelError: a token is neither used nor such a step, so nothing would ever train its row.
+    """
+    model = base.model_with(learned.tokens, learned.merges)
+    used = {token.id for word in words for token in model.tokenize(word)}
+    unused = [string for number, string in enumerate(learned.tokens, base.size) if number not in used]
+    steps = {part for merge in learned.merges for part in merge}
+    if dead := [string for string in unused if string not in steps]:
+        raise ModelError(
+            "its tokenizer cannot be extended: encoding the corpus never reaches an added token", field="spec.vocabulary", value=dead[0],
+            next_step="Leave spec.vocabulary out",
+        )  # fmt: skip
+    return unused
+
+
 def _round_trip(tokenizer: Any, text: str) -> str:
     return str(tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids, clean_up_tokenization_spaces=False))
 
@@ -259,7 +311,9 @@ def fertility(tokenizer: Any, texts: Sequence[str]) -> Fertility:
     )
 
 
-def _facts(base: BaseTokenizer, learned: Learned, corpus: Corpus, rows: int, before: Fertility, after: Fertility) -> dict[str, Any]:
+def _facts(
+    base: BaseTokenizer, learned: Learned, corpus: Corpus, rows: int, before: Fertility, after: Fertility, parts: Sequence[str]
+) -> dict[str, Any]:
     """Content of vocabulary.json."""
     return {
         "base_size": base.size,
@@ -267,6 +321,9 @@ def _facts(base: BaseTokenizer, learned: Learned, corpus: Corpus, rows: int, bef
         "effective_size": base.size + len(learned.tokens),
         "rows": rows,
         "merges": len(learned.merges),
+        "tokenizer": base.kind.value,
+        "used_in_corpus": len(learned.tokens) - len(parts),
+        "parts_of_longer_tokens": list(parts),
         "corpus": {
             "documents": corpus.documents,
             "bytes": corpus.bytes,
@@ -296,6 +353,9 @@ class _Progress:
 
     def counting(self, documents: int) -> contextlib.AbstractContextManager[None]:
         return at_work(self._report, Progress(activity=Activity.LOADING, step=documents))
+
+    def distilled(self, updates: int, total: int) -> None:
+        self._send(Progress(activity=Activity.RUNNING, step=updates, total_steps=total))
 
     def saving(self) -> contextlib.AbstractContextManager[None]:
         return at_work(self._report, Progress(activity=Activity.SAVING, step=self._tokens, total_steps=self._tokens))

@@ -7,6 +7,8 @@ Python can handle it), and tells how it ended by its exit code.
     10    cannot work (error-<rank>.json says why)    77    a peer is gone
     11    a checkpoint or artifact is unreadable       1    crashed
     75    saved, this pod leaves                      78    others have taken the stage over
+
+The launcher kills one that hangs (watchdog.py), which counts as 79.
 """
 
 from __future__ import annotations
@@ -16,13 +18,17 @@ import json
 import logging
 import os
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from transfer_api.errors import ExitCode, TransferError
 from transfer_pod.artifact import storage_errors, write_atomically
 from transfer_pod.context import PodContext
+from transfer_pod.memory import memory_limit
 from transfer_pod.server import ProgressFile
+from transfer_trainer.oom import memory_advice
 from transfer_trainer.process import die_with_parent
+from transfer_trainer.watchdog import FLOOR, FLOOR_SECONDS, Pulse, dump_when_asked, pulse_file, stacks_file
 
 RUN_FOLDER = "TRANSFER_RUN_FOLDER"
 LEAVE, REGROUP, PROGRESS = "leave", "regroup", "progress.json"
@@ -35,6 +41,7 @@ class End(enum.IntEnum):
     CRASHED = 1
     REGROUP = 76
     PEER_LOST = 77
+    HUNG = 79
 
 
 def main() -> int:
@@ -42,14 +49,18 @@ def main() -> int:
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     folder = Path(os.environ[RUN_FOLDER])
+    context = PodContext.read()
     try:
-        context = PodContext.read()
         with storage_errors(context.storage):
             return _train(context, folder)
     except TransferError as error:
         _explain(folder, error)
         return int(error.exit_code)
     except BaseException as error:  # torch's CheckpointException is none of Exception
+        if (advice := out_of_memory(error, context)) is not None:
+            traceback.print_exc()
+            explain(folder, int(os.environ.get("LOCAL_RANK", "0")), "OutOfMemory", advice)
+            return End.CRASHED
         if is_peer_loss(error):
             logging.getLogger(__name__).warning("a peer is gone: %s", str(error).splitlines()[0] if str(error) else error)
             return End.PEER_LOST
@@ -59,16 +70,36 @@ def main() -> int:
 
 
 def _train(context: PodContext, folder: Path) -> int:
+    from transfer_trainer.clock import compare_clocks
     from transfer_trainer.loop import Training
     from transfer_trainer.parallel import Team
 
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    dump_when_asked(stacks_file(folder, rank))
     team = Team.join()
+    compare_clocks(team)
     file = ProgressFile(folder / PROGRESS)
-    done = Training(context, team, lambda: (folder / LEAVE).exists() or (folder / REGROUP).exists(), file.write).run()
+    pulse = Pulse(pulse_file(folder, rank), float(os.environ.get(FLOOR, FLOOR_SECONDS)))
+    done = Training(context, team, lambda: (folder / LEAVE).exists() or (folder / REGROUP).exists(), file.write, pulse).run()
     team.leave()
     if done:
         return ExitCode.COMPLETE
     return ExitCode.SAVED if (folder / LEAVE).exists() else End.REGROUP
+
+
+def out_of_memory(error: BaseException, context: PodContext, environment: Mapping[str, str] = os.environ) -> str | None:
+    """What to set where torch found no memory; None for any other error."""
+    import torch
+
+    gpu = isinstance(error, torch.OutOfMemoryError)
+    if not gpu and "DefaultCPUAllocator" not in str(error):
+        return None
+    if gpu:
+        available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    else:
+        available = memory_limit() // int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    advice = memory_advice(context, processes=int(environment.get("WORLD_SIZE", "1")), available=available, gpu=gpu)
+    return f"out of memory{' on the GPU' if gpu else ''}: {advice}"
 
 
 def is_peer_loss(error: BaseException) -> bool:
@@ -86,6 +117,10 @@ def is_peer_loss(error: BaseException) -> bool:
 
 
 def _explain(folder: Path, error: BaseException) -> None:
-    rank = os.environ.get("LOCAL_RANK", "0")
     message = str(error) if isinstance(error, TransferError) else f"{type(error).__name__}: {error}"
-    write_atomically(folder / f"error-{rank}.json", json.dumps({"reason": type(error).__name__, "message": message}))
+    explain(folder, int(os.environ.get("LOCAL_RANK", "0")), type(error).__name__, message)
+
+
+def explain(folder: Path, rank: int, reason: str, message: str) -> None:
+    """Leaves word for the launcher why the worker with this local rank ended."""
+    write_atomically(folder / f"error-{rank}.json", json.dumps({"reason": reason, "message": message}))

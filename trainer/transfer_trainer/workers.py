@@ -75,6 +75,17 @@ class Workers:
                 known[line["rank"]] = line.get("pid", line.get("code"))
         return dict(self._codes)
 
+    def pid(self, rank: int) -> int | None:
+        """Process id of the worker with this local rank; None before it is forked."""
+        return self._pids.get(rank)
+
+    def send(self, rank: int, *numbers: signal.Signals) -> None:
+        """Sends signals to the worker with this local rank, if it still runs."""
+        if rank in self._pids and rank not in self._codes:
+            for number in numbers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._pids[rank], number)
+
     def kill(self) -> None:
         """Kills the workers that still run, and returns when they are gone."""
         while len(codes := self.codes()) < self._wanted:

@@ -16,13 +16,14 @@ from transfer_api.stage import StagePlan
 from transfer_api.status import ArtifactStatus, Cause, Reason, Restarts, StageState, StageStatus, WorkerRecord
 from transfer_operator.decide.decision import Action, CreatePod, DeletePod, Event, Refusal
 from transfer_operator.decide.snapshot import Pod, PodName, PodPhase, Role, Settings
-from transfer_operator.decide.verdict import Replace, Verdict, verdict
+from transfer_operator.decide.verdict import RAN_OUT, Replace, Verdict, verdict
 
 FIRST_BACKOFF = timedelta(seconds=10)
 LONGEST_BACKOFF = timedelta(minutes=5)
 ECHO = timedelta(minutes=1)
 LAST_WORDS = timedelta(seconds=30)
 """Time in which the pods of a complete stage end by themselves, so that their logs are whole and stay readable."""
+OUT_OF_MEMORY_WAYS = "lower microBatchTokens or sequenceLength, use method LoRA, or raise workers.resources.limits.memory"
 OVERDUE = timedelta(minutes=1)
 """How long after its grace a pod that was told to go is waited for: a node that answers has killed it long before."""
 PATIENCE = timedelta(seconds=30)
@@ -89,12 +90,12 @@ class Step:
     @property
     def desired(self) -> int:
         """Pods that the stage should have, besides the rendezvous."""
-        return self.around.spec.workers.replicas if self.plan.kind.elastic else 1
+        return self.around.spec.workers.replicas if self.plan.shared else 1
 
     @property
     def min_nodes(self) -> int:
-        """Workers with which training goes on; never more than are wanted."""
-        return min(self.around.spec.workers.min, self.desired)
+        """Workers with which training goes on, never more than are wanted; one of those that only share work does it all."""
+        return min(self.around.spec.workers.min, self.desired) if self.plan.kind.elastic else 1
 
     @property
     def meets(self) -> bool:
@@ -109,7 +110,7 @@ def begin(step: Step) -> None:
         state=StageState.RUNNING,
         attempt=step.status.attempt + 1,
         workers=[WorkerRecord(index=index) for index in range(step.desired)],
-        max_workers=max(step.around.spec.workers.max or 0, step.desired) if step.plan.kind.elastic else 1,
+        max_workers=max(step.around.spec.workers.max or 0, step.desired) if step.plan.shared else 1,
         rendezvous_seen=False,
         start_time=step.status.start_time or now,
         retry_time=step.status.retry_time if step.status.retry_time and step.status.retry_time > now else None,
@@ -336,9 +337,7 @@ def count(step: Step, incident: Replace, pod: Pod | None = None) -> None:
     spent = (step.around.spent + restarts).count(incident.cause)
     if incident.out_of_memory and step.status.out_of_memory > 1:
         reason = Reason.OUT_OF_MEMORY
-        words = (
-            "ran out of memory twice; lower microBatchTokens or sequenceLength, use method LoRA, or raise workers.resources.limits.memory"
-        )
+        words = f"ran out of memory twice; {OUT_OF_MEMORY_WAYS if incident.message == RAN_OUT else incident.message}"
     elif limit is not None and spent > limit:
         reason = Reason.RESTART_LIMIT_EXCEEDED
         words = f"{incident.message}; the {incident.cause} budget of {limit} restarts is spent (spec.restarts.{incident.cause})"
@@ -423,7 +422,7 @@ def resize(step: Step) -> None:
 def check_startup(step: Step) -> None:
     """Fails a stage whose pods do not start, unless enough others train meanwhile."""
     wanted = [pod for _, pod in step.wanted() if pod is not None]
-    if step.plan.kind.elastic and sum(1 for pod in wanted if pod.phase is PodPhase.RUNNING) >= step.min_nodes:
+    if step.plan.shared and sum(1 for pod in wanted if pod.phase is PodPhase.RUNNING) >= step.min_nodes:
         wanted = []
     if step.meets and (store := step.pod(step.rendezvous)) is not None:
         wanted.append(store)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
-from transfer_api.progress import LATEST_UNIX_TIME, Progress, Score
+from transfer_api.progress import LATEST_UNIX_TIME, Progress, ResultMessage, Score
+from transfer_api.retention import judge_retention
 from transfer_api.stage import StageKind
 from transfer_api.status import (
     REASON_TEXT,
@@ -125,15 +127,24 @@ def _checkpoint(told: Progress | None, current: StageStatus | None) -> Checkpoin
     return CheckpointStatus(stage=current.name, step=told.checkpoint_step, time=second(time) if time else None)
 
 
+def _evaluation(stages: list[StageStatus]) -> StageStatus | None:
+    """The last evaluation, once it is complete."""
+    last = next((stage for stage in reversed(stages) if stage.kind is StageKind.EVALUATION), None)
+    return last if last is not None and last.state is StageState.COMPLETE else None
+
+
+def _scored(snapshot: Snapshot, stage: StageStatus) -> ResultMessage | None:
+    """What a pod or the artifact says of the scores of a stage."""
+    told = [pod.result for pod in snapshot.pods if pod.name.stage == stage.key and pod.result is not None]
+    told += [snapshot.artifacts[stage.key]] if stage.key in snapshot.artifacts else []
+    return next((result for result in told if result.scores), None)
+
+
 def _results(snapshot: Snapshot, stages: list[StageStatus]) -> ResultsStatus | None:
     """The table of the last evaluation, once it is complete."""
-    last = next((stage for stage in reversed(stages) if stage.kind is StageKind.EVALUATION), None)
-    if last is None or last.state is not StageState.COMPLETE:
-        return None
-    told = [pod.result for pod in snapshot.pods if pod.name.stage == last.key and pod.result is not None]
-    told += [snapshot.artifacts[last.key]] if last.key in snapshot.artifacts else []
-    result = next((result for result in told if result.scores), None)
-    if result is None:
+    last = _evaluation(stages)
+    result = _scored(snapshot, last) if last is not None else None
+    if last is None or result is None:
         return None
     scores = result.scores
     first = scores[0]
@@ -181,12 +192,25 @@ def _conditions(
         ConditionType.COMPLETE: (phase is Phase.COMPLETE, _complete_reason(phase), ""),
         ConditionType.FAILED: (True, failure.reason, failure.message) if failure else (False, _complete_reason(phase), ""),
     }
-    return [_condition(snapshot, kind, *value, now) for kind, value in found.items()]
+    return [_condition(snapshot, kind, *value, now) for kind, value in found.items()] + _english_retained(snapshot, stages, now)
 
 
-def _condition(snapshot: Snapshot, kind: ConditionType, holds: bool, reason: Reason, message: str, now: datetime) -> Condition:
+def _english_retained(snapshot: Snapshot, stages: list[StageStatus], now: datetime) -> list[Condition]:
+    """The gate of `evaluation.retention`, from the scores; what was said once stays, since the pods that told go."""
+    evaluation = snapshot.experiment.spec.evaluation
+    last = _evaluation(stages)
+    if evaluation is None or evaluation.retention is None or last is None:
+        return []
+    result = _scored(snapshot, last)
+    if result is None:
+        return [condition for condition in snapshot.status.conditions if condition.type is ConditionType.ENGLISH_RETAINED]
+    judged = judge_retention(evaluation.retention, result.scores)
+    return [_condition(snapshot, ConditionType.ENGLISH_RETAINED, judged.kept, judged.reason, judged.message, now)]
+
+
+def _condition(snapshot: Snapshot, kind: ConditionType, holds: bool | None, reason: Reason, message: str, now: datetime) -> Condition:
     old = next((condition for condition in snapshot.status.conditions if condition.type is kind), None)
-    status = "True" if holds else "False"
+    status: Literal["True", "False", "Unknown"] = "Unknown" if holds is None else "True" if holds else "False"
     unchanged = old is not None and old.status == status
     return Condition(
         type=kind,

@@ -14,6 +14,10 @@ from transfer_operator.decide.snapshot import Pod
 ASKED_TO_STOP = (None, 143, ExitCode.KILLED)
 
 
+RAN_OUT = "ran out of memory"
+"""Of a pod that the kernel killed before it could say what to change."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Done:
     """The stage is complete."""
@@ -54,7 +58,7 @@ def verdict(pod: Pod) -> Verdict:
     if pod.disrupted:
         return Replace(cause=Cause.PREEMPTION, message=_words(pod, "preempted, drained or evicted"))
     if pod.out_of_memory:
-        return Replace(cause=Cause.APPLICATION, message="ran out of memory", out_of_memory=True)
+        return Replace(cause=Cause.APPLICATION, message=_words(pod, RAN_OUT), out_of_memory=True)
     if pod.exit_code == ExitCode.SAVED or (pod.terminating and not pod.lost and pod.exit_code in ASKED_TO_STOP):
         return Replace(cause=Cause.SAVED, message=_words(pod, "asked to stop"))
     if pod.lost or pod.exit_code is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer_cli.memory import LATELY, OutOfMemory
+from transfer_pod.memory import LATELY, OutOfMemory, memory_limit
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LOOK = timedelta(seconds=0.25)
@@ -51,3 +51,23 @@ def test_kills_elsewhere_on_the_machine_are_no_evidence(tmp_path: Path) -> None:
 
 def test_a_machine_that_does_not_count_claims_nothing(tmp_path: Path) -> None:
     assert not OutOfMemory(tmp_path).killed_lately(NOW)
+
+
+@pytest.mark.parametrize(
+    ("groups", "file", "text", "expected"),
+    [
+        pytest.param("0::/run\n", "sys/fs/cgroup/run/memory.max", "4096\n", 4096, id="cgroup v2"),
+        pytest.param("0::/run\n", "sys/fs/cgroup/run/memory.max", "max\n", 8 * 1024, id="a group without a limit"),
+        pytest.param("5:memory:/run\n", "sys/fs/cgroup/memory/run/memory.limit_in_bytes", "5000\n", 5000, id="cgroup v1"),
+        pytest.param("5:memory:/run\n", "sys/fs/cgroup/memory/memory.limit_in_bytes", str(2**63), 8 * 1024, id="more than there is"),
+    ],
+)
+def test_the_limit_is_that_of_the_group_or_of_the_machine(tmp_path: Path, groups: str, file: str, text: str, expected: int) -> None:
+    write(tmp_path, "proc/self/cgroup", groups)
+    write(tmp_path, "proc/meminfo", "MemTotal:              8 kB\nMemFree: 1 kB\n")
+    write(tmp_path, file, text)
+    assert memory_limit(tmp_path) == expected
+
+
+def test_without_any_word_the_limit_is_unknown(tmp_path: Path) -> None:
+    assert memory_limit(tmp_path) == 0

@@ -1,0 +1,97 @@
+"""What to change in a training stage that does not fit into memory, with numbers from the formulas of cost.py.
+
+The formulas know neither the allocator's gaps nor what the libraries hold, so HEADROOM of the memory is left to them. Where a
+stage ran out of memory that should have fitted by the formulas, they are wrong for it: then half of a pass is the advice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+from transfer_api.cost import GPU_RESOURCE, ModelSize, StageCost, stage_cost
+from transfer_api.spec import Lora, Method
+from transfer_api.stage import StageKind, StagePlan, TrainingParameters
+
+HEADROOM = 0.1
+
+
+def advice(stage: StagePlan, size: ModelSize | None, *, processes: int, available: int, micro_batch_tokens: int, gpu: bool) -> str:
+    """One sentence or several on what to set, the least change first.
+
+    Args:
+        stage: the training stage that ran out of memory.
+        size: the model that it starts from; None where that is unknown.
+        processes: over which weights and optimizer are spread.
+        available: bytes of one process; 0 where that is unknown.
+        micro_batch_tokens: in one pass, as it ran.
+        gpu: whether it is a GPU's memory.
+    """
+    section = "pretraining" if stage.kind is StageKind.PRETRAINING else "instructionTuning"
+    parameters = cast(TrainingParameters, stage.typed_parameters())
+    length = parameters.sequence_length
+    if size is None or not available:
+        ways = [f"set {section}.microBatchTokens: {_half(micro_batch_tokens, length)}"] if micro_batch_tokens > length else []
+        return _sentence([*ways, f"lower {section}.sequenceLength", f"set {section}.method: LoRA", _more(gpu, None, processes)])
+    cost, usable = _cost(stage, size, micro_batch_tokens), (1 - HEADROOM) * available
+    needed = cost.memory_bytes(processes)
+    told = (
+        f"by estimate a process needs {_gib(needed)} of {_gib(available)}: {_gib(cost.state_bytes // processes)} for weights, gradients, "
+        f"optimizer ({_gib(cost.state_bytes)} over {processes}), {_gib(cost.activation_bytes)} for {micro_batch_tokens} tokens at once"
+    )
+    ways = []
+    if (smaller := _smaller_pass(stage, size, processes, usable, micro_batch_tokens, length)) is not None:
+        ways.append(f"set {section}.microBatchTokens: {smaller}")
+    if (wanted := _enough_processes(stage, size, usable, length)) is not None and wanted > processes:
+        ways.append(_more(gpu, wanted, processes))
+    if needed > usable and parameters.method is Method.FULL and (lora := _with_adapters(stage, size, processes, length)) <= usable:
+        ways.append(f"set {section}.method: LoRA (needs {_gib(lora)})")
+    if not ways:
+        ways = [f"lower {section}.sequenceLength", _more(gpu, None, processes)]
+    if not gpu:
+        ways.append(f"raise workers.resources.limits.memory to {math.ceil(max(needed, available) / (1 - HEADROOM) / 2**30)}Gi a process")
+    return f"{told}. {_sentence(ways)}"
+
+
+def _cost(stage: StagePlan, size: ModelSize, micro_batch_tokens: int) -> StageCost:
+    execution = stage.execution.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
+    return stage_cost(stage.model_copy(update={"execution": execution}), size, None)
+
+
+def _smaller_pass(stage: StagePlan, size: ModelSize, processes: int, usable: float, now: int, length: int) -> int | None:
+    """The largest pass of whole rows that fits, or half of one that should have; None where it is one row already, or none fits."""
+    row = _cost(stage, size, length)
+    rows = math.floor((usable - row.state_bytes / processes) / max(1, row.activation_bytes))
+    if now <= length or rows < 1:
+        return None
+    return rows * length if rows * length < now else _half(now, length)
+
+
+def _enough_processes(stage: StagePlan, size: ModelSize, usable: float, length: int) -> int | None:
+    """The fewest processes over which it fits with one row at once; None where that alone is too much."""
+    row = _cost(stage, size, length)
+    room = usable - row.activation_bytes
+    return math.ceil(row.state_bytes / room) if room > 0 else None
+
+
+def _with_adapters(stage: StagePlan, size: ModelSize, processes: int, length: int) -> int:
+    parameters = {**stage.parameters, "method": Method.LORA.value, "lora": Lora().model_dump(mode="json", by_alias=True)}
+    return _cost(stage.model_copy(update={"parameters": parameters}), size, length).memory_bytes(processes)
+
+
+def _half(tokens: int, length: int) -> int:
+    return max(length, tokens // 2 // length * length)
+
+
+def _more(gpu: bool, wanted: int | None, now: int) -> str:
+    what, field = ("GPUs", f"workers.replicas or {GPU_RESOURCE}") if gpu else ("workers", "workers.replicas")
+    return f"use {f'at least {wanted}' if wanted else 'more'} {what} instead of {now} ({field})"
+
+
+def _sentence(ways: list[str]) -> str:
+    text = ", or ".join(ways)
+    return text[0].upper() + text[1:]
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"

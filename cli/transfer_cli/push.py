@@ -1,0 +1,125 @@
+"""`transfer push`: hands the model of a finished run on, to a folder or to a repository of a model hub.
+
+What goes: `model/` as the run left it, weights, tokenizer and card, and with LoRA the adapter beside it as `adapter/`. A folder is only
+filled where it is empty or holds what an earlier push put there; on a hub a push is one commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from pathlib import Path
+
+from transfer_api.errors import ArtifactError, ExitCode, SpecError
+from transfer_api.status import Phase
+from transfer_cli.card import CARD
+from transfer_cli.outputs import ADAPTER, MODEL, MODEL_KINDS, output_errors, read_status
+from transfer_cli.status import output_of
+
+HUB = "hub:"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*")
+_MARK = "<!-- pushed by transfer -->"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("name", metavar="RUN", help="experiment name, or the folder of a run")
+    parser.add_argument("target", metavar="TARGET", help="hub:OWNER/NAME, or a folder")
+    parser.add_argument("--public", action="store_true", help="make a new repository public; an existing one stays as it is")
+    parser.add_argument("--branch", help="branch of the repository to commit to (default: main)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Pushes and prints where to. Exit codes: 0 done, 2 nothing to push, or the target cannot take it, 11 the model is not whole."""
+    output = output_of(options.name)
+    files = pushable(output, options.name)
+    if options.target.startswith(HUB):
+        where = push_to_hub(files, options.target.removeprefix(HUB), public=options.public, branch=options.branch)
+    else:
+        if options.public or options.branch:
+            raise SpecError("is for a hub", field="--branch" if options.branch else "--public", next_step="Write the target hub:OWNER/NAME")
+        where = str(push_to_folder(files, Path(options.target)))
+    print(f"{len(files)} files, {sum(path.stat().st_size for path in files.values()) / 1e9:.2f} GB: {where}")
+    return ExitCode.COMPLETE
+
+
+def pushable(output: Path, name: str) -> dict[str, Path]:
+    """The files of a finished run by the path that they get at the target.
+
+    Raises:
+        SpecError: no such run, not complete, or it made no model.
+        ArtifactError: its model was removed or is not whole.
+    """
+    status = read_status(output)
+    if status is None or status.phase is not Phase.COMPLETE:
+        raise SpecError(
+            "has no run here" if status is None else f"is not complete ({status.phase})", field="RUN", value=name,
+            next_step=f"Looked for a finished run in {output}",
+        )  # fmt: skip
+    if not any(stage.kind in MODEL_KINDS for stage in status.stages):
+        raise SpecError("only evaluated a model and made none", field="RUN", value=name, next_step="Push the model that it evaluated")
+    if not (output / MODEL / "config.json").is_file() or not (output / MODEL / CARD).is_file():
+        raise ArtifactError(f"{output / MODEL} is not whole", next_step="Write it again with `transfer report FILE`")
+    found = {str(path.relative_to(output / MODEL)): path for path in sorted((output / MODEL).rglob("*")) if path.is_file()}
+    if (output / ADAPTER).is_dir():
+        found |= {str(path.relative_to(output)): path for path in sorted((output / ADAPTER).rglob("*")) if path.is_file()}
+    return found
+
+
+def push_to_folder(files: dict[str, Path], target: Path) -> Path:
+    """Copies the files; what an earlier push left there and is no longer of the model goes.
+
+    Raises:
+        SpecError: the folder holds something else.
+    """
+    with output_errors(target):
+        old = sorted(path for path in target.rglob("*") if path.is_file()) if target.exists() else []
+        card = target / CARD
+        if target.exists() and not target.is_dir():
+            raise SpecError("is not a folder", field="TARGET", value=str(target), next_step="Name a folder, or hub:OWNER/NAME")
+        if old and not (card.is_file() and card.read_text(encoding="utf-8").rstrip().endswith(_MARK)):
+            raise SpecError(
+                "holds files that no push has put there", field="TARGET", value=str(target), allowed="an empty or a new folder",
+                next_step="Choose another one, or empty it",
+            )  # fmt: skip
+        target.mkdir(parents=True, exist_ok=True)
+        # The card first: with its mark there, a push that was interrupted can be done again.
+        card.write_text(f"{files[CARD].read_text(encoding='utf-8')}\n{_MARK}\n", encoding="utf-8")
+        for path in old:
+            if path != card:
+                path.unlink()
+        for name, path in files.items():
+            if name != CARD:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target / name)
+    return target
+
+
+def push_to_hub(files: dict[str, Path], repository: str, *, public: bool, branch: str | None) -> str:
+    """Makes the repository where there is none and adds the files to it in one commit; returns the commit's address.
+
+    The token is $HF_TOKEN, or that of `hf auth login`; the hub $HF_ENDPOINT, or the public one.
+
+    Raises:
+        SpecError: the name is not one, or the hub refuses (no token, no right, no such branch) or does not answer.
+    """
+    if _REPOSITORY.fullmatch(repository) is None:
+        raise SpecError("is not a repository", field="TARGET", value=f"{HUB}{repository}", allowed="hub:OWNER/NAME")
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()]
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=not public, exist_ok=True)
+        commit = api.create_commit(repository, operations, commit_message="Push by transfer-operator", revision=branch)
+    except Exception as error:  # the hub's library raises those of its HTTP client too
+        answer = getattr(getattr(error, "response", None), "status_code", None)
+        words = " ".join(str(error).split())[:300]
+        refused = answer is not None and answer < 500
+        raise SpecError(
+            f"the hub refuses (answer {answer}): {words}" if refused else f"the hub cannot be reached: {words}", field="TARGET",
+            value=f"{HUB}{repository}",
+            next_step="Set HF_TOKEN to a token that may write there; check owner, name and branch" if refused else "Try again",
+        ) from error  # fmt: skip
+    return str(commit.commit_url)

@@ -1,0 +1,216 @@
+"""Puts every answer before every judge, and says of each what came of it.
+
+A reply that cannot be read is asked for again, at most `attempts` requests in all; then the scores count as missing, as they do where
+the judge takes a request under no circumstances or its spending limit is reached. Missing is never 0.
+
+A judge that answers none of several requests in a row is down. That ends the pod as a crash: the operator tries again, and what was
+answered before is on the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from transfer_api.errors import SpecError
+from transfer_api.spec import Judge, JudgePace
+from transfer_evaluator.judge.client import JudgeClient, JudgeUnavailableError, RequestRefusedError, Timing, prompt_bytes
+from transfer_evaluator.judge.parse import Scores, parse_reply
+from transfer_evaluator.judge.prompt import Case, Messages, build
+from transfer_evaluator.judge.spending import Spending, SpendingReachedError, most_input_tokens
+from transfer_evaluator.judge.store import Reply, ReplyStore, request_key
+
+Done = Callable[[int, int], None]
+Begin = Callable[[int], Done]
+"""As in `transfer_evaluator.scorer`, which needs torch: told how many requests come, gives what is told after each and its tokens."""
+Found = list[list[list["Verdict"]]]
+"""Verdicts by judge, case and repeat."""
+DOWN_AFTER = 8
+"""Requests in a row without an answer, each after all its tries."""
+REFUSED_AFTER = 3
+"""Requests that a judge refuses before it has taken one: it is then asked wrongly."""
+LIMIT_REACHED = "the spending limit is reached"
+
+
+def _silent(requests: int) -> Done:
+    return lambda finished, tokens: None
+
+
+class JudgeDownError(Exception):
+    """A judge does not answer. A crash on purpose: the operator tries again."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one request to one judge came to."""
+
+    scores: Scores | None
+    missing: str = ""
+    """Why there are no scores."""
+
+
+@dataclass(kw_only=True)
+class Seat:
+    """One judge at work, and what it has done so far."""
+
+    place: str
+    """Of the experiment file: spec.evaluation.judge."""
+    judge: Judge
+    pace: JudgePace
+    token: str | None = field(repr=False)
+    store: ReplyStore
+    kept: int = 0
+    """Replies that were on the disk already."""
+    unreadable: int = 0
+    """Replies that could not be read."""
+    requests: int = 0
+    failures: int = 0
+    spending: Spending = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spending = Spending(self.judge.spending, self.store.input_tokens, self.store.output_tokens)
+
+
+def ask_panel(seats: Sequence[Seat], cases: Sequence[Case], begin: Begin = _silent, timing: Timing | None = None) -> Found:
+    """The verdicts by judge, case and repeat. Equal cases are asked once.
+
+    Raises:
+        JudgeDownError: a judge does not answer.
+        OutOfMoneyError: the account of a judge is empty.
+        SpecError: a judge is not asked as it wants to be.
+        StorageError: replies cannot be kept.
+    """
+    panel = _Panel(seats, list(dict.fromkeys(cases)), begin, timing)
+    # In a thread of its own: SIGTERM raises SaveRequested in the main one, and here it would strike inside the client, which takes every
+    # exception for a lost connection.
+    with ThreadPoolExecutor(1, "judges") as pool:
+        future = pool.submit(asyncio.run, panel.run())
+        try:
+            found = future.result()
+        except BaseException:
+            panel.stop()
+            raise
+    return [[found[place][case] for case in cases] for place in range(len(seats))]
+
+
+class _Panel:
+    def __init__(self, seats: Sequence[Seat], cases: Sequence[Case], begin: Begin, timing: Timing | None) -> None:
+        self._seats = seats
+        self._cases = cases
+        self._timing = timing
+        self._done = begin(len(cases) * sum(seat.judge.repeats for seat in seats))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Ends the run from another thread; what is under way is given up."""
+        self._stopped = True
+        if self._loop is not None and self._task is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+    async def run(self) -> list[dict[Case, list[Verdict]]]:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._stopped:
+            raise asyncio.CancelledError
+        async with contextlib.AsyncExitStack() as stack:
+            examiners = []
+            for seat in self._seats:
+                client = JudgeClient(seat.judge, seat.pace, seat.token, seat.place, self._timing)
+                examiners.append(_Examiner(seat, await stack.enter_async_context(client), self._cases, self._done))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for examiner in examiners:
+                        for _ in range(examiner.seat.pace.concurrency):
+                            group.create_task(examiner.work())
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                for examiner in examiners:
+                    examiner.seat.requests += examiner.client.requests
+                    examiner.seat.failures += examiner.client.failures
+        return [examiner.found for examiner in examiners]
+
+
+class _Examiner:
+    """One judge with its queue of cases; several workers take from it."""
+
+    def __init__(self, seat: Seat, client: JudgeClient, cases: Sequence[Case], done: Done) -> None:
+        self.seat = seat
+        self.client = client
+        self.found: dict[Case, list[Verdict]] = {case: [Verdict(None, "not asked")] * seat.judge.repeats for case in cases}
+        self._queue: Iterator[tuple[Case, int]] = ((case, repeat) for repeat in range(seat.judge.repeats) for case in cases)
+        self._done = done
+        self._unanswered = 0
+        self._refused = 0
+        self._answered = False
+        self._patience = min(DOWN_AFTER, max(1, len(cases) * seat.judge.repeats))
+
+    async def work(self) -> None:
+        for case, repeat in self._queue:
+            verdict, tokens = await self._verdict(case, repeat)
+            self.found[case][repeat] = verdict
+            self._done(1, tokens)
+
+    async def _verdict(self, case: Case, repeat: int) -> tuple[Verdict, int]:
+        problem, tokens = "", 0
+        for attempt in range(1, self.seat.judge.attempts + 1):
+            try:
+                reply = await self._reply(build(case, attempt), repeat)
+            except SpendingReachedError:
+                return Verdict(None, LIMIT_REACHED), tokens
+            except RequestRefusedError as error:
+                self._count_refusal(str(error))
+                return Verdict(None, f"the judge refuses the request: {error}"), tokens
+            except JudgeUnavailableError as error:
+                self._count_silence(str(error))
+                return Verdict(None, f"the judge does not answer: {error}"), tokens
+            tokens += reply.input_tokens + reply.output_tokens
+            try:
+                return Verdict(parse_reply(reply.text)), tokens
+            except ValueError as error:
+                problem = str(error)
+                self.seat.unreadable += 1
+        return Verdict(None, f"no readable reply in {self.seat.judge.attempts} requests; the last: {problem}"), tokens
+
+    async def _reply(self, messages: Messages, repeat: int) -> Reply:
+        seat = self.seat
+        key = request_key(seat.judge, messages, repeat)
+        if (known := seat.store.get(key)) is not None:
+            seat.kept += 1
+            return known
+        most = (most_input_tokens(prompt_bytes(messages)), seat.judge.max_tokens)
+        await seat.spending.reserve(*most)
+        used = (0, 0)
+        try:
+            reply = await self.client.ask(messages)
+            used = (reply.input_tokens, reply.output_tokens)
+            seat.store.put(key, reply)
+        finally:
+            seat.spending.settle(most, used)
+        self._answered, self._unanswered = True, 0
+        return reply
+
+    def _count_silence(self, problem: str) -> None:
+        self._unanswered += 1
+        if self._unanswered >= self._patience:
+            who = f"{self.seat.place}: {self.seat.judge.model} at {self.seat.judge.url}"
+            raise JudgeDownError(f"{who} does not answer ({problem}); tried again, and what it has answered is kept")
+
+    def _count_refusal(self, problem: str) -> None:
+        self._refused += 1
+        if not self._answered and self._refused >= REFUSED_AFTER:
+            raise SpecError(
+                f"the judge refuses every request ({problem})", field=self.seat.place, value=self.seat.judge.model,
+                next_step="Ask as it wants to be asked: replyFormat: Text where it knows no formats, or another temperature or maxTokens",
+            )  # fmt: skip
+
+
+def missing_reasons(verdicts: Sequence[Sequence[Verdict]]) -> dict[str, int]:
+    """Why scores are missing, and how often."""
+    return dict(Counter(verdict.missing for repeats in verdicts for verdict in repeats if verdict.scores is None).most_common())

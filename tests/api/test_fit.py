@@ -1,0 +1,73 @@
+"""What is advised after a stage ran out of memory fits by the very estimate that `transfer plan` prints."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.documents import document
+from transfer_api.cost import ModelSize, stage_cost
+from transfer_api.fit import HEADROOM, advice
+from transfer_api.load import experiment_from
+from transfer_api.stage import StagePlan, plan_stages
+
+GIB = 2**30
+LLAMA_7B = ModelSize.like_llama(6_740_000_000, "declared")
+
+
+def stage(**changes: Any) -> StagePlan:
+    training = {"tokens": "500M", "sequenceLength": 2048, "globalBatchTokens": "512Ki", "mixture": [{"path": "id.txt"}], **changes}
+    return next(one for one in plan_stages(experiment_from(document(pretraining=training)).spec) if one.name == "pretraining")
+
+
+def advised(
+    available: float, micro: int = 16384, processes: int = 8, size: ModelSize | None = LLAMA_7B, gpu: bool = True, **changes: Any
+) -> str:
+    return advice(stage(**changes), size, processes=processes, available=round(available), micro_batch_tokens=micro, gpu=gpu)
+
+
+CASES = [
+    pytest.param(
+        {"available": 80 * GIB, "micro": 65536}, [r"Set pretraining\.microBatchTokens: \d+"], ["instead of"], id="a pass too large"
+    ),
+    pytest.param(
+        {"available": 80 * GIB, "processes": 1}, [r"at least 2 GPUs instead of 1", r"LoRA \(needs \d"], ["microBatch"], id="7B on one"
+    ),
+    pytest.param({"available": 80 * GIB, "micro": 2048, "processes": 64}, ["more GPUs instead of 64"], ["microBatch"], id="it should fit"),
+    pytest.param({"available": 80 * GIB, "micro": 4096, "processes": 64}, ["microBatchTokens: 2048"], [], id="half of what should fit"),
+    pytest.param({"available": 4 * GIB}, ["sequenceLength"], ["microBatch", "LoRA"], id="nothing that is known would do"),
+    pytest.param({"available": 64 * GIB, "gpu": False}, ["microBatchTokens: 8192", r"limits\.memory to \d+Gi"], ["GPU"], id="without GPUs"),
+    pytest.param({"available": 80 * GIB, "size": None}, ["microBatchTokens: 8192", "LoRA"], ["GiB"], id="size unknown"),
+    pytest.param({"available": 80 * GIB, "processes": 1, "method": "LoRA"}, ["microBatchTokens"], ["method: LoRA"], id="adapters already"),
+]
+
+
+@pytest.mark.parametrize(("settings", "says", "never"), CASES)
+def test_the_advice_names_what_to_set(settings: dict[str, Any], says: list[str], never: list[str]) -> None:
+    text = advised(**settings)
+    assert all(re.search(pattern, text) for pattern in says), text
+    assert not any(word in text.split(". ", 1)[-1] for word in never), text
+    assert len(text) < 500, "the status cuts there"
+
+
+@given(available=st.floats(GIB, 200 * GIB), micro=st.sampled_from([2048, 4096, 16384, 65536]), processes=st.sampled_from([1, 2, 8, 64]))
+def test_what_is_advised_fits(available: float, micro: int, processes: int) -> None:
+    text = advised(available, micro, processes)
+    usable = (1 - HEADROOM) * round(available)
+
+    def needs(micro: int, processes: int) -> int:
+        wanted = stage()
+        wanted = wanted.model_copy(update={"execution": wanted.execution.model_copy(update={"micro_batch_tokens": micro})})
+        return stage_cost(wanted, LLAMA_7B, None).memory_bytes(processes)
+
+    if found := re.search(r"microBatchTokens: (\d+)", text):
+        assert int(found[1]) < micro
+        assert needs(int(found[1]), processes) <= usable
+        assert needs(micro, processes) <= usable or needs(int(found[1]) + 2048, processes) > usable, "the largest that does"
+    if found := re.search(r"at least (\d+) GPUs", text):
+        assert needs(2048, int(found[1])) <= usable
+        assert needs(2048, int(found[1]) - 1) > usable, "the fewest that do"
