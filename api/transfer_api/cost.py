@@ -42,6 +42,11 @@ GPU_EFFICIENCY = 0.40
 GPU_RESOURCE = "nvidia.com/gpu"
 
 
+def micro_batch_tokens(execution: Execution, *, gpu: bool) -> int:
+    """Tokens of one forward and backward pass: what the file says, or the device's default."""
+    return execution.micro_batch_tokens or (GPU_MICRO_BATCH_TOKENS if gpu else CPU_MICRO_BATCH_TOKENS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
     """How large the base model is, and how that is known."""

@@ -365,11 +365,12 @@ LANGUAGE_IDENTITY = "language-identity"
 """Answers in each of `ASKED_LANGUAGES`."""
 LLM_EVAL = "llm-eval"
 """Answers to open questions, scored by a judge."""
+OWN_SUITES = (PERPLEXITY, CODE_SWITCHING, LANGUAGE_IDENTITY, LLM_EVAL)
 
 
 def is_harness_suite(suite: str) -> bool:
     """Whether a suite is a task, group or tag of lm-evaluation-harness or of a task folder."""
-    return suite not in (PERPLEXITY, LANGUAGE_IDENTITY, LLM_EVAL) and suite.partition("_")[0] != CODE_SWITCHING
+    return suite not in OWN_SUITES and suite.partition("_")[0] != CODE_SWITCHING
 
 
 class QuestionSource(Contract):

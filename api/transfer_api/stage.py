@@ -240,7 +240,7 @@ def input_paths(spec: ExperimentSpec) -> list[str]:
 def needs_hub(spec: ExperimentSpec) -> bool:
     """Whether anything is fetched from a hub: the model, a data set, or a task that is in no folder of the experiment's."""
     tasks = spec.evaluation is not None and not spec.evaluation.task_folders and any(map(is_harness_suite, spec.evaluation.suites))
-    return spec.model.name is not None or tasks or _names_hub(spec.model_dump(mode="json"))
+    return spec.model.name is not None or tasks or names_hub(spec.model_dump(mode="json"))
 
 
 def is_address(path: str) -> bool:
@@ -253,10 +253,11 @@ def reads_addresses(stage: StagePlan) -> bool:
     return any(map(is_address, [*_paths(stage.parameters), *_paths(stage.execution.model_dump(mode="json"))]))
 
 
-def _names_hub(value: Any) -> bool:
+def names_hub(value: Any) -> bool:
+    """Whether anything in a model's plain form is fetched from a hub."""
     if isinstance(value, Mapping):
-        return value.get("hub") is not None or any(_names_hub(item) for item in value.values())
-    return isinstance(value, (list, tuple)) and any(_names_hub(item) for item in value)
+        return value.get("hub") is not None or any(names_hub(item) for item in value.values())
+    return isinstance(value, (list, tuple)) and any(names_hub(item) for item in value)
 
 
 def _paths(value: Any) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,28 +109,32 @@ class _Suites:
         scorer = TokenScorer(model.model)
         results: list[TaskResult] = []
         if self.texts:
-            began = time.monotonic()
-            results += perplexity.score_texts(model, scorer, self.texts, meter.begin)
-            logger.info("perplexity: %.1f s", time.monotonic() - began)
+            with _timed(PERPLEXITY):
+                results += perplexity.score_texts(model, scorer, self.texts, meter.begin)
         if self.asked:
-            began = time.monotonic()
-            results += switching.score_suites(model, self.asked, self.parameters.limit, meter.begin)
-            logger.info("%s: %.1f s", " and ".join(self.asked), time.monotonic() - began)
+            with _timed(" and ".join(self.asked)):
+                results += switching.score_suites(model, self.asked, self.parameters.limit, meter.begin)
         if self.library is not None:
             from transfer_evaluator.harness import HarnessModel
 
             harness = HarnessModel(model, scorer, meter.begin)
             for suite in self.tasks:
-                began = time.monotonic()
-                results += self.library.run(
-                    suite, harness, shots=self.parameters.shots, limit=self.parameters.limit, seed=self.parameters.seed
-                )
-                logger.info("%s: %.1f s", suite, time.monotonic() - began)
+                with _timed(suite):
+                    results += self.library.run(
+                        suite, harness, shots=self.parameters.shots, limit=self.parameters.limit, seed=self.parameters.seed
+                    )
         if self.llm_eval is not None:
-            began = time.monotonic()
-            results += self.llm_eval.run(model, meter.begin)
-            logger.info("%s: %.1f s", LLM_EVAL, time.monotonic() - began)
+            with _timed(LLM_EVAL):
+                results += self.llm_eval.run(model, meter.begin)
         return results
+
+
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[None]:
+    """Logs how long it took."""
+    began = time.monotonic()
+    yield
+    logger.info("%s: %.1f s", what, time.monotonic() - began)
 
 
 class Meter:
@@ -151,11 +156,10 @@ class Meter:
     def _done(self, finished: int, tokens: int) -> None:
         self.step += finished
         self.tokens += tokens
-        if self._clock() - self._shown >= REPORT_SECONDS:
-            self.show(Activity.RUNNING)
+        self.beat()
 
     def beat(self) -> None:
-        """Work goes on that is no forward pass."""
+        """Work goes on: reports if the last report is old enough."""
         if self._clock() - self._shown >= REPORT_SECONDS:
             self.show(Activity.RUNNING)
 

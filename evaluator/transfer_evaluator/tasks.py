@@ -28,13 +28,12 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from transfer_api.errors import DataError, SpecError, TransferError
-from transfer_api.spec import CODE_SWITCHING, LANGUAGE_IDENTITY, LLM_EVAL, PERPLEXITY
+from transfer_api.spec import OWN_SUITES
 from transfer_evaluator.contamination import document_text
 from transfer_evaluator.harness import HarnessModel
 from transfer_evaluator.score import DOCUMENT, SUBJECT, Item, Metric, TaskResult
 
 FIELD = "spec.evaluation.suites"
-OURS = (PERPLEXITY, CODE_SWITCHING, LANGUAGE_IDENTITY, LLM_EVAL)
 MAIN_METRICS = frozenset({"acc", "acc_norm", "exact_match"})
 """Stand in the first part of the table."""
 PASSAGES = ("passage", "flores_passage", "article", "paragraph", "context")
@@ -143,11 +142,11 @@ class TaskLibrary:
 
 
 def _unknown(suite: str, names: Iterable[str], problem: str = "no such suite") -> SpecError:
-    near = difflib.get_close_matches(suite, [*OURS, *names], n=5, cutoff=0.5)
+    near = difflib.get_close_matches(suite, [*OWN_SUITES, *names], n=5, cutoff=0.5)
     hint = f"Nearest names: {', '.join(near)}" if near else "No name is near it"
     return SpecError(
         problem, field=FIELD, value=suite,
-        allowed=f"{', '.join(OURS)}, or a task, group or tag of lm-evaluation-harness or of spec.evaluation.taskFolders",
+        allowed=f"{', '.join(OWN_SUITES)}, or a task, group or tag of lm-evaluation-harness or of spec.evaluation.taskFolders",
         next_step=f"{hint}. Correct it, or give the folder that has it in spec.evaluation.taskFolders",
     )  # fmt: skip
 

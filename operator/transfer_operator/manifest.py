@@ -16,7 +16,7 @@ from typing import Any
 
 from transfer_api.errors import SpecError
 from transfer_api.spec import API_GROUP, API_VERSION, LLM_EVAL, ExperimentSpec, SecretKey, TransferExperiment, is_harness_suite
-from transfer_api.stage import StageKind, StagePlan, reads_addresses
+from transfer_api.stage import StageKind, StagePlan, names_hub, reads_addresses
 from transfer_api.task import ADDRESS_VARIABLE, JUDGE_TOKENS, PodTask, program
 from transfer_operator.decide import CreatePod, Event, Role
 from transfer_operator.decide.snapshot import PodName
@@ -382,13 +382,7 @@ def may_fetch(stage: StagePlan) -> bool:
     if _mapping(stage.parameters.get("model")).get("name") is not None:
         return True
     tasks = stage.kind is StageKind.EVALUATION and any(map(is_harness_suite, stage.parameters.get("suites", [])))
-    return tasks or _names_hub(stage.parameters) or _names_hub(stage.execution.model_dump(mode="json"))
-
-
-def _names_hub(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return value.get("hub") is not None or any(_names_hub(item) for item in value.values())
-    return isinstance(value, list) and any(_names_hub(item) for item in value)
+    return tasks or names_hub(stage.parameters) or names_hub(stage.execution.model_dump(mode="json"))
 
 
 def _is_gpu(resource: str) -> bool:

@@ -121,11 +121,7 @@ class ArtifactStore:
         """
         target = self.path(stage.kind, stage.key)
         with storage_errors(target):
-            files = {
-                str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)}
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            }
+            files = {str(path.relative_to(folder)): file_entry(path) for path in sorted(folder.rglob("*")) if path.is_file()}
             manifest = {"key": stage.key, "stage": stage.model_dump(mode="json", by_alias=True), "files": files, **facts}
             write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
             allow_reading(folder)
@@ -209,6 +205,11 @@ def write_atomically(path: Path, content: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # a full disk needs its room back
         raise
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def sha256(path: Path) -> str:

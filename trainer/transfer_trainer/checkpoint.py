@@ -39,7 +39,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.checkpoint.storage import WriteResult
 
 from transfer_api.errors import ArtifactError, TransferError
-from transfer_pod.artifact import sha256, storage_errors, write_atomically
+from transfer_pod.artifact import file_entry, sha256, storage_errors, write_atomically
 from transfer_trainer.fence import Fence, FencedError
 from transfer_trainer.parallel import Team
 
@@ -204,7 +204,7 @@ class Checkpoints:
         """Makes a checkpoint of which every file is written complete; rank 0 only."""
         assert self._fence is not None
         index = part / ".metadata"
-        files[index.name] = {"size": index.stat().st_size, "sha256": sha256(index)}
+        files[index.name] = file_entry(index)
         manifest = {"key": self.key, "step": step, "world_size": self.team.world_size, "round": self.team.round, "files": files}
         write_atomically(part / MANIFEST, json.dumps(manifest, indent=1))
         self._fence.check()
@@ -324,7 +324,7 @@ class _Writer(FileSystemWriter):
         """Writes this process's files, and reads them again while they are in the page cache."""
         results: list[Any] = super().write_data(plan, planner).wait()
         paths = {name: self._part / name for name in sorted({result.storage_data.relative_path for result in results})}
-        hashes = _Hashes({name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in paths.items()})
+        hashes = _Hashes({name: file_entry(path) for name, path in paths.items()})
         told: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
         told.set_result([*results, cast(WriteResult, hashes)])
         return told

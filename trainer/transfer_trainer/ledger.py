@@ -31,8 +31,8 @@ LEDGER = "ledger.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepLine:
-    """One finished step. `step` counts from 1; `seconds` is its wall time on rank 0."""
+class ReadLine:
+    """A step whose rows were read: which, and by how many. `step` counts from 1."""
 
     step: int
     first_row: int
@@ -40,25 +40,23 @@ class StepLine:
     digest: str
     world_size: int
     round: int
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLine(ReadLine):
+    """One finished step; `seconds` is its wall time on rank 0."""
+
     loss: float
     tokens: int
     seconds: float
     learning_rate: float
     gradient_norm: float
-    time: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkippedLine:
-    """A step that was left out: its rows, and who did it. `step` counts from 1."""
-
-    step: int
-    first_row: int
-    rows: int
-    digest: str
-    world_size: int
-    round: int
-    time: float
+class SkippedLine(ReadLine):
+    """A step that was left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from transfer_api.cost import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS
+from transfer_api.cost import micro_batch_tokens
 from transfer_api.progress import Activity, Progress
 from transfer_api.spec import AnomalyAction, CheckpointInterval, Method
 from transfer_api.stage import StageKind, TrainingParameters
@@ -126,9 +126,7 @@ class Training:
             activity=Activity.LOADING, pod=context.pod, stage=context.stage.name, world_size=team.world_size, round=team.round
         )
         self.data_wait = 0.0
-        self.stragglers = Stragglers(
-            range(team.rank - team.local_rank, team.rank - team.local_rank + team.local_world_size), tells_all=team.rank == 0
-        )
+        self.stragglers = Stragglers(team.ranks_of_pod, tells_all=team.rank == 0)
         self._computed = Computed()
         self.fence = Fence.take(self.work, Term.of(context, team.incarnation), team.round) if team.rank == 0 else None
         self._tell()
@@ -171,8 +169,7 @@ class Training:
         self.order = row_order(self.parameters.seed, self.store.sources)
         self.steps = total_steps(self.parameters, self.store.sources, self.execution.max_epochs, self.section)
         length = self.store.sequence_length
-        default = GPU_MICRO_BATCH_TOKENS if self.team.device.type == "cuda" else CPU_MICRO_BATCH_TOKENS
-        self.micro_batch_tokens = self.execution.micro_batch_tokens or default
+        self.micro_batch_tokens = micro_batch_tokens(self.execution, gpu=self.team.device.type == "cuda")
         self.micro_rows = max(1, self.micro_batch_tokens // length)
         self.passes = math.ceil(math.ceil(self.parameters.rows_per_step / self.team.world_size) / self.micro_rows)
 
@@ -218,9 +215,8 @@ class Training:
         # Zero on all but rank 0, so that every pod shows the same.
         lost, productive, loss, self.highest_step = self.team.sum(lost, productive, loss, highest)
         self._recall(summary)
-        tokens = self.step * self.parameters.rows_per_step * self.store.sequence_length
         self._tell(
-            step=self.step, total_steps=self.steps, tokens=tokens, lost_steps=int(lost), productive_seconds=productive,
+            step=self.step, total_steps=self.steps, tokens=self._tokens, lost_steps=int(lost), productive_seconds=productive,
             loss=loss if self.step else None, skipped_steps=sum(step <= self.step for step in self.watch.decided),
         )  # fmt: skip
         if self.execution.checkpoint_interval is CheckpointInterval.AUTO:
@@ -316,14 +312,8 @@ class Training:
         """Goes past the next step: weights and optimizer stay as they are."""
         self.step += 1
         if self.ledger is not None:
-            self.ledger.skipped(
-                SkippedLine(
-                    step=self.step, first_row=(self.step - 1) * self.parameters.rows_per_step, rows=self.parameters.rows_per_step,
-                    digest=read, world_size=self.team.world_size, round=self.team.round, time=time.time(),
-                )
-            )  # fmt: skip
-        tokens = self.step * self.parameters.rows_per_step * self.store.sequence_length
-        self._tell(step=self.step, tokens=tokens, skipped_steps=self.progress.skipped_steps + 1, last_step_time=time.time())
+            self.ledger.skipped(SkippedLine(**self._rows_read(read, time.time())))
+        self._tell(step=self.step, tokens=self._tokens, skipped_steps=self.progress.skipped_steps + 1, last_step_time=time.time())
 
     def _roll_back(self) -> None:
         """Makes model and optimizer anew from the last checkpoint, or from the start where there is none yet."""
@@ -341,22 +331,30 @@ class Training:
         self._speed.clear()
         self._speed.append(time.monotonic())
 
+    @property
+    def _tokens(self) -> int:
+        """Tokens of the steps so far."""
+        return self.step * self.parameters.rows_per_step * self.store.sequence_length
+
+    def _rows_read(self, read: str, now: float) -> dict[str, Any]:
+        """What the ledger says of any step whose rows were read."""
+        rows = self.parameters.rows_per_step
+        place = {"step": self.step, "first_row": (self.step - 1) * rows, "rows": rows, "digest": read}
+        return place | {"world_size": self.team.world_size, "round": self.team.round, "time": now}
+
     def _record(self, loss: float, norm: float, rate: float, seconds: float, read: str) -> None:
         per_step = self.parameters.rows_per_step * self.store.sequence_length
         now = time.time()
         if self.ledger is not None:
             self.ledger.step(
                 StepLine(
-                    step=self.step, first_row=(self.step - 1) * self.parameters.rows_per_step, rows=self.parameters.rows_per_step,
-                    digest=read, world_size=self.team.world_size,
-                    round=self.team.round, loss=loss, tokens=self.step * per_step, seconds=seconds, learning_rate=rate,
-                    gradient_norm=norm, time=now,
+                    **self._rows_read(read, now), loss=loss, tokens=self._tokens, seconds=seconds, learning_rate=rate, gradient_norm=norm
                 )
             )  # fmt: skip
         self._speed.append(time.monotonic())
         pace = (self._speed[-1] - self._speed[0]) / (len(self._speed) - 1)
         self._tell(
-            step=self.step, tokens=self.step * per_step, tokens_per_second=per_step / pace, loss=loss, learning_rate=rate,
+            step=self.step, tokens=self._tokens, tokens_per_second=per_step / pace, loss=loss, learning_rate=rate,
             gradient_norm=norm, remaining_seconds=pace * (self.steps - self.step), last_step_time=now, data_wait_seconds=self.data_wait,
             productive_seconds=self.progress.productive_seconds + (seconds if self.step > self.highest_step else 0.0),
         )  # fmt: skip

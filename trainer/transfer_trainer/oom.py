@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from transfer_api.cost import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, ModelSize
+from transfer_api.cost import ModelSize, micro_batch_tokens
 from transfer_api.errors import TransferError
 from transfer_api.fit import advice
 from transfer_pod.context import PodContext
@@ -23,9 +23,8 @@ def memory_advice(context: PodContext, *, processes: int, available: int, gpu: b
         available: bytes that one process has; 0 where that is unknown.
         gpu: whether it was a GPU's memory that was short.
     """
-    default = GPU_MICRO_BATCH_TOKENS if gpu else CPU_MICRO_BATCH_TOKENS
     length = int(context.stage.parameters["sequenceLength"])
-    micro = max(length, (context.stage.execution.micro_batch_tokens or default) // length * length)
+    micro = max(length, micro_batch_tokens(context.stage.execution, gpu=gpu) // length * length)
     return advice(context.stage, _size(context), processes=processes, available=available, micro_batch_tokens=micro, gpu=gpu)
 
 

@@ -64,6 +64,12 @@ class Team:
             round=int(environment.get("TRANSFER_ROUND", "0")), incarnation=environment.get("TRANSFER_INCARNATION", ""),
         )  # fmt: skip
 
+    @property
+    def ranks_of_pod(self) -> range:
+        """The ranks of this pod's processes."""
+        first = self.rank - self.local_rank
+        return range(first, first + self.local_world_size)
+
     def sum(self, *values: float) -> list[float]:
         """Adds each value over all processes, in float64."""
         total = torch.tensor(values, dtype=torch.float64)

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transfer_api.errors import SpecError
+from transfer_api.language import primary
 from transfer_api.spec import Deduplication, TextFilter
 
 DIGEST = np.dtype("<u8,<u8")
@@ -52,7 +53,7 @@ class Sieve:
     def __init__(self, wanted: TextFilter | None, field: str) -> None:
         self._wanted = wanted or TextFilter()
         self._repetition = float(Decimal(self._wanted.max_repetition)) if self._wanted.max_repetition is not None else None
-        self._languages = {language.partition("-")[0].lower() for language in self._wanted.languages}
+        self._languages = {primary(language) for language in self._wanted.languages}
         self._identifier = _identifier(self._languages, field) if self._languages else None
 
     def reason(self, text: str) -> str | None:
