@@ -37,7 +37,9 @@ def test_scaling_2_3_1_while_training_changes_no_loss(trial: Trial) -> None:
     none_twice(witness)
     lines = trial.ledger(document)
     sizes = [line["world_size"] for line in lines]
-    assert [size for at, size in enumerate(sizes) if at == 0 or size != sizes[at - 1]] == [2, 3, 1]
+    changes = [size for at, size in enumerate(sizes) if at == 0 or size != sizes[at - 1]]
+    # A worker whose pod starts much sooner than the other's begins alone: min is 1.
+    assert changes[changes.index(2) :] == [2, 3, 1]
     assert trial.status()["restarts"]["total"] == 0, "a resize is no failure"
     assert not trial.ledger(document, kinds=("lost",)), "who leaves saves first"
     steady = steady_losses(trial, document, len(lines))

@@ -163,10 +163,7 @@ class Cluster:
         """Starts a pod with so many worker processes, and the rendezvous store before the first unless it is somebody else's."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFER_COLLECTIVE_TIMEOUT": "60"}
         if store and self._store is None and self.max_nodes > 1:
-            self._store = subprocess.Popen(
-                [sys.executable, "-m", "transfer_trainer.rendezvous"],
-                env={**environment, "TRANSFER_RENDEZVOUS": f"127.0.0.1:{self.port}"}, start_new_session=True,
-            )  # fmt: skip
+            self.start_store()
         attempt, generation = f"a{self.number}", 1 + sum(pod.context.index == index for pod in self.pods)
         name = f"{attempt}-w{index}-g{generation}"
         context = PodContext(
@@ -181,6 +178,20 @@ class Cluster:
         )
         self.pods.append(Pod(context, process))
         return self.pods[-1]
+
+    def start_store(self) -> None:
+        """Starts the rendezvous store of the attempt."""
+        self._store = subprocess.Popen(
+            [sys.executable, "-m", "transfer_trainer.rendezvous"],
+            env={**os.environ, "TRANSFER_RENDEZVOUS": f"127.0.0.1:{self.port}"}, start_new_session=True,
+        )  # fmt: skip
+
+    def lose_store(self) -> None:
+        """kill -9 of the rendezvous store."""
+        assert self._store is not None
+        self._store.kill()
+        self._store.wait()
+        self._store = None
 
     def close(self) -> None:
         """Ends whatever still runs."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.experiment import wait_for
-from tests.support.pods import cluster, make_storage, training_stage
+from tests.support.pods import cluster, make_storage, steps_at, training_stage
 from transfer_api.progress import Activity
 from transfer_cli.local import free_port
 from transfer_trainer import membership
@@ -60,3 +60,18 @@ def test_a_worker_that_waits_for_the_store_leaves_at_once_when_asked(tmp_path: P
         wait_for(lambda: pod.progress.activity is Activity.LOADING, what="the worker waits for the store")
         pod.ask()
         assert pod.wait(20) == 75
+
+
+def test_a_worker_whose_store_is_lost_waits_for_it_and_is_not_to_blame(tmp_path: Path) -> None:
+    dataset = make_storage(tmp_path)
+    with cluster(tmp_path, training_stage("a" * 32, dataset, steps=200, checkpoint_steps=5), max_nodes=2) as group:
+        pod = group.start(0)
+        wait_for(steps_at(group, 1), what="it trains")
+        group.lose_store()
+        for pid in pod.workers():  # now it has to come to the store again
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: pod.progress.activity is Activity.RENDEZVOUS, what="it comes to the store that is gone")
+        done = group.ledger.steps
+        group.start_store()
+        assert pod.wait() == 0
+        assert group.ledger.steps == 200 > done

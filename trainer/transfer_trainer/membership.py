@@ -113,15 +113,35 @@ class Rendezvous:
     """A node of torch's dynamic rendezvous over the attempt's store."""
 
     def __init__(self, context: PodContext) -> None:
-        wait_for_store(context.rendezvous)
         # With a shared store torch hands out the address of a node that is gone, and the next round hangs (research: torch 2.13).
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        self._context = context
+        self._nodes = 0
+        self._connect()
+
+    def _connect(self) -> None:
+        """Comes to the store, however long that takes: a store that is lost costs the attempt, which is not this pod's fault.
+
+        Raises:
+            VersionMismatch: the pods that are there run something else.
+        """
+        from torch.distributed import DistError
+        from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+
+        while True:
+            wait_for_store(self._context.rendezvous)
+            try:
+                return self._meet()
+            except (RendezvousConnectionError, DistError) as error:
+                logger.warning("the rendezvous store was lost again: %s", error)
+                time.sleep(STORE_RETRY_SECONDS)
+
+    def _meet(self) -> None:
         from torch.distributed.elastic.rendezvous import RendezvousParameters
         from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
         from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-        self._max_nodes = context.max_nodes
-        self._nodes = 0
+        context = self._context
         parameters = RendezvousParameters(
             backend="c10d", endpoint=context.rendezvous, run_id=context.attempt or context.stage.key, min_nodes=context.min_nodes,
             max_nodes=context.max_nodes, local_addr=context.address, is_host="false", last_call_timeout=LAST_CALL_SECONDS,
@@ -135,18 +155,25 @@ class Rendezvous:
         self._incarnation = store.compare_set("transfer/incarnation", "", secrets.token_hex(8)).decode()
 
     def join(self) -> Round:
-        """Waits until at least `min` nodes are there.
+        """Waits until at least `min` nodes are there, and before that for the store, should it be lost.
 
         Raises:
             RendezvousOverError: it was closed.
-            RendezvousError: the store is lost.
+            VersionMismatch: another store is there, and pods that run something else.
+            RendezvousError: the rendezvous is in a state that torch cannot go on from.
         """
-        from torch.distributed.elastic.rendezvous import RendezvousClosedError
+        from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
 
-        try:
-            info = self._handler.next_rendezvous()
-        except RendezvousClosedError as error:
-            raise RendezvousOverError(str(error)) from error
+        while True:
+            try:
+                info = self._handler.next_rendezvous()
+                break
+            except RendezvousClosedError as error:
+                raise RendezvousOverError(str(error)) from error
+            except RendezvousConnectionError as error:
+                logger.warning("the rendezvous store is lost, and waited for: %s", error)
+                self._handler._stop_heartbeats()
+                self._connect()
         meeting = info.bootstrap_store_info
         assert meeting is not None
         self._nodes = info.world_size
@@ -161,7 +188,7 @@ class Rendezvous:
         from torch.distributed.elastic.rendezvous import RendezvousError
 
         try:
-            return self._nodes < self._max_nodes and self._handler.num_nodes_waiting() > 0
+            return self._nodes < self._context.max_nodes and self._handler.num_nodes_waiting() > 0
         except RendezvousError as error:
             logger.warning("the rendezvous store does not answer: %s", error)
             return False
