@@ -365,6 +365,8 @@ LANGUAGE_IDENTITY = "language-identity"
 """Answers in each of `ASKED_LANGUAGES`."""
 LLM_EVAL = "llm-eval"
 """Answers to open questions, scored by a judge."""
+LANGUAGE_SUITES = (CODE_SWITCHING,)
+"""Exist in several languages: alone in the experiment's, with `_hi` in another."""
 OWN_SUITES = (PERPLEXITY, CODE_SWITCHING, LANGUAGE_IDENTITY, LLM_EVAL)
 
 
@@ -469,6 +471,10 @@ class Evaluation(Contract):
         description="perplexity, code-switching, language-identity, llm-eval, or a task or group of the harness or of taskFolders.",
     )  # fmt: skip
     baseline: bool = Field(default=True, description="Score the base model too and compare item by item.")
+    baseline_model: ModelSource | None = Field(
+        default=None, exclude_if=lambda value: value is None,
+        description="Another model to compare with. Default: the base model, where a stage makes a new one of it.",
+    )  # fmt: skip
     texts: list[NamedText] = Field(default=[], max_length=64, description="Held-out texts of the suite perplexity.")
     task_folders: list[Path] = Field(
         default=[], max_length=8, description="Folders with task files of lm-evaluation-harness, relative to the storage."

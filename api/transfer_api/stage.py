@@ -240,7 +240,15 @@ def input_paths(spec: ExperimentSpec) -> list[str]:
 def needs_hub(spec: ExperimentSpec) -> bool:
     """Whether anything is fetched from a hub: the model, a data set, or a task that is in no folder of the experiment's."""
     tasks = spec.evaluation is not None and not spec.evaluation.task_folders and any(map(is_harness_suite, spec.evaluation.suites))
-    return spec.model.name is not None or tasks or names_hub(spec.model_dump(mode="json"))
+    return any(model.name is not None for model in models_of(spec).values()) or tasks or names_hub(spec.model_dump(mode="json"))
+
+
+def models_of(spec: ExperimentSpec) -> dict[str, ModelSource]:
+    """The models that an experiment starts from, by their place in the file."""
+    found = {"spec.model": spec.model}
+    if spec.evaluation and spec.evaluation.baseline_model:
+        found["spec.evaluation.baselineModel"] = spec.evaluation.baseline_model
+    return found
 
 
 def is_address(path: str) -> bool:
@@ -290,8 +298,7 @@ class _Planner:
     def __init__(self, spec: ExperimentSpec, fingerprints: Mapping[str, str]) -> None:
         self.spec = spec
         self.fingerprints = fingerprints
-        # Neither the hub token nor the size hint changes a result.
-        self.model = spec.model.model_copy(update={"token_secret": None, "parameters": None})
+        self.model = _bare(spec.model)
         self.stages: list[StagePlan] = []
 
     def plan(self) -> tuple[StagePlan, ...]:
@@ -299,8 +306,8 @@ class _Planner:
         trained: str | None = None
         baseline: str | None = None
         has_training = spec.vocabulary or spec.pretraining or spec.instruction_tuning
-        if spec.evaluation and spec.evaluation.baseline and has_training:
-            baseline = self._evaluation("baseline", spec.evaluation, None, None)
+        if spec.evaluation and spec.evaluation.baseline and (has_training or spec.evaluation.baseline_model):
+            baseline = self._evaluation("baseline", spec.evaluation, None, None, source=spec.evaluation.baseline_model)
         if spec.vocabulary:
             trained = self._add("vocabulary", StageKind.VOCABULARY, self._vocabulary(), {})
         if spec.pretraining:
@@ -375,7 +382,13 @@ class _Planner:
         return self._add(name, kind, parameters, _roles(dataset=dataset, model=model), execution)
 
     def _evaluation(
-        self, name: str, wanted: Evaluation, model: str | None, baseline: str | None, rows: Mapping[str, str] | None = None
+        self,
+        name: str,
+        wanted: Evaluation,
+        model: str | None,
+        baseline: str | None,
+        rows: Mapping[str, str] | None = None,
+        source: ModelSource | None = None,
     ) -> str:
         texts = [text.model_copy(update={"language": text.language or self.spec.language}) for text in wanted.texts]
         own = f"{CODE_SWITCHING}_{primary(self.spec.language)}"
@@ -383,7 +396,8 @@ class _Planner:
         judged = LLM_EVAL in wanted.suites
         first, second = (wanted.judge, wanted.second_judge) if judged else (None, None)
         parameters = EvaluationParameters(
-            model=self.model, suites=suites, texts=texts, task_folders=wanted.task_folders,
+            model=_bare(source) if source else self.model, suites=suites, texts=texts,
+            task_folders=wanted.task_folders,
             questions=[one.model_copy(update={"language": one.language or self.spec.language}) for one in wanted.questions if judged],
             answer_tokens=wanted.answer_tokens if judged else None, judge=_settings(first), second_judge=_settings(second),
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
@@ -391,6 +405,11 @@ class _Planner:
         )  # fmt: skip
         execution = Execution(judge_pace=first.pace if first else None, second_judge_pace=second.pace if second else None)
         return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline, **(rows or {})), execution)
+
+
+def _bare(model: ModelSource) -> ModelSource:
+    """Neither the hub token nor the size hint changes a result."""
+    return model.model_copy(update={"token_secret": None, "parameters": None})
 
 
 def _settings(judge: Judge | None) -> Judge | None:

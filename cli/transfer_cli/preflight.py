@@ -17,8 +17,8 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import LLM_EVAL, ExperimentSpec, Method, TransferExperiment
-from transfer_api.stage import StageKind, StagePlan, plan_stages
+from transfer_api.spec import LLM_EVAL, ExperimentSpec, Method, ModelSource, TransferExperiment
+from transfer_api.stage import StageKind, StagePlan, models_of, plan_stages
 from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import fingerprints, model_size, sources
@@ -88,7 +88,7 @@ def input_problems(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Transf
     folders = spec.evaluation.task_folders if spec.evaluation else []
     errors = _ask(
         [
-            lambda: _model(spec, roots),
+            *(_model_question(place, model, roots) for place, model in models_of(spec).items()),
             *(_source_question(field, path, text_field, roots) for field, path, text_field in _sources(spec)),
             *(_folder_question(index, folder, roots) for index, folder in enumerate(folders)),
             lambda: _suites(spec, roots),
@@ -179,9 +179,12 @@ def _suites(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
         check_suites(spec.evaluation.suites, folders)
 
 
-def _model(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
-    if spec.model.path is not None:
-        check_model_folder(find_input(spec.model.path, roots, "spec.model.path"))
+def _model_question(place: str, model: ModelSource, roots: tuple[Path, ...]) -> Callable[[], None]:
+    def ask() -> None:
+        if model.path is not None:
+            check_model_folder(find_input(model.path, roots, f"{place}.path"), f"{place}.path")
+
+    return ask
 
 
 def _sequence_lengths(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferError]:
@@ -191,7 +194,7 @@ def _sequence_lengths(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Tra
     try:
         positions = read_config(find_input(spec.model.path, roots)).get("max_position_embeddings")
     except TransferError:
-        return []  # `_model` has said it
+        return []  # `_model_question` has said it
     if not isinstance(positions, int):
         return []
     return [
@@ -213,7 +216,7 @@ def _adapters(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferErr
     try:
         sides = linear_sides(check_model_folder(find_input(spec.model.path, roots)))
     except TransferError:
-        return []  # `_model` has said it
+        return []  # `_model_question` has said it
     return _ask([functools.partial(check_lora, sides, lora, field) for field, lora in wanted])
 
 

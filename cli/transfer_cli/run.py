@@ -10,7 +10,7 @@ import argparse
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -59,8 +59,32 @@ def run(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.file)
     storage = (options.storage or default_storage()).absolute()
     output = (options.output or default_output(experiment.metadata.name)).absolute()
-    search = (options.file.absolute().parent,)
-    plan = preflight.check(experiment, storage=storage, output=output, search=search, metrics_port=options.metrics_port)
+    return start(experiment, storage=storage, output=output, search=(options.file.absolute().parent,), metrics_port=options.metrics_port)
+
+
+def start(
+    experiment: TransferExperiment,
+    *,
+    storage: Path,
+    output: Path,
+    search: tuple[Path, ...],
+    metrics_port: int | None = None,
+    begun: Callable[[], None] = lambda: None,
+) -> int:
+    """Checks an experiment and runs it; returns the exit code.
+
+    Args:
+        experiment: what to run.
+        storage: root of the storage.
+        output: folder for report, results, status and model.
+        search: further folders in which relative paths are looked up.
+        metrics_port: where to serve metrics, if anywhere.
+        begun: called once the checks are passed and the output folder is this run's.
+
+    Raises:
+        SpecErrors: it cannot work.
+    """
+    plan = preflight.check(experiment, storage=storage, output=output, search=search, metrics_port=metrics_port)
     session = Session(
         experiment=experiment,
         plan=plan,
@@ -71,7 +95,8 @@ def run(options: argparse.Namespace) -> int:
     name = experiment.metadata.name
     with output_errors(output):
         session.backend.logs.mkdir(parents=True, exist_ok=True)
-    with lock.hold(output, name), open_display(experiment, plan) as display, _metrics(options.metrics_port, session, display):
+    with lock.hold(output, name), open_display(experiment, plan) as display, _metrics(metrics_port, session, display):
+        begun()
         return session.run(display)
 
 
