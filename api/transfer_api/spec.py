@@ -365,7 +365,7 @@ LANGUAGE_IDENTITY = "language-identity"
 """Answers in each of `ASKED_LANGUAGES`."""
 LLM_EVAL = "llm-eval"
 """Answers to open questions, scored by a judge."""
-LANGUAGE_SUITES = (CODE_SWITCHING,)
+LANGUAGE_SUITES = (CODE_SWITCHING, "belebele", "global-mmlu", "xcopa")
 """Exist in several languages: alone in the experiment's, with `_hi` in another."""
 OWN_SUITES = (PERPLEXITY, CODE_SWITCHING, LANGUAGE_IDENTITY, LLM_EVAL)
 
@@ -468,7 +468,8 @@ class Evaluation(Contract):
 
     suites: list[Suite] = Field(
         default=[PERPLEXITY], min_length=1, max_length=32,
-        description="perplexity, code-switching, language-identity, llm-eval, or a task or group of the harness or of taskFolders.",
+        description="perplexity, code-switching, language-identity, llm-eval, a suite of docs/evaluation.md (mmlu, c-eval, cmmlu, agieval, "
+        "gaokao-bench, global-mmlu, belebele, xcopa), or a task or group of the harness or of taskFolders.",
     )  # fmt: skip
     baseline: bool = Field(default=True, description="Score the base model too and compare item by item.")
     baseline_model: ModelSource | None = Field(
@@ -479,6 +480,11 @@ class Evaluation(Contract):
     task_folders: list[Path] = Field(
         default=[], max_length=8, description="Folders with task files of lm-evaluation-harness, relative to the storage."
     )
+    mirror: Path | None = Field(
+        default=None, exclude_if=lambda value: value is None,
+        description="Folder with the data sets of the tasks, relative to the storage, filled by `transfer evaluate fetch`. "
+        "Default: the hub.",
+    )  # fmt: skip
     questions: list[QuestionSource] = Field(default=[], max_length=32, description="Open questions of the suite llm-eval.")
     answer_tokens: int = Field(default=512, ge=1, le=32_768, description="Most tokens of an answer to an open question.")
     judge: Judge | None = Field(default=None, description="Scores the answers of the suite llm-eval.")

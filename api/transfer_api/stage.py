@@ -25,7 +25,7 @@ from pydantic.alias_generators import to_camel
 from transfer_api.base import Observed
 from transfer_api.language import primary
 from transfer_api.spec import (
-    CODE_SWITCHING,
+    LANGUAGE_SUITES,
     LLM_EVAL,
     Anomalies,
     CheckpointInterval,
@@ -74,7 +74,7 @@ CONTRACT_VERSION: Mapping[StageKind, int] = {
     StageKind.DATASET: 2,
     StageKind.PRETRAINING: 2,
     StageKind.INSTRUCTION_TUNING: 2,
-    StageKind.EVALUATION: 2,
+    StageKind.EVALUATION: 3,
 }
 
 
@@ -148,6 +148,7 @@ class EvaluationParameters(Observed):
     suites: list[str]
     texts: list[NamedText]
     task_folders: list[str]
+    mirror: str | None = Field(default=None, exclude_if=lambda value: value is None)
     questions: list[QuestionSource] = []
     answer_tokens: int | None = None
     judge: Judge | None = None
@@ -239,8 +240,15 @@ def input_paths(spec: ExperimentSpec) -> list[str]:
 
 def needs_hub(spec: ExperimentSpec) -> bool:
     """Whether anything is fetched from a hub: the model, a data set, or a task that is in no folder of the experiment's."""
-    tasks = spec.evaluation is not None and not spec.evaluation.task_folders and any(map(is_harness_suite, spec.evaluation.suites))
+    wanted = spec.evaluation
+    tasks = wanted is not None and not (wanted.task_folders or wanted.mirror) and any(map(is_harness_suite, wanted.suites))
     return any(model.name is not None for model in models_of(spec).values()) or tasks or names_hub(spec.model_dump(mode="json"))
+
+
+def asked_suites(evaluation: Evaluation, language: str) -> list[str]:
+    """The suites, those that exist in several languages in the experiment's where none is named."""
+    own = primary(language)
+    return list(dict.fromkeys(f"{suite}_{own}" if suite in LANGUAGE_SUITES else suite for suite in evaluation.suites))
 
 
 def models_of(spec: ExperimentSpec) -> dict[str, ModelSource]:
@@ -391,13 +399,11 @@ class _Planner:
         source: ModelSource | None = None,
     ) -> str:
         texts = [text.model_copy(update={"language": text.language or self.spec.language}) for text in wanted.texts]
-        own = f"{CODE_SWITCHING}_{primary(self.spec.language)}"
-        suites = list(dict.fromkeys(own if suite == CODE_SWITCHING else suite for suite in wanted.suites))
         judged = LLM_EVAL in wanted.suites
         first, second = (wanted.judge, wanted.second_judge) if judged else (None, None)
         parameters = EvaluationParameters(
-            model=_bare(source) if source else self.model, suites=suites, texts=texts,
-            task_folders=wanted.task_folders,
+            model=_bare(source) if source else self.model, suites=asked_suites(wanted, self.spec.language), texts=texts,
+            task_folders=wanted.task_folders, mirror=wanted.mirror,
             questions=[one.model_copy(update={"language": one.language or self.spec.language}) for one in wanted.questions if judged],
             answer_tokens=wanted.answer_tokens if judged else None, judge=_settings(first), second_judge=_settings(second),
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--texts", nargs="+", metavar="[LANGUAGE=]FILE", default=[], help="held-out texts of the suite perplexity")
     parser.add_argument("--task-folders", nargs="+", metavar="DIR", default=[], help="folders with task files of your own")
+    parser.add_argument("--mirror", metavar="DIR", help="data sets of the suites, filled by `transfer evaluate fetch` (default: the hub)")
     parser.add_argument("--shots", type=int, metavar="N", help="examples before each question (default: as the suite says)")
     parser.add_argument("--limit", type=int, metavar="N", help="most items of one task or text")
     parser.add_argument("--output", type=Path, metavar="DIR", help="report, results and status (default: runs/evaluate-MODEL)")
@@ -86,6 +87,7 @@ def build(options: argparse.Namespace) -> tuple[TransferExperiment, dict[str, An
         "baselineModel": _model(options.baseline, "--baseline") if options.baseline is not None else None,
         "texts": _named_apart(texts),
         "taskFolders": [_place(folder) for folder in options.task_folders],
+        "mirror": _place(options.mirror) if options.mirror is not None else None,
         "shots": options.shots,
         "limit": options.limit,
     }

@@ -205,9 +205,9 @@ class LocalBackend:
         )
 
     def _tasks_are_here(self) -> bool:
-        """Whether every suite is a file of the task folders; the harness's own ones may fetch their questions."""
+        """Whether the data of every suite is: in the task folders or in a mirror; the harness's own ones may fetch their questions."""
         wanted = self.experiment.spec.evaluation
-        if wanted is None:
+        if wanted is None or wanted.mirror is not None:
             return True
         folders = [find_input(folder, (self.storage, *self.search)) for folder in wanted.task_folders]
         return all(

@@ -15,6 +15,8 @@ from transfer_api.progress import Activity, Outcome, Progress, ResultMessage, Sc
 from transfer_api.spec import LLM_EVAL, PERPLEXITY, is_harness_suite
 from transfer_api.stage import EvaluationParameters, StageKind
 from transfer_evaluator import contamination, perplexity, switching
+from transfer_evaluator.mirror import FIELD as MIRROR
+from transfer_evaluator.mirror import Mirror
 from transfer_evaluator.model import LoadedModel, load_model
 from transfer_evaluator.score import Item, TaskResult, read_items, score_tasks, write_items
 from transfer_evaluator.scorer import Done, TokenScorer
@@ -101,7 +103,9 @@ class _Suites:
             from transfer_evaluator.tasks import TaskLibrary, quiet
 
             quiet()
-            self.library = TaskLibrary([context.find(folder, "spec.evaluation.taskFolders") for folder in parameters.task_folders])
+            folders = [context.find(folder, "spec.evaluation.taskFolders") for folder in parameters.task_folders]
+            mirror = Mirror(context.find(parameters.mirror, MIRROR)) if parameters.mirror is not None else None
+            self.library = TaskLibrary(folders, mirror)
             self.library.check(self.tasks)
             self.library.prepare(self.tasks)
 

@@ -382,7 +382,8 @@ def may_fetch(stage: StagePlan) -> bool:
     """Whether a stage may need the hub: for its model, a text, or the questions of a task, which only the pod can look up."""
     if _mapping(stage.parameters.get("model")).get("name") is not None:
         return True
-    tasks = stage.kind is StageKind.EVALUATION and any(map(is_harness_suite, stage.parameters.get("suites", [])))
+    here = stage.kind is not StageKind.EVALUATION or stage.parameters.get("mirror") is not None
+    tasks = not here and any(map(is_harness_suite, stage.parameters.get("suites", [])))
     return tasks or names_hub(stage.parameters) or names_hub(stage.execution.model_dump(mode="json"))
 
 

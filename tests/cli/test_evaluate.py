@@ -137,25 +137,6 @@ def test_a_model_that_cannot_be_loaded_is_refused_with_two(
     assert not (place / "runs").exists()
 
 
-def test_a_misspelt_suite_is_refused_with_the_nearest_names(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lm_eval.tasks._index import TaskIndex
-
-    build = TaskIndex.build
-    # All of the harness's 14,000 files take ten seconds to index; those of one folder say as much here.
-    monkeypatch.setattr(
-        TaskIndex,
-        "build",
-        staticmethod(lambda paths, **more: build([p / "belebele" if "lm_eval" in p.parts else p for p in paths], **more)),
-    )
-    assert main(["evaluate", "base", "--suites", "belebele_ind_latn"]) == ExitCode.REFUSED
-    told = capsys.readouterr().err
-    assert "no such suite (got 'belebele_ind_latn')" in told
-    assert "belebele_ind_Latn" in told
-    assert not (place / "runs").exists()
-
-
 def test_the_table_stands_beside_the_baseline_and_is_not_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
