@@ -1,4 +1,4 @@
-"""`transfer evaluate`: scores a model, and another one beside it, without an experiment file.
+"""`transfer evaluate`: scores a model, and another one beside it, without an experiment file; `transfer evaluate fetch` fills a mirror.
 
 It writes the file itself, with a stage `evaluation` and nothing else, and runs it as `transfer run` does: the same checks, stage code,
 cache, report and exit codes. The file lies beside the report, so that `transfer run` and `kubectl apply` can do the same again.
@@ -11,10 +11,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transfer_api.errors import SpecError
+from transfer_api.errors import ExitCode, SpecError
 from transfer_api.spec import API_VERSION, LANGUAGE_SUITES, NAME_LENGTH, PERPLEXITY, TransferExperiment
 
 DEFAULT_LANGUAGE = "en"
+FETCH = "fetch"
+"""In the place of a model; a folder of that name is ./fetch."""
 FILE = "experiment.yaml"
 """In the output folder."""
 OF_A_HUB = re.compile(r"(?P<name>[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*)(@(?P<revision>[0-9a-f]{40}))?")
@@ -23,7 +25,9 @@ TEXT = re.compile(r"((?P<language>[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)=)?(?P<path>
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("model", metavar="MODEL", help="model folder, or OWNER/NAME@COMMIT on the model hub")
+    parser.usage = "%(prog)s MODEL [options]\n       %(prog)s fetch SUITE ... --mirror DIR [--task-folders DIR ...]"
+    parser.add_argument("model", metavar="MODEL", help="model folder, or OWNER/NAME@COMMIT on the model hub; `fetch` fills a mirror")
+    parser.add_argument("more", metavar="SUITE", nargs="*", help="with fetch: suites whose data sets are to be in the mirror")
     parser.add_argument("--suites", metavar="A,B", help="what is measured (default: perplexity where there are texts); docs/evaluation.md")
     parser.add_argument("--baseline", metavar="MODEL", help="model to compare with, item by item")
     parser.add_argument(
@@ -46,7 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Scores the model, or goes on with it. Exit codes: those of `transfer run`."""
+    """Scores the model, or goes on with it; or fills a mirror. Exit codes: those of `transfer run`."""
+    if options.model == FETCH:
+        return fetch(options)
+    if options.more:
+        raise SpecError(
+            "are several models", field="MODEL", value=[options.model, *options.more], allowed="one",
+            next_step="Name the other one with --baseline, or evaluate them one after the other",
+        )  # fmt: skip
     import yaml
 
     from transfer_cli.outputs import output_errors
@@ -63,6 +74,22 @@ def run(options: argparse.Namespace) -> int:
             write_atomically(output / FILE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
     return start(experiment, storage=storage, output=output, search=(Path.cwd(),), begun=keep)
+
+
+def fetch(options: argparse.Namespace) -> int:
+    """Fills the mirror with the data sets of the suites and says what it has."""
+    from transfer_cli.mirror import data_sets_of, fill
+    from transfer_evaluator.mirror import Mirror
+
+    suites = _in_each([*options.more, *_split(options.suites)], _split(options.languages) or [DEFAULT_LANGUAGE])
+    if not suites or options.mirror is None:
+        field, what = ("SUITE", "no suite") if not suites else ("--mirror", "no folder")
+        raise SpecError(f"{what} is named", field=field, next_step="Write `transfer evaluate fetch SUITE ... --mirror DIR`")
+    data_sets = data_sets_of(suites, options.task_folders)
+    fill(Mirror(Path(options.mirror)), data_sets, print)
+    if not data_sets:
+        print("These suites read no data set of the hub.")
+    return ExitCode.COMPLETE
 
 
 def build(options: argparse.Namespace) -> tuple[TransferExperiment, dict[str, Any]]:
