@@ -492,6 +492,10 @@ class Evaluation(Contract):
     shots: int | None = Field(default=None, ge=0, le=64, description="Examples before each question. Default: what the task says.")
     limit: int | None = Field(default=None, ge=1, le=1_000_000, description="Most items of one task or text. Default: all.")
     precision: Precision = Field(default=Precision.FLOAT32, description="Number format of the forward pass.")
+    shards: int = Field(
+        default=1, ge=1, le=256, exclude_if=lambda value: value == 1,
+        description="Pods that share the work, each with the model, the resources of a worker and one GPU; scores do not depend on it.",
+    )  # fmt: skip
     contamination: bool = Field(
         default=False, exclude_if=lambda value: not value,
         description="Counts the items of each task of which 13 consecutive words stand in the training rows, for the report.",

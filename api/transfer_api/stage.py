@@ -187,6 +187,7 @@ class Execution(Observed):
     max_epochs: int | None = Field(default=None, description="Refuses a budget that reads a source more often; it changes no row.")
     validation_steps: int | None = None
     validation_texts: list[NamedText] = Field(default=[], description="Measured on along the way, never learned from.")
+    shards: int = Field(default=1, description="Pods that share an evaluation.")
     judge_pace: JudgePace | None = None
     second_judge_pace: JudgePace | None = None
 
@@ -203,7 +204,15 @@ class StagePlan(Observed):
 
     @property
     def shared(self) -> bool:
-        """Whether as many pods as there are workers make it together: training, and tokenising the texts of a mixture."""
+        """Whether several pods make it together: training, tokenising the texts of a mixture, and an evaluation in shards."""
+        return self._of_workers or self.execution.shards > 1
+
+    def pods(self, workers: int) -> int:
+        """Pods that make it, besides a rendezvous, where so many workers are wanted."""
+        return workers if self._of_workers else self.execution.shards
+
+    @property
+    def _of_workers(self) -> bool:
         return self.kind.elastic or (self.kind is StageKind.DATASET and bool(self.parameters.get("mixture")))
 
     def typed_parameters(self) -> Parameters:
@@ -409,7 +418,9 @@ class _Planner:
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
             contamination=bool(rows),
         )  # fmt: skip
-        execution = Execution(judge_pace=first.pace if first else None, second_judge_pace=second.pace if second else None)
+        execution = Execution(
+            shards=wanted.shards, judge_pace=first.pace if first else None, second_judge_pace=second.pace if second else None
+        )
         return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline, **(rows or {})), execution)
 
 

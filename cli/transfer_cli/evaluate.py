@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mirror", metavar="DIR", help="data sets of the suites, filled by `transfer evaluate fetch` (default: the hub)")
     parser.add_argument("--shots", type=int, metavar="N", help="examples before each question (default: as the suite says)")
     parser.add_argument("--limit", type=int, metavar="N", help="most items of one task or text")
+    parser.add_argument("--shards", type=int, metavar="N", help="processes that share the work, each with the model (default: 1)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="report, results and status (default: runs/evaluate-MODEL)")
     parser.add_argument(
         "--storage",
@@ -117,6 +118,7 @@ def build(options: argparse.Namespace) -> tuple[TransferExperiment, dict[str, An
         "mirror": _place(options.mirror) if options.mirror is not None else None,
         "shots": options.shots,
         "limit": options.limit,
+        "shards": options.shards,
     }
     evaluation |= {name: value for name, value in wanted.items() if value not in (None, [])}
     document = {

@@ -28,8 +28,7 @@ from transfer_evaluator.judge.questions import QuestionSet, read_questions
 from transfer_evaluator.judge.store import ReplyStore
 from transfer_evaluator.model import LoadedModel
 from transfer_evaluator.score import Item, Metric, TaskResult
-from transfer_evaluator.scorer import Begin
-from transfer_pod.artifact import ArtifactStore
+from transfer_evaluator.scorer import Begin, TokenScorer
 from transfer_pod.context import PodContext
 
 HARMLESSNESS = "harmlessness"
@@ -81,34 +80,43 @@ class LlmEval:
             if judge is not None
         ]
         self._judged: list[_Judged] = []
+        self._answers: list[Answers] = []
+        self._mode = ""
 
     def _seat(self, place: str, judge: Judge, pace: JudgePace, token: str) -> Seat:
         store = ReplyStore(self._context.storage, judge, self._context.stage.key, self._context.pod)
         return Seat(place=place, judge=judge, pace=pace, token=os.environ.get(token) or None, store=store)
 
-    def run(self, model: LoadedModel, begin: Begin) -> list[TaskResult]:
-        """Answers all questions, has the answers judged, and gives the scores of each set and of each of its categories.
+    def answer(self, model: LoadedModel, scorer: TokenScorer, begin: Begin) -> None:
+        """Has the model answer all questions.
+
+        Raises:
+            ModelError: the tokenizer has no end-of-text token.
+            StorageError: the answers cannot be kept.
+        """
+        answerer = Answerer(model, self._answer_tokens)
+        done = begin(sum(len(one.questions) for one in self._sets))
+        self._mode = answerer.mode
+        self._answers = [answerer.answer(one.questions, done, scorer) for one in self._sets]
+
+    def judge(self, begin: Begin) -> list[TaskResult]:
+        """Has the answers judged, and gives the scores of each set and of each of its categories.
 
         Raises:
             JudgeDownError, OutOfMoneyError, SpecError, StorageError: as `panel.ask_panel`.
-            ModelError: the tokenizer has no end-of-text token.
         """
-        answerer = Answerer(model, self._answer_tokens)
-        work = ArtifactStore(self._context.storage).work(self._context.stage.kind, self._context.stage.key)
-        done = begin(sum(len(one.questions) for one in self._sets))
-        answers = [answerer.answer(one.questions, done, work / f"answers-{number}.json") for number, one in enumerate(self._sets)]
         cases = [
             [Case(q.text, text, q.language, q.reference) for q, text in zip(one.questions, told.texts, strict=True)]
-            for one, told in zip(self._sets, answers, strict=True)
+            for one, told in zip(self._sets, self._answers, strict=True)
         ]
         everything = ask_panel(self.seats, [case for group in cases for case in group], begin)
         start = 0
-        for one, told in zip(self._sets, answers, strict=True):
+        for one, told in zip(self._sets, self._answers, strict=True):
             end = start + len(one.questions)
             found = [verdicts[start:end] for verdicts in everything]
             self._judged.append(_Judged(one, told, found, [self._item(one, told, found, place) for place in range(end - start)]))
             start = end
-        harness = self._harness(answerer)
+        harness = self._harness()
         return [result for judged in self._judged for result in _results(judged, harness)]
 
     def files(self, baseline: Callable[[TaskResult], list[Item] | None]) -> dict[str, str]:
@@ -119,11 +127,11 @@ class LlmEval:
             SAMPLES_FILE: "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples),
         }
 
-    def _harness(self, answerer: Answerer) -> str:
+    def _harness(self) -> str:
         judges = " and ".join(
             f"{seat.judge.model} (temperature {seat.judge.temperature}, {seat.judge.repeats} ×)" for seat in self.seats
         )  # fmt: skip
-        return f"transfer-operator, LLM-Eval 0-3, judged by {judges}, prompt {prompt_hash()}, {answerer.mode}"
+        return f"transfer-operator, LLM-Eval 0-3, judged by {judges}, prompt {prompt_hash()}, {self._mode}"
 
     def _item(self, questions: QuestionSet, answers: Answers, found: Found, place: int) -> Item:
         question = questions.questions[place]

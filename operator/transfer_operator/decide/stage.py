@@ -90,7 +90,7 @@ class Step:
     @property
     def desired(self) -> int:
         """Pods that the stage should have, besides the rendezvous."""
-        return self.around.spec.workers.replicas if self.plan.shared else 1
+        return self.plan.pods(self.around.spec.workers.replicas)
 
     @property
     def min_nodes(self) -> int:
@@ -110,7 +110,7 @@ def begin(step: Step) -> None:
         state=StageState.RUNNING,
         attempt=step.status.attempt + 1,
         workers=[WorkerRecord(index=index) for index in range(step.desired)],
-        max_workers=max(step.around.spec.workers.max or 0, step.desired) if step.plan.shared else 1,
+        max_workers=max(step.plan.pods(step.around.spec.workers.max or 0), step.desired),
         rendezvous_seen=False,
         start_time=step.status.start_time or now,
         retry_time=step.status.retry_time if step.status.retry_time and step.status.retry_time > now else None,
