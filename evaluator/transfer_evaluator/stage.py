@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import SpecError
-from transfer_api.progress import Activity, Outcome, Progress, ResultMessage, Score
+from transfer_api.progress import UNJUDGED, Activity, Outcome, Progress, ResultMessage, Score
 from transfer_api.spec import LLM_EVAL, PERPLEXITY, is_harness_suite
 from transfer_api.stage import EvaluationParameters, StageKind
 from transfer_evaluator import contamination, perplexity, switching
@@ -26,7 +26,7 @@ from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomicall
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
-from transfer_pod.shard import Report, finished
+from transfer_pod.shard import Report
 
 logger = logging.getLogger(__name__)
 RESULTS = "results.json"
@@ -56,7 +56,7 @@ def run(context: PodContext, report: Report) -> ResultMessage:
         with blocks.turn_to_finish():
             return _finish(context, suites, [*results, *suites.judge(meter)], model, meter, started)
     except FinishedElsewhereError:
-        found = finished(context)
+        found = ArtifactStore(context.storage).result(context.stage.kind, context.stage.key)
         assert found is not None
         meter.show(Activity.DONE)
         return found.model_copy(update={"reused": False})
@@ -73,6 +73,8 @@ def _finish(
 
     seconds = time.monotonic() - started
     numbers = {"items": float(sum(len(result.items) for result in results)), "tokens": float(meter.tokens), "seconds": round(seconds, 3)}
+    if unjudged := (suites.llm_eval.unjudged if suites.llm_eval else 0) + _unjudged_of_baseline(context):
+        numbers[UNJUDGED] = float(unjudged)
     numbers |= {"contaminated_items": float(sum(overlap.contaminated for overlap in contaminated))} if parameters.contamination else {}
     meter.show(Activity.SAVING)
     store = ArtifactStore(context.storage)
@@ -211,6 +213,13 @@ def _baseline(context: PodContext) -> Callable[[TaskResult], list[Item] | None]:
         return lambda result: None
     folder = ArtifactStore(context.storage).open(StageKind.EVALUATION, key)
     return lambda result: read_items(folder, result)
+
+
+def _unjudged_of_baseline(context: PodContext) -> int:
+    """Its answers that no judge has scored: once they have scores, this table is made again too."""
+    key = context.stage.inputs.get("baseline")
+    result = ArtifactStore(context.storage).result(StageKind.EVALUATION, key) if key is not None else None
+    return result.unjudged if result is not None else 0
 
 
 def _contamination(context: PodContext, results: list[TaskResult], model: LoadedModel, meter: Meter) -> list[contamination.Overlap]:

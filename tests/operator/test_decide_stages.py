@@ -70,6 +70,17 @@ def test_an_evaluation_has_a_pod_for_each_shard_and_is_done_when_one_of_them_is(
     assert made.stage("evaluation").state is StageState.COMPLETE
 
 
+def test_an_evaluation_whose_judge_was_down_is_complete_and_says_what_is_missing():
+    made = world(pretraining=None).decides().runs().decides()
+    plan = made.planned("evaluation")
+    made.ends("w0-g1", result=result(plan, numbers={"unjudged": 37.0})).decides()
+    assert made.status.phase is Phase.COMPLETE
+    record = made.stage("evaluation")
+    assert record.artifact.provisional
+    assert record.message.startswith("37 answers have no scores, since a judge did not answer")
+    assert "AnswersNotJudged" in made.events()
+
+
 def test_a_stage_that_is_not_shared_has_one_pod_whatever_the_workers_are():
     made = world(evaluation=None, **{**TUNING, "pretraining": None}, workers={"min": 3, "replicas": 4}).decides()
     assert made.created() == ["a1-w0-g1"]

@@ -103,7 +103,7 @@ class LlmEval:
         """Has the answers judged, and gives the scores of each set and of each of its categories.
 
         Raises:
-            JudgeDownError, OutOfMoneyError, SpecError, StorageError: as `panel.ask_panel`.
+            OutOfMoneyError, SpecError, StorageError: as `panel.ask_panel`.
         """
         cases = [
             [Case(q.text, text, q.language, q.reference) for q, text in zip(one.questions, told.texts, strict=True)]
@@ -118,6 +118,15 @@ class LlmEval:
             start = end
         harness = self._harness()
         return [result for judged in self._judged for result in _results(judged, harness)]
+
+    @property
+    def unjudged(self) -> int:
+        """Answers without scores because a judge did not answer."""
+        return sum(
+            MEAN not in item and any(verdict.unanswered for judge in judged.found for verdict in judge[place])
+            for judged in self._judged
+            for place, item in enumerate(judged.items)
+        )
 
     def files(self, baseline: Callable[[TaskResult], list[Item] | None]) -> dict[str, str]:
         """Further files of the artifact by name: what the judges did and how far they agree, and answers side by side."""
@@ -159,6 +168,7 @@ class LlmEval:
             "requests": seat.requests, "requests_without_usable_answer": seat.failures, "replies_kept_from_before": seat.kept,
             "replies_not_readable": seat.unreadable, "input_tokens": spending.input_tokens, "output_tokens": spending.output_tokens,
             "money": None if spending.money is None else str(spending.money), "spending_limit_reached": spending.reached,
+            "down": seat.down or None,
             "missing": missing_reasons([verdicts for judged in self._judged for verdicts in judged.found[place]]),
         }  # fmt: skip
 

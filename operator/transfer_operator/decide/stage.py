@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from transfer_api.progress import Progress
+from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import ExperimentSpec
 from transfer_api.stage import StagePlan
 from transfer_api.status import ArtifactStatus, Cause, Reason, Restarts, StageState, StageStatus, WorkerRecord
@@ -190,14 +190,23 @@ def complete(step: Step, pod: Pod) -> None:
     step.change(
         state=StageState.COMPLETE,
         completion_time=step.around.now,
-        artifact=ArtifactStatus(path=artifact.path, digest=artifact.digest, reused=pod.result.reused),
+        artifact=ArtifactStatus(path=artifact.path, digest=artifact.digest, reused=pod.result.reused, provisional=pod.result.provisional),
         productive_seconds=max(step.status.productive_seconds, round(pod.result.productive_seconds)),
         lost_steps=max(step.status.lost_steps, pod.result.lost_steps),
         last_step=max(step.status.last_step, pod.result.step),
         retry_time=None,
-        message="",
+        message=left_out(pod.result),
     )
     step.events.append(Event(reason="StageComplete", message=f"{step.plan.name}: {artifact.path}"))
+    if pod.result.provisional:
+        step.events.append(Event(reason="AnswersNotJudged", message=f"{step.plan.name}: {left_out(pod.result)}", warning=True))
+
+
+def left_out(result: ResultMessage) -> str:
+    """What is missing of a stage that is complete all the same."""
+    if not result.provisional:
+        return ""
+    return f"{result.unjudged} answers have no scores, since a judge did not answer; all else is kept, and another run asks only for them"
 
 
 def let_end(step: Step) -> None:
