@@ -128,6 +128,10 @@ class Outcome(enum.StrEnum):
     FAILED = "Failed"
 
 
+UNJUDGED = "unjudged"
+"""Number of an evaluation: answers without scores because a judge did not answer."""
+
+
 class ResultMessage(Observed):
     """Termination message of a pod: at most 4 KiB of JSON; the long form is in the artifact."""
 
@@ -144,6 +148,16 @@ class ResultMessage(Observed):
     productive_seconds: float = Field(default=0.0, ge=0, le=LATEST_UNIX_TIME)
     numbers: dict[str, float] = Field(default={}, description="A few more figures by name, such as added_tokens.")
 
+    @property
+    def provisional(self) -> bool:
+        """Whether the artifact is to be made again: a judge was down, and all but its scores is kept."""
+        return self.unjudged > 0
+
+    @property
+    def unjudged(self) -> int:
+        """Answers without scores because a judge did not answer, those of the baseline included."""
+        return int(self.numbers.get(UNJUDGED, 0))
+
     def encode(self) -> str:
         """JSON of at most `TERMINATION_MESSAGE_BYTES` bytes. Details of scores go first, then scores from the end, then words."""
         message = self
@@ -158,7 +172,8 @@ class ResultMessage(Observed):
                 keep = max(0, len(message.message) - max(excess // 4, 16))
                 message = message.model_copy(update={"message": message.message[:keep]})
             else:
-                message = message.model_copy(update={"numbers": {}, "reason": message.reason[:64]})
+                kept = {name: value for name, value in message.numbers.items() if name == UNJUDGED}
+                message = message.model_copy(update={"numbers": kept, "reason": message.reason[:64]})
         return text.decode()
 
     def _json(self) -> str:

@@ -66,6 +66,7 @@ class Rule:
 
 
 QUESTIONS = "spec.evaluation.questions[]"
+MODELS = ("spec.model", "spec.evaluation.baselineModel")
 SOURCES = ("spec.vocabulary.corpus[]", "spec.pretraining.mixture[]", "spec.evaluation.texts[]", "spec.instructionTuning.data[]", QUESTIONS)
 SPENDING = ("spec.evaluation.judge.spending", "spec.evaluation.secondJudge.spending")
 TRAINING = ("spec.pretraining", "spec.instructionTuning")
@@ -330,6 +331,12 @@ def _some_limit(spending: JudgeSpending) -> Violation | None:
     return Violation(allowed="tokens, money or both", next_step="Add tokens or money, or remove spending")
 
 
+def _baseline_model(evaluation: Evaluation) -> Violation | None:
+    if evaluation.baseline_model is None or evaluation.baseline:
+        return None
+    return Violation(field="baseline", value=False, allowed="true with baselineModel", next_step="Remove baseline, or remove baselineModel")
+
+
 def _unique_texts(evaluation: Evaluation) -> Violation | None:
     return _unique("texts", [text.name for text in evaluation.texts])
 
@@ -427,15 +434,15 @@ _NEW_ROWS_CEL = (
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        name="one-model-source", paths=("spec.model",), cel="has(self.name) != has(self.path)",
+        name="one-model-source", paths=MODELS, cel="has(self.name) != has(self.path)",
         message="needs exactly one of name (on a hub) and path (a folder)", check=_model_source,
     ),
     Rule(
-        name="model-revision", paths=("spec.model",), cel="!has(self.name) || has(self.revision)",
+        name="model-revision", paths=MODELS, cel="!has(self.name) || has(self.revision)",
         message="revision is required with name, because a branch moves", check=_model_revision,
     ),
     Rule(
-        name="revision-only-of-hub", paths=("spec.model", *SOURCES), cel="!has(self.path) || !has(self.revision)",
+        name="revision-only-of-hub", paths=(*MODELS, *SOURCES), cel="!has(self.path) || !has(self.revision)",
         message="revision is of a hub repository; a path has none", check=_hub_only,
     ),
     Rule(
@@ -542,6 +549,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="some-limit", paths=SPENDING, cel="has(self.tokens) || has(self.money)",
         message="limits neither tokens nor money", check=_some_limit,
+    ),
+    Rule(
+        name="baseline-model-is-scored", paths=("spec.evaluation",), cel="!has(self.baselineModel) || self.baseline",
+        message="baselineModel is scored only as a baseline", check=_baseline_model,
     ),
     Rule(
         name="retention-compares", paths=("spec.evaluation",),

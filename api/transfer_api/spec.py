@@ -365,6 +365,8 @@ LANGUAGE_IDENTITY = "language-identity"
 """Answers in each of `ASKED_LANGUAGES`."""
 LLM_EVAL = "llm-eval"
 """Answers to open questions, scored by a judge."""
+LANGUAGE_SUITES = (CODE_SWITCHING, "belebele", "global-mmlu", "xcopa")
+"""Exist in several languages: alone in the experiment's, with `_hi` in another."""
 OWN_SUITES = (PERPLEXITY, CODE_SWITCHING, LANGUAGE_IDENTITY, LLM_EVAL)
 
 
@@ -466,13 +468,23 @@ class Evaluation(Contract):
 
     suites: list[Suite] = Field(
         default=[PERPLEXITY], min_length=1, max_length=32,
-        description="perplexity, code-switching, language-identity, llm-eval, or a task or group of the harness or of taskFolders.",
+        description="perplexity, code-switching, language-identity, llm-eval, a suite of docs/evaluation.md (mmlu, c-eval, cmmlu, agieval, "
+        "gaokao-bench, global-mmlu, belebele, xcopa), or a task or group of the harness or of taskFolders.",
     )  # fmt: skip
     baseline: bool = Field(default=True, description="Score the base model too and compare item by item.")
+    baseline_model: ModelSource | None = Field(
+        default=None, exclude_if=lambda value: value is None,
+        description="Another model to compare with. Default: the base model, where a stage makes a new one of it.",
+    )  # fmt: skip
     texts: list[NamedText] = Field(default=[], max_length=64, description="Held-out texts of the suite perplexity.")
     task_folders: list[Path] = Field(
         default=[], max_length=8, description="Folders with task files of lm-evaluation-harness, relative to the storage."
     )
+    mirror: Path | None = Field(
+        default=None, exclude_if=lambda value: value is None,
+        description="Folder with the data sets of the tasks, relative to the storage, filled by `transfer evaluate fetch`. "
+        "Default: the hub.",
+    )  # fmt: skip
     questions: list[QuestionSource] = Field(default=[], max_length=32, description="Open questions of the suite llm-eval.")
     answer_tokens: int = Field(default=512, ge=1, le=32_768, description="Most tokens of an answer to an open question.")
     judge: Judge | None = Field(default=None, description="Scores the answers of the suite llm-eval.")
@@ -480,6 +492,10 @@ class Evaluation(Contract):
     shots: int | None = Field(default=None, ge=0, le=64, description="Examples before each question. Default: what the task says.")
     limit: int | None = Field(default=None, ge=1, le=1_000_000, description="Most items of one task or text. Default: all.")
     precision: Precision = Field(default=Precision.FLOAT32, description="Number format of the forward pass.")
+    shards: int = Field(
+        default=1, ge=1, le=256, exclude_if=lambda value: value == 1,
+        description="Pods that share the work, each with the model, the resources of a worker and one GPU; scores do not depend on it.",
+    )  # fmt: skip
     contamination: bool = Field(
         default=False, exclude_if=lambda value: not value,
         description="Counts the items of each task of which 13 consecutive words stand in the training rows, for the report.",

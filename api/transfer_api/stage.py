@@ -25,7 +25,7 @@ from pydantic.alias_generators import to_camel
 from transfer_api.base import Observed
 from transfer_api.language import primary
 from transfer_api.spec import (
-    CODE_SWITCHING,
+    LANGUAGE_SUITES,
     LLM_EVAL,
     Anomalies,
     CheckpointInterval,
@@ -74,7 +74,7 @@ CONTRACT_VERSION: Mapping[StageKind, int] = {
     StageKind.DATASET: 2,
     StageKind.PRETRAINING: 2,
     StageKind.INSTRUCTION_TUNING: 2,
-    StageKind.EVALUATION: 2,
+    StageKind.EVALUATION: 3,
 }
 
 
@@ -148,6 +148,7 @@ class EvaluationParameters(Observed):
     suites: list[str]
     texts: list[NamedText]
     task_folders: list[str]
+    mirror: str | None = Field(default=None, exclude_if=lambda value: value is None)
     questions: list[QuestionSource] = []
     answer_tokens: int | None = None
     judge: Judge | None = None
@@ -186,6 +187,7 @@ class Execution(Observed):
     max_epochs: int | None = Field(default=None, description="Refuses a budget that reads a source more often; it changes no row.")
     validation_steps: int | None = None
     validation_texts: list[NamedText] = Field(default=[], description="Measured on along the way, never learned from.")
+    shards: int = Field(default=1, description="Pods that share an evaluation.")
     judge_pace: JudgePace | None = None
     second_judge_pace: JudgePace | None = None
 
@@ -202,7 +204,15 @@ class StagePlan(Observed):
 
     @property
     def shared(self) -> bool:
-        """Whether as many pods as there are workers make it together: training, and tokenising the texts of a mixture."""
+        """Whether several pods make it together: training, tokenising the texts of a mixture, and an evaluation in shards."""
+        return self._of_workers or self.execution.shards > 1
+
+    def pods(self, workers: int) -> int:
+        """Pods that make it, besides a rendezvous, where so many workers are wanted."""
+        return workers if self._of_workers else self.execution.shards
+
+    @property
+    def _of_workers(self) -> bool:
         return self.kind.elastic or (self.kind is StageKind.DATASET and bool(self.parameters.get("mixture")))
 
     def typed_parameters(self) -> Parameters:
@@ -239,8 +249,23 @@ def input_paths(spec: ExperimentSpec) -> list[str]:
 
 def needs_hub(spec: ExperimentSpec) -> bool:
     """Whether anything is fetched from a hub: the model, a data set, or a task that is in no folder of the experiment's."""
-    tasks = spec.evaluation is not None and not spec.evaluation.task_folders and any(map(is_harness_suite, spec.evaluation.suites))
-    return spec.model.name is not None or tasks or names_hub(spec.model_dump(mode="json"))
+    wanted = spec.evaluation
+    tasks = wanted is not None and not (wanted.task_folders or wanted.mirror) and any(map(is_harness_suite, wanted.suites))
+    return any(model.name is not None for model in models_of(spec).values()) or tasks or names_hub(spec.model_dump(mode="json"))
+
+
+def asked_suites(evaluation: Evaluation, language: str) -> list[str]:
+    """The suites, those that exist in several languages in the experiment's where none is named."""
+    own = primary(language)
+    return list(dict.fromkeys(f"{suite}_{own}" if suite in LANGUAGE_SUITES else suite for suite in evaluation.suites))
+
+
+def models_of(spec: ExperimentSpec) -> dict[str, ModelSource]:
+    """The models that an experiment starts from, by their place in the file."""
+    found = {"spec.model": spec.model}
+    if spec.evaluation and spec.evaluation.baseline_model:
+        found["spec.evaluation.baselineModel"] = spec.evaluation.baseline_model
+    return found
 
 
 def is_address(path: str) -> bool:
@@ -290,8 +315,7 @@ class _Planner:
     def __init__(self, spec: ExperimentSpec, fingerprints: Mapping[str, str]) -> None:
         self.spec = spec
         self.fingerprints = fingerprints
-        # Neither the hub token nor the size hint changes a result.
-        self.model = spec.model.model_copy(update={"token_secret": None, "parameters": None})
+        self.model = _bare(spec.model)
         self.stages: list[StagePlan] = []
 
     def plan(self) -> tuple[StagePlan, ...]:
@@ -299,8 +323,8 @@ class _Planner:
         trained: str | None = None
         baseline: str | None = None
         has_training = spec.vocabulary or spec.pretraining or spec.instruction_tuning
-        if spec.evaluation and spec.evaluation.baseline and has_training:
-            baseline = self._evaluation("baseline", spec.evaluation, None, None)
+        if spec.evaluation and spec.evaluation.baseline and (has_training or spec.evaluation.baseline_model):
+            baseline = self._evaluation("baseline", spec.evaluation, None, None, source=spec.evaluation.baseline_model)
         if spec.vocabulary:
             trained = self._add("vocabulary", StageKind.VOCABULARY, self._vocabulary(), {})
         if spec.pretraining:
@@ -375,22 +399,34 @@ class _Planner:
         return self._add(name, kind, parameters, _roles(dataset=dataset, model=model), execution)
 
     def _evaluation(
-        self, name: str, wanted: Evaluation, model: str | None, baseline: str | None, rows: Mapping[str, str] | None = None
+        self,
+        name: str,
+        wanted: Evaluation,
+        model: str | None,
+        baseline: str | None,
+        rows: Mapping[str, str] | None = None,
+        source: ModelSource | None = None,
     ) -> str:
         texts = [text.model_copy(update={"language": text.language or self.spec.language}) for text in wanted.texts]
-        own = f"{CODE_SWITCHING}_{primary(self.spec.language)}"
-        suites = list(dict.fromkeys(own if suite == CODE_SWITCHING else suite for suite in wanted.suites))
         judged = LLM_EVAL in wanted.suites
         first, second = (wanted.judge, wanted.second_judge) if judged else (None, None)
         parameters = EvaluationParameters(
-            model=self.model, suites=suites, texts=texts, task_folders=wanted.task_folders,
+            model=_bare(source) if source else self.model, suites=asked_suites(wanted, self.spec.language), texts=texts,
+            task_folders=wanted.task_folders, mirror=wanted.mirror,
             questions=[one.model_copy(update={"language": one.language or self.spec.language}) for one in wanted.questions if judged],
             answer_tokens=wanted.answer_tokens if judged else None, judge=_settings(first), second_judge=_settings(second),
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
             contamination=bool(rows),
         )  # fmt: skip
-        execution = Execution(judge_pace=first.pace if first else None, second_judge_pace=second.pace if second else None)
+        execution = Execution(
+            shards=wanted.shards, judge_pace=first.pace if first else None, second_judge_pace=second.pace if second else None
+        )
         return self._add(name, StageKind.EVALUATION, parameters, _roles(model=model, baseline=baseline, **(rows or {})), execution)
+
+
+def _bare(model: ModelSource) -> ModelSource:
+    """Neither the hub token nor the size hint changes a result."""
+    return model.model_copy(update={"token_secret": None, "parameters": None})
 
 
 def _settings(judge: Judge | None) -> Judge | None:

@@ -169,6 +169,7 @@ class ArtifactStatus(Observed):
     path: str = Field(max_length=512, description="Relative to the storage.")
     digest: str = Field(max_length=80, description="sha256:<hex> of its manifest.")
     reused: bool = Field(default=False, description="It was there already.")
+    provisional: bool = Field(default=False, description="A judge was down: who needs it next has the missing scores asked for again.")
 
 
 class StageStatus(Observed):

@@ -81,6 +81,9 @@ class Display:
         if scores:
             self.console.print(score_table(scores))
             self.line(verdict(scores, self.language))
+        for stage in status.stages:
+            if stage.artifact is not None and stage.artifact.provisional:
+                self.line(f"{stage.name}: {stage.message}. The same command does.", style="yellow")
         shown = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
         report = f"Report: {shown}/report.html"
         model = f"   Model: {shown}/model" if (output / "model").is_dir() else ""

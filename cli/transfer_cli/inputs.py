@@ -17,7 +17,7 @@ from typing import Any
 from transfer_api.cost import ModelSize, declared_size
 from transfer_api.errors import DataError, TransferError
 from transfer_api.spec import ExperimentSpec, TextSource, TransferExperiment
-from transfer_api.stage import input_paths
+from transfer_api.stage import input_paths, models_of
 from transfer_pod.artifact import sha256, write_atomically
 from transfer_pod.context import expand, find_input
 from transfer_pod.documents import count_rows as rows_of
@@ -64,11 +64,11 @@ def fingerprints(experiment: TransferExperiment, *, storage: Path, search: Seque
     A path that is not there is left out: `preflight.check` says so, and a plan can be made without it.
     """
     cache = _Cache(storage / CACHE)
-    found = {}
+    found, models = {}, [model.path for model in models_of(experiment.spec).values()]
     for path in input_paths(experiment.spec):
         with contextlib.suppress(DataError):
             place = find_input(path, (storage, *search))
-            found[path] = _digest(place, cache, model=path == experiment.spec.model.path)
+            found[path] = _digest(place, cache, model=path in models)
     cache.save()
     return found
 

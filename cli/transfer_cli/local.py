@@ -205,9 +205,9 @@ class LocalBackend:
         )
 
     def _tasks_are_here(self) -> bool:
-        """Whether every suite is a file of the task folders; the harness's own ones may fetch their questions."""
+        """Whether the data of every suite is: in the task folders or in a mirror; the harness's own ones may fetch their questions."""
         wanted = self.experiment.spec.evaluation
-        if wanted is None:
+        if wanted is None or wanted.mirror is not None:
             return True
         folders = [find_input(folder, (self.storage, *self.search)) for folder in wanted.task_folders]
         return all(
@@ -215,14 +215,17 @@ class LocalBackend:
         )
 
     def _gpus(self, action: CreatePod) -> list[str]:
-        """The GPUs of one pod: all that this process may use, or a worker's share of them."""
+        """The GPUs of one pod: all that this process may use, a worker's share of them, or one for each shard in turn."""
         workers = self.experiment.spec.workers.replicas
-        return worker_share(workers, action.name.index % workers) if action.stage.kind.elastic else usable_gpus()
+        if action.stage.kind.elastic:
+            return worker_share(workers, action.name.index % workers)
+        here, shards = usable_gpus(), action.stage.execution.shards
+        return here if shards == 1 or not here else [here[action.name.index % len(here)]]
 
     def _surroundings(self, action: CreatePod, gpus: list[str]) -> dict[str, str]:
         """Its GPUs, cores shared among the workers, and no network where the experiment names no hub."""
         cores = len(os.sched_getaffinity(0))
-        workers = self.experiment.spec.workers.replicas if action.stage.shared else 1
+        workers = action.stage.pods(self.experiment.spec.workers.replicas)
         variables = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers))),
             "PYTHONUNBUFFERED": "1",

@@ -16,6 +16,7 @@ from transfer_api.errors import ArtifactError, ExitCode, StorageError, TransferE
 INTERRUPTED = 130
 COMMANDS: dict[str, str] = {
     "run": "run an experiment on this machine, or go on with it",
+    "evaluate": "score a model, and another one beside it, without an experiment file",
     "plan": "show stages, keys, what is cached, tokens, FLOPs and expected time",
     "validate": "check experiment files; needs no model and no network",
     "status": "print the status of an experiment that ran on this machine",
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         # `run` before its first look: nothing has begun, and the same command goes on as after any other Ctrl-C.
         print(f"transfer {chosen}: stopped", file=sys.stderr)
-        return ExitCode.SAVED if chosen == "run" else INTERRUPTED
+        return ExitCode.SAVED if chosen in ("run", "evaluate") else INTERRUPTED
     except BrokenPipeError:  # `transfer plan … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.COMPLETE

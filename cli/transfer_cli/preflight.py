@@ -17,12 +17,13 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import LLM_EVAL, ExperimentSpec, Method, TransferExperiment
-from transfer_api.stage import StageKind, StagePlan, plan_stages
+from transfer_api.spec import LLM_EVAL, ExperimentSpec, Method, ModelSource, TransferExperiment
+from transfer_api.stage import StageKind, StagePlan, asked_suites, models_of, plan_stages
 from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import fingerprints, model_size, sources
 from transfer_cli.outputs import STATUS, models
+from transfer_evaluator.mirror import FIELD as MIRROR
 from transfer_evaluator.suites import check_suites
 from transfer_pod.artifact import ArtifactStore, storage_errors
 from transfer_pod.context import NOT_THERE, find_input
@@ -88,10 +89,11 @@ def input_problems(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Transf
     folders = spec.evaluation.task_folders if spec.evaluation else []
     errors = _ask(
         [
-            lambda: _model(spec, roots),
+            *(_model_question(place, model, roots) for place, model in models_of(spec).items()),
             *(_source_question(field, path, text_field, roots) for field, path, text_field in _sources(spec)),
             *(_folder_question(index, folder, roots) for index, folder in enumerate(folders)),
             lambda: _suites(spec, roots),
+            lambda: _mirror(spec, roots),
         ]
     )
     return [*map(_with_make_inputs, errors), *_sequence_lengths(spec, roots), *_adapters(spec, roots)]
@@ -176,12 +178,23 @@ def _suites(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
     except DataError:
         return
     if all(map(_has_tasks, folders)):
-        check_suites(spec.evaluation.suites, folders)
+        check_suites(asked_suites(spec.evaluation, spec.language), folders)
 
 
-def _model(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
-    if spec.model.path is not None:
-        check_model_folder(find_input(spec.model.path, roots, "spec.model.path"))
+def _mirror(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
+    mirror = spec.evaluation.mirror if spec.evaluation else None
+    if mirror is not None and not find_input(mirror, roots, MIRROR).is_dir():
+        raise DataError(
+            "is not a folder", field=MIRROR, value=mirror, next_step="Name the folder that `transfer evaluate fetch` has filled"
+        )
+
+
+def _model_question(place: str, model: ModelSource, roots: tuple[Path, ...]) -> Callable[[], None]:
+    def ask() -> None:
+        if model.path is not None:
+            check_model_folder(find_input(model.path, roots, f"{place}.path"), f"{place}.path")
+
+    return ask
 
 
 def _sequence_lengths(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferError]:
@@ -191,7 +204,7 @@ def _sequence_lengths(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Tra
     try:
         positions = read_config(find_input(spec.model.path, roots)).get("max_position_embeddings")
     except TransferError:
-        return []  # `_model` has said it
+        return []  # `_model_question` has said it
     if not isinstance(positions, int):
         return []
     return [
@@ -213,7 +226,7 @@ def _adapters(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferErr
     try:
         sides = linear_sides(check_model_folder(find_input(spec.model.path, roots)))
     except TransferError:
-        return []  # `_model` has said it
+        return []  # `_model_question` has said it
     return _ask([functools.partial(check_lora, sides, lora, field) for field, lora in wanted])
 
 

@@ -10,7 +10,7 @@ import argparse
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -59,8 +59,32 @@ def run(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.file)
     storage = (options.storage or default_storage()).absolute()
     output = (options.output or default_output(experiment.metadata.name)).absolute()
-    search = (options.file.absolute().parent,)
-    plan = preflight.check(experiment, storage=storage, output=output, search=search, metrics_port=options.metrics_port)
+    return start(experiment, storage=storage, output=output, search=(options.file.absolute().parent,), metrics_port=options.metrics_port)
+
+
+def start(
+    experiment: TransferExperiment,
+    *,
+    storage: Path,
+    output: Path,
+    search: tuple[Path, ...],
+    metrics_port: int | None = None,
+    begun: Callable[[], None] = lambda: None,
+) -> int:
+    """Checks an experiment and runs it; returns the exit code.
+
+    Args:
+        experiment: what to run.
+        storage: root of the storage.
+        output: folder for report, results, status and model.
+        search: further folders in which relative paths are looked up.
+        metrics_port: where to serve metrics, if anywhere.
+        begun: called once the checks are passed and the output folder is this run's.
+
+    Raises:
+        SpecErrors: it cannot work.
+    """
+    plan = preflight.check(experiment, storage=storage, output=output, search=search, metrics_port=metrics_port)
     session = Session(
         experiment=experiment,
         plan=plan,
@@ -71,7 +95,8 @@ def run(options: argparse.Namespace) -> int:
     name = experiment.metadata.name
     with output_errors(output):
         session.backend.logs.mkdir(parents=True, exist_ok=True)
-    with lock.hold(output, name), open_display(experiment, plan) as display, _metrics(options.metrics_port, session, display):
+    with lock.hold(output, name), open_display(experiment, plan) as display, _metrics(metrics_port, session, display):
+        begun()
         return session.run(display)
 
 
@@ -136,11 +161,11 @@ class Session:
         )
 
     def _finished(self, status: ExperimentStatus) -> dict[str, ResultMessage]:
-        """Artifacts of stages that the status does not know to be complete."""
+        """Artifacts of stages that the status does not know to be complete, but for provisional ones, which are made again."""
         complete = {stage.key for stage in status.stages if stage.state is StageState.COMPLETE}
         store = ArtifactStore(self.storage)
         results = {stage.key: store.result(stage.kind, stage.key) for stage in self.plan if stage.key not in complete}
-        return {key: result for key, result in results.items() if result is not None}
+        return {key: result for key, result in results.items() if result is not None and not result.provisional}
 
     def _write(self, old: ExperimentStatus, decision: Decision) -> ExperimentStatus:
         if decision.status != old or not (self.output / STATUS).exists():
@@ -164,7 +189,7 @@ class Session:
         if status is None or [stage.key for stage in status.stages] != keys or status.phase is Phase.FAILED:
             return ExperimentStatus()
         store = ArtifactStore(self.storage)
-        there = all(store.find(stage.kind, stage.key) for stage in self.plan)
+        there = all((result := store.result(stage.kind, stage.key)) is not None and not result.provisional for stage in self.plan)
         if status.phase is Phase.COMPLETE:
             return status if there else ExperimentStatus()
         # Its pods died with the process that ran them: stopped, not lost, so nothing is counted.

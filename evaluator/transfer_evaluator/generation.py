@@ -12,6 +12,8 @@ Shapes: B answers of a batch, W tokens of its longest prompt, S = W + tokens so 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +21,14 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicLayer, StoppingCriteria, StoppingCriteriaList
 
+from transfer_evaluator.blocks import Block, Done
 from transfer_evaluator.model import LoadedModel
-from transfer_evaluator.scorer import Done, Request, TokenScorer
+from transfer_evaluator.scorer import Request, TokenScorer
 
 CACHE_BYTES = {"cpu": 2**30, "cuda": 2**33}
 """Keys and values of a batch: of SmolLM2-135M in float32, 23 thousand tokens on a CPU."""
+BLOCK_ANSWERS = 64
+"""Answers of a block that pods share work by: a batch that keeps a GPU busy."""
 FINISHED_SHARE = 0.125
 """When so many of a batch have ended, the others go on without them: to leave them out copies the cache of the rest."""
 MORE_THAN_GREEDY = {
@@ -55,10 +60,33 @@ def answer(
         loaded: the model.
         prompts: what to answer; each leaves its model room for its limit.
         done: told after each batch.
-        scorer: of the same model.
+        scorer: of the same model; its blocks, where it has some, are those of the answers too.
         cache_bytes: in place of `CACHE_BYTES`.
     """
     scorer = scorer or TokenScorer(loaded.model)
+    if scorer.blocks is None:
+        return _answer(loaded, prompts, done, scorer, cache_bytes)
+
+    def compute(indices: Sequence[int], tell: Done) -> list[str]:
+        return _answer(loaded, [prompts[index] for index in indices], tell, scorer, cache_bytes)
+
+    answers: list[str] = scorer.blocks.share(cut_blocks(prompts), compute, done)
+    return answers
+
+
+def cut_blocks(prompts: Sequence[Prompt]) -> list[Block]:
+    """Cuts prompts into blocks of `BLOCK_ANSWERS`, those that can be answered together side by side."""
+    order = sorted(range(len(prompts)), key=lambda index: (prompts[index].limit, prompts[index].until, prompts[index].tokens))
+    cut = [order[start : start + BLOCK_ANSWERS] for start in range(0, len(order), BLOCK_ANSWERS)]
+    return [Block(tuple(block), _digest([prompts[index] for index in block])) for block in cut]
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    content = ["answers", *([prompt.tokens, prompt.limit, prompt.until] for prompt in prompts)]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def _answer(loaded: LoadedModel, prompts: Sequence[Prompt], done: Done, scorer: TokenScorer, cache_bytes: int | None) -> list[str]:
     answers = [""] * len(prompts)
     budget = (cache_bytes or CACHE_BYTES.get(loaded.device.type, CACHE_BYTES["cpu"])) // cache_bytes_per_token(loaded.model)
     for batch in _batches(prompts, budget):

@@ -14,6 +14,7 @@ Shapes: B rows, T tokens of a trunk, L nodes after it, S = T + L, K needed logit
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,10 +25,14 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from transfer_evaluator.blocks import Block, Blocks, Done
+
 ROW_TOKENS = {"cpu": 512, "cuda": 4096}
 """Nodes of a row: enough to fill the matrix products, few enough that the square of attention stays small beside them."""
 LEAST_TRUNK = 16
 """A shared prefix of fewer tokens is computed again: to attend to a cache costs about as much."""
+BLOCK_TOKENS = 32_768
+"""Tokens of a block that pods share work by: half a minute on two cores, a second on a GPU. Each computes its shared beginnings anew."""
 SOFTMAX_ROWS = 64
 """Logits are normalised so many rows at a time: what is set beside them stays small, and every thread has enough to do."""
 TREE_MODELS = frozenset({"llama", "qwen2", "qwen3", "mistral", "olmo2", "smollm3", "granite"})
@@ -57,8 +62,6 @@ class TokenScore:
     greedy: bool
 
 
-Done = Callable[[int, int], None]
-"""Told after each forward pass: requests finished by it, tokens computed in it."""
 Begin = Callable[[int], Done]
 """Told how many requests come; gives what is to be told after each pass."""
 
@@ -75,10 +78,12 @@ class TokenScorer:
         model: a transformers causal language model in evaluation mode.
         tree: lay requests out as trees; default: where the model allows it.
         row_tokens: nodes of a row, or tokens of a padded batch.
+        blocks: where results are shared with other pods, and kept from earlier tries; None for neither.
     """
 
-    def __init__(self, model: Any, *, tree: bool | None = None, row_tokens: int | None = None) -> None:
+    def __init__(self, model: Any, *, tree: bool | None = None, row_tokens: int | None = None, blocks: Blocks | None = None) -> None:
         self.model = model
+        self.blocks = blocks
         self.device: torch.device = model.device
         self.tree = allows_tree(model.config) if tree is None else tree
         self.row_tokens = row_tokens or ROW_TOKENS.get(self.device.type, 512)
@@ -87,6 +92,16 @@ class TokenScorer:
     @torch.inference_mode()
     def score(self, requests: Sequence[Request], done: Done | None = None) -> list[TokenScore]:
         """Scores in the order of the requests, whatever order they are computed in."""
+        if self.blocks is None:
+            return self._score(requests, done)
+
+        def compute(indices: Sequence[int], tell: Done) -> list[list[float | bool]]:
+            return [[score.log_probability, score.greedy] for score in self._score([requests[index] for index in indices], tell)]
+
+        found = self.blocks.share(cut_blocks(requests), compute, done or silent(0))
+        return [TokenScore(float(log_probability), bool(greedy)) for log_probability, greedy in found]
+
+    def _score(self, requests: Sequence[Request], done: Done | None) -> list[TokenScore]:
         scores: list[TokenScore | None] = [None] * len(requests)
         rows = self._tree_rows(requests) if self.tree else self._padded_batches(requests)
         for indices, found, tokens in rows:
@@ -268,6 +283,30 @@ def plan_rows(requests: Sequence[Request], row_tokens: int) -> Iterator[Row]:
         previous = inputs
     if row.requests:
         yield row
+
+
+def cut_blocks(requests: Sequence[Request]) -> list[Block]:
+    """Cuts requests into blocks of about `BLOCK_TOKENS` tokens to compute, those with the same beginning together."""
+    blocks: list[list[int]] = [[]]
+    previous: tuple[int, ...] = ()
+    tokens = 0
+    for index in sorted(range(len(requests)), key=lambda i: (requests[i].inputs, requests[i].continuation)):
+        inputs = requests[index].inputs
+        new = len(inputs) - _shared_prefix(previous, inputs)
+        if blocks[-1] and tokens + new > BLOCK_TOKENS:
+            blocks.append([])
+            tokens, new = 0, len(inputs)
+        blocks[-1].append(index)
+        tokens += new
+        previous = inputs
+    return [Block(tuple(block), _digest([requests[index] for index in block])) for block in blocks if block]
+
+
+def _digest(requests: Sequence[Request]) -> str:
+    digest = hashlib.sha256(b"scores")
+    for request in requests:
+        digest.update(np.array([len(request.context), *request.context, *request.continuation], dtype="<u4").tobytes())
+    return digest.hexdigest()
 
 
 def _with_next(rows: Iterable[Row]) -> Iterator[tuple[Row, bool]]:

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import SpecError
-from transfer_api.progress import Activity, Outcome, Progress, ResultMessage, Score
+from transfer_api.progress import UNJUDGED, Activity, Outcome, Progress, ResultMessage, Score
 from transfer_api.spec import LLM_EVAL, PERPLEXITY, is_harness_suite
 from transfer_api.stage import EvaluationParameters, StageKind
 from transfer_evaluator import contamination, perplexity, switching
+from transfer_evaluator.blocks import Blocks, Done, FinishedElsewhereError
+from transfer_evaluator.mirror import FIELD as MIRROR
+from transfer_evaluator.mirror import Mirror
 from transfer_evaluator.model import LoadedModel, load_model
 from transfer_evaluator.score import Item, TaskResult, read_items, score_tasks, write_items
-from transfer_evaluator.scorer import Done, TokenScorer
+from transfer_evaluator.scorer import TokenScorer
 from transfer_evaluator.suites import check_languages
 from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
 from transfer_pod.context import PodContext
@@ -32,7 +35,7 @@ REPORT_SECONDS = 0.5
 
 
 def run(context: PodContext, report: Report) -> ResultMessage:
-    """Scores the model of the stage and seals the artifact.
+    """Scores the model of the stage, or a share of what is to be scored, and seals the artifact, unless another pod does it.
 
     Raises:
         SpecError: a suite does not exist, or perplexity has no texts.
@@ -47,13 +50,31 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     folder = model_folder(context)
     model = load_model(folder, parameters.precision)
     meter = Meter(report)
-    results = suites.run(model, meter)
+    try:
+        blocks = Blocks(context)
+        results = suites.score(model, TokenScorer(model.model, blocks=blocks), meter)
+        with blocks.turn_to_finish():
+            return _finish(context, suites, [*results, *suites.judge(meter)], model, meter, started)
+    except FinishedElsewhereError:
+        found = ArtifactStore(context.storage).result(context.stage.kind, context.stage.key)
+        assert found is not None
+        meter.show(Activity.DONE)
+        return found.model_copy(update={"reused": False})
+
+
+def _finish(
+    context: PodContext, suites: _Suites, results: list[TaskResult], model: LoadedModel, meter: Meter, started: float
+) -> ResultMessage:
+    """Makes the table and the artifact of what was scored."""
+    parameters = suites.parameters
     baseline = _baseline(context)
     scores = score_tasks(results, baseline, parameters.seed)
     contaminated = _contamination(context, results, model, meter) if parameters.contamination else []
 
     seconds = time.monotonic() - started
     numbers = {"items": float(sum(len(result.items) for result in results)), "tokens": float(meter.tokens), "seconds": round(seconds, 3)}
+    if unjudged := (suites.llm_eval.unjudged if suites.llm_eval else 0) + _unjudged_of_baseline(context):
+        numbers[UNJUDGED] = float(unjudged)
     numbers |= {"contaminated_items": float(sum(overlap.contaminated for overlap in contaminated))} if parameters.contamination else {}
     meter.show(Activity.SAVING)
     store = ArtifactStore(context.storage)
@@ -101,19 +122,21 @@ class _Suites:
             from transfer_evaluator.tasks import TaskLibrary, quiet
 
             quiet()
-            self.library = TaskLibrary([context.find(folder, "spec.evaluation.taskFolders") for folder in parameters.task_folders])
+            folders = [context.find(folder, "spec.evaluation.taskFolders") for folder in parameters.task_folders]
+            mirror = Mirror(context.find(parameters.mirror, MIRROR)) if parameters.mirror is not None else None
+            self.library = TaskLibrary(folders, mirror)
             self.library.check(self.tasks)
             self.library.prepare(self.tasks)
 
-    def run(self, model: LoadedModel, meter: Meter) -> list[TaskResult]:
-        scorer = TokenScorer(model.model)
+    def score(self, model: LoadedModel, scorer: TokenScorer, meter: Meter) -> list[TaskResult]:
+        """Everything that is asked of the model, answers for the judges included; pods share it by the blocks of the scorer."""
         results: list[TaskResult] = []
         if self.texts:
             with _timed(PERPLEXITY):
                 results += perplexity.score_texts(model, scorer, self.texts, meter.begin)
         if self.asked:
             with _timed(" and ".join(self.asked)):
-                results += switching.score_suites(model, self.asked, self.parameters.limit, meter.begin)
+                results += switching.score_suites(model, self.asked, self.parameters.limit, meter.begin, scorer)
         if self.library is not None:
             from transfer_evaluator.harness import HarnessModel
 
@@ -124,9 +147,17 @@ class _Suites:
                         suite, harness, shots=self.parameters.shots, limit=self.parameters.limit, seed=self.parameters.seed
                     )
         if self.llm_eval is not None:
-            with _timed(LLM_EVAL):
-                results += self.llm_eval.run(model, meter.begin)
+            with _timed(f"{LLM_EVAL}, answers"):
+                self.llm_eval.answer(model, scorer, meter.begin)
         return results
+
+    def judge(self, meter: Meter) -> list[TaskResult]:
+        """What the judges say of the answers. One pod asks them."""
+        if self.llm_eval is None:
+            return []
+        with _timed(f"{LLM_EVAL}, judges"):
+            found: list[TaskResult] = self.llm_eval.judge(meter.begin)
+        return found
 
 
 @contextlib.contextmanager
@@ -182,6 +213,13 @@ def _baseline(context: PodContext) -> Callable[[TaskResult], list[Item] | None]:
         return lambda result: None
     folder = ArtifactStore(context.storage).open(StageKind.EVALUATION, key)
     return lambda result: read_items(folder, result)
+
+
+def _unjudged_of_baseline(context: PodContext) -> int:
+    """Its answers that no judge has scored: once they have scores, this table is made again too."""
+    key = context.stage.inputs.get("baseline")
+    result = ArtifactStore(context.storage).result(StageKind.EVALUATION, key) if key is not None else None
+    return result.unjudged if result is not None else 0
 
 
 def _contamination(context: PodContext, results: list[TaskResult], model: LoadedModel, meter: Meter) -> list[contamination.Overlap]:

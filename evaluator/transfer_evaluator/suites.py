@@ -8,7 +8,6 @@ not found in this way (a tag, a group of one's own with its members, a misspelt 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,20 +15,23 @@ from pathlib import Path
 from transfer_api.errors import SpecError
 from transfer_api.language import ASKED_LANGUAGES
 from transfer_api.spec import CODE_SWITCHING, is_harness_suite
+from transfer_evaluator.catalogue import find, harness_tasks
 
 
 def check_suites(suites: Iterable[str], folders: Sequence[Path]) -> None:
     """Sees that every suite exists, in the task folders or in the harness.
 
     Raises:
-        SpecError: one does not, or a group of the task folders names a task that does not; the message has the nearest names.
+        SpecError: one does not, or not in that language, or a group of the task folders names a task that does not; the message has
+            the nearest names.
     """
     given = set(suites)
     check_languages(given)
     wanted = set(filter(is_harness_suite, given))
     wanted -= _named("task", wanted, folders)
     groups = _named("group", wanted, folders)  # its members may be misspelt, which only the library sees
-    doubtful = groups | ((wanted - groups) - _named("task|group", wanted - groups, _harness_folders()))
+    wanted -= {suite for suite in wanted - groups if find(suite) is not None}
+    doubtful = groups | ((wanted - groups) - _named("task|group", wanted - groups, [harness_tasks()]))
     if doubtful:
         from transfer_evaluator.tasks import TaskLibrary, quiet
 
@@ -65,8 +67,3 @@ def _named(kind: str, names: set[str], folders: Sequence[Path]) -> set[str]:
         if found == names:
             break
     return found
-
-
-def _harness_folders() -> list[Path]:
-    spec = importlib.util.find_spec("lm_eval")
-    return [Path(place) / "tasks" for place in (spec.submodule_search_locations or [])] if spec else []

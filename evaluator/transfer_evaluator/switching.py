@@ -22,7 +22,7 @@ from transfer_evaluator.language import ENGLISH, SCRIPTS, Findings, detector, ex
 from transfer_evaluator.model import LoadedModel
 from transfer_evaluator.questions import Question, questions
 from transfer_evaluator.score import Item, Metric, TaskResult
-from transfer_evaluator.scorer import Begin, silent
+from transfer_evaluator.scorer import Begin, TokenScorer, silent
 
 MAX_TOKENS = 128
 """Of an answer. Where the tokenizer has a token for each byte, as for Telugu, that is 40 characters."""
@@ -47,13 +47,15 @@ def languages(suite: str) -> list[str]:
     return list(SCRIPTS) if suite == LANGUAGE_IDENTITY else [suite.removeprefix(f"{CODE_SWITCHING}_")]
 
 
-def score_suites(loaded: LoadedModel, suites: Sequence[str], limit: int | None, begin: Begin = silent) -> list[TaskResult]:
+def score_suites(
+    loaded: LoadedModel, suites: Sequence[str], limit: int | None, begin: Begin = silent, scorer: TokenScorer | None = None
+) -> list[TaskResult]:
     """Asks every question of the suites once and measures the answers."""
     wanted = list(dict.fromkeys(language for suite in suites for language in languages(suite)))
     asked = [question for language in wanted for question in questions(language, limit)]
     prompts = [_prompt(loaded, question) for question in asked]
     found: dict[str, list[Item]] = {}
-    for question, text in zip(asked, answer(loaded, prompts, begin(len(prompts))), strict=True):
+    for question, text in zip(asked, answer(loaded, prompts, begin(len(prompts)), scorer=scorer), strict=True):
         found.setdefault(question.language, []).append(measure(question, text))
     return [result for suite in suites for result in _results(suite, found)]
 

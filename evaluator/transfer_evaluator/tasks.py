@@ -1,8 +1,8 @@
 """Tasks of lm-evaluation-harness, from the experiment's task folders and from the harness itself.
 
 The index of the harness's own 14,000 tasks takes seconds to build (15 s on a cold disk), so it is built only when a suite
-is not in the task folders. In those, `data_files` that are relative paths are relative to the task file's folder: the
-harness leaves them to the current directory.
+is neither in the task folders nor in the catalogue, which knows the folder of the harness that has it. In task folders, `data_files`
+that are relative paths are relative to the task file's folder: the harness leaves them to the current directory.
 
 Task files may name Python functions (`!function`), which the harness imports and runs: a task folder is as trusted as the
 experiment itself.
@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import importlib.metadata
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,21 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from transfer_api.errors import DataError, SpecError, TransferError
 from transfer_api.spec import OWN_SUITES
+from transfer_evaluator.catalogue import Suite, find, harness_tasks
+from transfer_evaluator.catalogue import names as catalogue_names
 from transfer_evaluator.contamination import document_text
 from transfer_evaluator.harness import HarnessModel
+from transfer_evaluator.mirror import Mirror
 from transfer_evaluator.score import DOCUMENT, SUBJECT, Item, Metric, TaskResult
 
 FIELD = "spec.evaluation.suites"
 MAIN_METRICS = frozenset({"acc", "acc_norm", "exact_match"})
 """Stand in the first part of the table."""
+DATA = "transfer_data"
+"""Key in a task's metadata: data set and commit of a mirror."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][-\w.]*(/[A-Za-z0-9][-\w.]*)?", re.ASCII)
+KINDS_OF_FILES = frozenset({"json", "csv", "text", "parquet", "arrow", "pandas", "sql", "webdataset", "xml", "imagefolder", "audiofolder"})
+"""What `load_dataset` takes for the format of files rather than for a name."""
 PASSAGES = ("passage", "flores_passage", "article", "paragraph", "context")
 """Columns with a text that several questions may share."""
 
@@ -49,13 +58,16 @@ class TaskLibrary:
     """Finds and runs suites.
 
     Args:
-        folders: task folders; a task there hides the harness's own of the same name.
+        folders: task folders; a task there hides the harness's own of the same name, and a suite of the catalogue.
+        mirror: where data sets of the hub are read from; None for the hub itself.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], mirror: Mirror | None = None) -> None:
         self._folders = [str(folder) for folder in folders]
+        self._mirror = mirror
+        self._suites: dict[str, Suite] = {}
+        """Those that are asked for and in the catalogue."""
         self._manager = self._index(include_defaults=False)
-        self._complete = False
         self._prepared: dict[str, list[Any]] = {}
 
     def check(self, suites: Iterable[str]) -> None:
@@ -65,13 +77,15 @@ class TaskLibrary:
             SpecError: one does not; the message has the nearest names.
         """
         wanted = list(suites)
-        if not all(self._self_contained(suite) for suite in wanted):
-            self._manager, self._complete = self._index(include_defaults=True), True
+        self._suites = {suite: found for suite in wanted if suite not in self._manager.task_index and (found := find(suite)) is not None}
+        here = all(self._self_contained(suite) for suite in wanted if suite not in self._suites)
+        if self._suites or not here:
+            self._manager = self._index(include_defaults=not here)
         names = self._manager.task_index
         for suite in wanted:
-            if suite not in names:
+            if self._task(suite) not in names:
                 raise _unknown(suite, names)
-            if absent := next((member for member in self._members(suite) if member not in names), None):
+            if absent := next((member for member in self._members(self._task(suite)) if member not in names), None):
                 raise _unknown(absent, names, f"no such task, which the group {suite} names")
 
     def run(self, suite: str, model: HarnessModel, *, shots: int | None, limit: int | None, seed: int) -> list[TaskResult]:
@@ -81,16 +95,50 @@ class TaskLibrary:
             DataError: its data cannot be loaded.
         """
         model.cut.clear()
+        found = self._suites.get(suite)
+        if found is not None and shots is None:
+            shots = found.shots
         results = simple_evaluate(
             model=model, tasks=self._load(suite), task_manager=self._manager, num_fewshot=shots, limit=limit,
             bootstrap_iters=0, log_samples=True,
             random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
-        return read_results(suite, results, model.cut)
+        scored = read_results(self._task(suite), results, model.cut)
+        return scored if found is None else [_renamed(result, found) for result in scored]
+
+    def data_sets(self, suites: Iterable[str]) -> dict[str, str | None]:
+        """Data sets of the hub that suites read, each with the commit that a task file asks for; without reading any.
+
+        Raises:
+            SpecError: a suite does not exist.
+        """
+        wanted = list(suites)
+        self.check(wanted)
+        index = self._manager.task_index
+        waiting, seen = [self._task(suite) for suite in wanted], set[str]()
+        found: dict[str, str | None] = {}
+        while waiting:
+            name = waiting.pop()
+            if name in seen or name not in index:
+                continue
+            seen.add(name)
+            entry = index[name]
+            content = load_yaml(entry.yaml_path, resolve_func=False) if entry.yaml_path is not None else {}
+            waiting += entry.tags if entry.kind is Kind.TAG else _member_names(content) if entry.kind is Kind.GROUP else []
+            if is_hub_name(content.get("dataset_path")):
+                found[content["dataset_path"]] = (content.get("dataset_kwargs") or {}).get("revision")
+        return found
+
+    def _task(self, suite: str) -> str:
+        """What the harness calls a suite."""
+        return self._suites[suite].task if suite in self._suites else suite
 
     def _index(self, *, include_defaults: bool) -> Any:
-        manager = TaskManager(include_path=self._folders, include_defaults=include_defaults)
-        manager._factory = _Factory(self._folders)
+        catalogued = [
+            suite.folder for suite in self._suites.values() if not (include_defaults and suite.folder.is_relative_to(harness_tasks()))
+        ]
+        manager = TaskManager(include_path=[*dict.fromkeys(map(str, catalogued)), *self._folders], include_defaults=include_defaults)
+        manager._factory = _Factory(self._folders, self._mirror)
         return manager
 
     def prepare(self, suites: Iterable[str]) -> None:
@@ -106,15 +154,15 @@ class TaskLibrary:
         if suite in self._prepared:
             return self._prepared.pop(suite)  # once: the harness writes shots and more into it
         try:
-            loaded = self._manager.load([suite])
+            loaded = self._manager.load([self._task(suite)])
         except TransferError:
             raise
         except Exception as error:  # a task may fail in any way: no network, no such file, a bad template
             raise DataError(
                 f"cannot be loaded: {type(error).__name__}: {error}", field=FIELD, value=suite,
-                next_step="Put its data into a task folder (dataset_path: json), or allow network access to the hub",
+                next_step="Put its data into a task folder (dataset_path: json) or a mirror, or allow network access to the hub",
             ) from error  # fmt: skip
-        group = loaded.get("groups", {}).get(suite)
+        group = loaded.get("groups", {}).get(self._task(suite))
         return [group] if group is not None else list(loaded["tasks"].values())
 
     def _members(self, group: str) -> list[str]:
@@ -136,13 +184,28 @@ class TaskLibrary:
             return False
         if entry.kind is not Kind.GROUP or entry.yaml_path is None:
             return True
-        members = load_yaml(entry.yaml_path, resolve_func=False).get("task", [])
-        named = [m if isinstance(m, str) else m.get("task", m.get("group")) for m in members] if isinstance(members, list) else []
-        return all(self._self_contained(member) for member in named if isinstance(member, str))
+        return all(self._self_contained(member) for member in _member_names(load_yaml(entry.yaml_path, resolve_func=False)))
+
+
+def _member_names(content: Mapping[str, Any]) -> list[str]:
+    """Tasks and groups that a group names."""
+    members = content.get("task", [])
+    named = [one if isinstance(one, str) else one.get("task", one.get("group")) for one in members] if isinstance(members, list) else []
+    return [name for name in named if isinstance(name, str)]
+
+
+def is_hub_name(path: Any) -> bool:
+    """Whether the `dataset_path` of a task is a data set of the hub, rather than a kind of files (json) or a folder."""
+    return isinstance(path, str) and path not in KINDS_OF_FILES and HUB_NAME.fullmatch(path) is not None
+
+
+def _renamed(result: TaskResult, suite: Suite) -> TaskResult:
+    """Under the name of the catalogue, in its language where the task names none."""
+    return dataclasses.replace(result, suite=suite.name, language=suite.language if result.language == "und" else result.language)
 
 
 def _unknown(suite: str, names: Iterable[str], problem: str = "no such suite") -> SpecError:
-    near = difflib.get_close_matches(suite, [*OWN_SUITES, *names], n=5, cutoff=0.5)
+    near = difflib.get_close_matches(suite, [*OWN_SUITES, *catalogue_names(), *names], n=5, cutoff=0.5)
     hint = f"Nearest names: {', '.join(near)}" if near else "No name is near it"
     return SpecError(
         problem, field=FIELD, value=suite,
@@ -152,10 +215,11 @@ def _unknown(suite: str, names: Iterable[str], problem: str = "no such suite") -
 
 
 class _Factory(TaskFactory):  # type: ignore[misc]
-    """Resolves relative data files against the folder of the task file."""
+    """Resolves relative data files against the folder of the task file, and data sets of the hub in a mirror."""
 
-    def __init__(self, folders: Sequence[str]) -> None:
+    def __init__(self, folders: Sequence[str], mirror: Mirror | None) -> None:
         super().__init__()
+        self._mirror = mirror
         self._roots = [Path(folder).resolve() for folder in folders]
 
     def _build_task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
@@ -171,7 +235,22 @@ class _Factory(TaskFactory):  # type: ignore[misc]
         kwargs = config.get("dataset_kwargs")
         if ours and path is not None and isinstance(kwargs, dict) and "data_files" in kwargs:
             config["dataset_kwargs"] = {**kwargs, "data_files": resolve_data_files(kwargs["data_files"], path.parent)}
+        return config if self._mirror is None else mirrored(config, self._mirror)
+
+
+def mirrored(config: dict[str, Any], mirror: Mirror) -> dict[str, Any]:
+    """A task's configuration with the mirror's folder in the place of a data set of the hub, and a note of its commit.
+
+    Raises:
+        DataError: the mirror lacks it, or files of it.
+    """
+    name = config.get("dataset_path")
+    if not is_hub_name(name):
         return config
+    place = str(mirror.place(str(name)))
+    kwargs = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "revision"}
+    metadata = {**(config.get("metadata") or {}), DATA: mirror.source(str(name))}
+    return {**config, "dataset_path": place, "dataset_kwargs": kwargs or None, "metadata": metadata}
 
 
 def _data_error(config: Mapping[str, Any], error: Exception) -> DataError | None:
@@ -240,6 +319,8 @@ def read_results(suite: str, results: Mapping[str, Any], cut: Mapping[tuple[str,
         return parts
     together = [{SUBJECT: name, **item, "id": f"{name}/{item['id']}"} for name, items in tasks.items() for item in items]
     whole = _result(suite, suite, together, results, detail=False)
+    weighed = f"mean over the items of {len(tasks)} tasks" if whole.metrics else f"mean of {len(tasks)} tasks as the group weighs them"
+    whole = dataclasses.replace(whole, harness=f"{whole.harness}, {weighed}")
     return [whole, *parts] if whole.metrics or whole.aggregates else parts
 
 
@@ -320,15 +401,24 @@ def _is_mean(metric: str, items: Sequence[Item], value: float) -> bool:
 
 
 def _harness(task: str, results: Mapping[str, Any]) -> str:
-    generated = results["configs"].get(task, {}).get("output_type") == "generate_until"
-    shots, version = results["n-shot"].get(task), results["versions"].get(task)
+    """How it was measured. A group has no settings of its own but those that all of its tasks have."""
+    tasks = [task] if task in results["configs"] else list(results["configs"])
+    configs = [results["configs"][name] for name in tasks]
+    version = results["versions"].get(task)
     parts = [
         f"lm-evaluation-harness {harness_version()}",
-        f"{shots}-shot" if shots is not None else "",
-        "greedy generation" if generated else "log-likelihood",
+        _common(f"{shots}-shot" for name in tasks if (shots := results["n-shot"].get(name)) is not None),
+        _common("greedy generation" if config.get("output_type") == "generate_until" else "log-likelihood" for config in configs),
+        _common(f"split {split}" for config in configs if (split := config.get("test_split") or config.get("validation_split"))),
+        _common(f"data {data}" for config in configs if (data := (config.get("metadata") or {}).get(DATA))),
         f"task version {version}" if version not in (None, "N/A") else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _common(words: Iterable[str]) -> str:
+    """What is said of every task, in whichever words."""
+    return " or ".join(dict.fromkeys(words))
 
 
 def _oddities(items: Sequence[Item]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from transfer_api.errors import SpecError
 from transfer_api.spec import API_GROUP, API_VERSION, LLM_EVAL, ExperimentSpec, SecretKey, TransferExperiment, is_harness_suite
-from transfer_api.stage import StageKind, StagePlan, names_hub, reads_addresses
+from transfer_api.stage import StageKind, StagePlan, models_of, names_hub, reads_addresses
 from transfer_api.task import ADDRESS_VARIABLE, JUDGE_TOKENS, PodTask, program
 from transfer_operator.decide import CreatePod, Event, Role
 from transfer_operator.decide.snapshot import PodName
@@ -303,7 +303,8 @@ def _environment(experiment: TransferExperiment, action: CreatePod, settings: Op
         if entry["name"] == ADDRESS_VARIABLE:
             del entry["value"]
             entry["valueFrom"] = {"fieldRef": {"fieldPath": "status.podIP"}}
-    token = experiment.spec.model.token_secret
+    # A pod has one token: that of the base model, else that of the model to compare with.
+    token = next((model.token_secret for model in models_of(experiment.spec).values() if model.token_secret is not None), None)
     if token is not None and action.name.role is Role.WORKER and may_fetch(action.stage):
         entries.append(_secret("HF_TOKEN", token))
     judges = experiment.spec.evaluation if action.stage.kind is StageKind.EVALUATION else None
@@ -381,7 +382,8 @@ def may_fetch(stage: StagePlan) -> bool:
     """Whether a stage may need the hub: for its model, a text, or the questions of a task, which only the pod can look up."""
     if _mapping(stage.parameters.get("model")).get("name") is not None:
         return True
-    tasks = stage.kind is StageKind.EVALUATION and any(map(is_harness_suite, stage.parameters.get("suites", [])))
+    here = stage.kind is not StageKind.EVALUATION or stage.parameters.get("mirror") is not None
+    tasks = not here and any(map(is_harness_suite, stage.parameters.get("suites", [])))
     return tasks or names_hub(stage.parameters) or names_hub(stage.execution.model_dump(mode="json"))
 
 

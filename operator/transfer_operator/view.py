@@ -151,7 +151,9 @@ class View:
         before, now = old.stages if old is not None else {}, known.stages
         for shared in _shared(key, known):
             self._sharers[shared].add(key)
-            if (record := now.get(shared[-1])) is not None and record.state is StageState.COMPLETE and record.artifact is not None:
+            record = now.get(shared[-1])
+            # A provisional artifact is nobody's to take over: the next pod asks the judge again.
+            if record and record.state is StageState.COMPLETE and record.artifact and not record.artifact.provisional:
                 self._makers[shared].add(key)
         moved = {stage for stage, record in now.items() if before.get(stage) != record}
         told = {other for stage in moved for other in self._others(key, known, stage)}

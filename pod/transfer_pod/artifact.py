@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import ArtifactError, StorageError
-from transfer_api.progress import ArtifactReference, Outcome, ResultMessage, Score
+from transfer_api.progress import UNJUDGED, ArtifactReference, Outcome, ResultMessage, Score
 from transfer_api.stage import StageKind, StagePlan
 
 MANIFEST = "manifest.json"
@@ -118,8 +118,11 @@ class ArtifactStore:
 
         Where another pod was first, its artifact stays and this folder is dropped: the same key means the same content. What else
         lies in the stage's work folder is of no more use and goes too.
+
+        A provisional artifact (`numbers` say so) leaves the work folder, and gives its place to the one that is made after it.
         """
         target = self.path(stage.kind, stage.key)
+        provisional = bool(facts.get("numbers", {}).get(UNJUDGED))
         with storage_errors(target):
             files = {str(path.relative_to(folder)): file_entry(path) for path in sorted(folder.rglob("*")) if path.is_file()}
             manifest = {"key": stage.key, "stage": stage.model_dump(mode="json", by_alias=True), "files": files, **facts}
@@ -131,10 +134,23 @@ class ArtifactStore:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            shutil.rmtree(self.work(stage.kind, stage.key), ignore_errors=True)
+                self._replace_provisional(stage, folder, target)
+            if not provisional:
+                shutil.rmtree(self.work(stage.kind, stage.key), ignore_errors=True)
         reference = self.find(stage.kind, stage.key)
         assert reference is not None
         return reference
+
+    def _replace_provisional(self, stage: StagePlan, folder: Path, target: Path) -> None:
+        """Puts an artifact in the place of a provisional one. Killed in between it leaves none, which is made again from what is kept."""
+        found = self.result(stage.kind, stage.key)
+        if found is None or not found.provisional:
+            return
+        old = folder.with_name(f"{folder.name}.replaced")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        folder.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _check(folder: Path, name: str, entry: dict[str, Any], *, verify: bool) -> Path:

@@ -15,15 +15,15 @@ from transfer_api.stage import StagePlan
 from transfer_pod.artifact import storage_errors
 
 
-class StageLock:
-    """The right to make one stage in one storage.
+class FileLock:
+    """A right that one process has at a time; the kernel takes it back when the process ends.
 
-    The file stands beside the stage's work folder, not in it: that folder goes when the stage is done, and a lock on a file
-    that is gone keeps nobody out.
+    Args:
+        path: of the lock file, made with its folder where it is not there.
     """
 
-    def __init__(self, storage: Path, stage: StagePlan) -> None:
-        self.path = storage / "work" / stage.kind.value / f"{stage.key}.lock"
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._file: int | None = None
 
     def take(self) -> bool:
@@ -52,3 +52,14 @@ class StageLock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+class StageLock(FileLock):
+    """The right to make one stage in one storage.
+
+    The file stands beside the stage's work folder, not in it: that folder goes when the stage is done, and a lock on a file
+    that is gone keeps nobody out.
+    """
+
+    def __init__(self, storage: Path, stage: StagePlan) -> None:
+        super().__init__(storage / "work" / stage.kind.value / f"{stage.key}.lock")

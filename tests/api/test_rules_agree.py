@@ -16,6 +16,7 @@ from transfer_api.rules import IMMUTABLE, RULES, is_transition
 
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION)
+EVALUATED = document(pretraining=None, evaluation=EVALUATION)
 JUDGE = {"url": "https://judge.example/v1", "model": "judge-1"}
 JUDGED: dict[str, Any] = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": JUDGE}
 LORA = {"method": "LoRA", "lora": {"trainEmbeddings": False}}
@@ -42,6 +43,17 @@ CASES = [
     ("model name without revision", changed(document(), "spec.model", {"name": "a/b"}), "revision is required with name"),
     ("model name with branch", changed(document(), "spec.model", {"name": "a/b", "revision": "main"}), "40 hexadecimal digits"),
     ("path with revision", changed(document(), "spec.model.revision", COMMIT), "a path has none"),
+    (
+        "baseline model without revision",
+        changed(EVALUATED, "spec.evaluation.baselineModel", {"name": "a/b"}),
+        "revision is required with name",
+    ),
+    ("baseline model by folder", changed(EVALUATED, "spec.evaluation.baselineModel", {"path": "m"}), None),
+    (
+        "baseline model that nobody scores",
+        changed(changed(EVALUATED, "spec.evaluation.baselineModel", {"path": "m"}), "spec.evaluation.baseline", False),
+        "scored only as a baseline",
+    ),
     ("storage by claim and url", changed(document(), "spec.storage.url", "s3://b/p"), "exactly one of claim and url"),
     ("storage by nothing", changed(document(), "spec.storage", {}), "exactly one of claim and url"),
     ("credentials for a claim", changed(document(), "spec.storage.credentialsSecret", "s"), "goes only with url"),

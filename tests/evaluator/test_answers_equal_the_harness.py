@@ -150,7 +150,7 @@ def test_results_keep_items_language_and_how_they_came_about(library, tiny):
     (result,) = library.run("letters", HarnessModel(tiny, TokenScorer(tiny.model)), shots=None, limit=3, seed=0)
     assert (result.language, len(result.items)) == ("id", 3)
     assert result.harness.startswith("lm-evaluation-harness 0.4.")
-    assert result.harness.endswith("0-shot, log-likelihood, task version 1.0")
+    assert result.harness.endswith("0-shot, log-likelihood, split test, task version 1.0")
     assert {"acc", "acc_norm"} <= {metric.name for metric in result.metrics}
     assert all(len(item["responses"]) == 4 and item["acc"] in (0.0, 1.0) for item in result.items)
 

@@ -58,6 +58,29 @@ def test_training_gets_a_rendezvous_and_as_many_workers_as_wanted_with_the_bound
     assert {(order.min_nodes, order.max_nodes) for order in orders} == {(2, 5)}
 
 
+def test_an_evaluation_has_a_pod_for_each_shard_and_is_done_when_one_of_them_is():
+    evaluation = {**EVALUATION["evaluation"], "shards": 3}
+    made = world(pretraining=None, evaluation=evaluation, workers={"min": 2, "replicas": 5}).decides()
+    assert made.created() == [f"a1-w{index}-g1" for index in range(3)]
+    assert {(action.min_nodes, action.max_nodes) for action in made.last.actions} == {(1, 3)}
+    made.runs().decides()
+    made.ends("w1-g1", 137, lost=True).decides().decides()
+    assert [record.generation for record in made.stage("evaluation").workers] == [1, 2, 1]
+    made.ends("w2-g1").decides()
+    assert made.stage("evaluation").state is StageState.COMPLETE
+
+
+def test_an_evaluation_whose_judge_was_down_is_complete_and_says_what_is_missing():
+    made = world(pretraining=None).decides().runs().decides()
+    plan = made.planned("evaluation")
+    made.ends("w0-g1", result=result(plan, numbers={"unjudged": 37.0})).decides()
+    assert made.status.phase is Phase.COMPLETE
+    record = made.stage("evaluation")
+    assert record.artifact.provisional
+    assert record.message.startswith("37 answers have no scores, since a judge did not answer")
+    assert "AnswersNotJudged" in made.events()
+
+
 def test_a_stage_that_is_not_shared_has_one_pod_whatever_the_workers_are():
     made = world(evaluation=None, **{**TUNING, "pretraining": None}, workers={"min": 3, "replicas": 4}).decides()
     assert made.created() == ["a1-w0-g1"]

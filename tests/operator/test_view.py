@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.operator.builders import EVALUATION, TRAINING
-from transfer_api.status import ExperimentStatus, StageState, StageStatus
+from transfer_api.status import ArtifactStatus, ExperimentStatus, StageState, StageStatus
 from transfer_operator import manifest
 from transfer_operator.decide.snapshot import PodName
 from transfer_operator.view import View
@@ -232,6 +232,19 @@ def test_of_a_status_that_cannot_be_read_the_complete_stages_still_count() -> No
     view.put_experiment(txp("b", version=3))
     assert view.experiments[LAB["a"]].stages.keys() == {stage.key}
     assert view.maker(LAB["b"], stage.key) is view.experiments[LAB["a"]]
+
+
+@pytest.mark.parametrize(("provisional", "taken"), [(False, True), (True, False)], ids=["whole", "provisional"])
+def test_an_artifact_is_taken_over_unless_a_judge_was_down(provisional: bool, taken: bool) -> None:
+    view = View()
+    view.put_experiment(txp("a", version=1))
+    plan = view.experiments[LAB["a"]].plan[0]
+    artifact = ArtifactStatus(path="artifacts/x", digest="sha256:0", provisional=provisional)
+    record = StageStatus(name=plan.name, kind=plan.kind, key=plan.key, state=StageState.COMPLETE, artifact=artifact)
+    status = ExperimentStatus(stages=[record]).model_dump(mode="json", by_alias=True, exclude_none=True)
+    view.put_experiment(txp("a", version=2, status=status))
+    view.put_experiment(txp("b", version=3))
+    assert (view.maker(LAB["b"], plan.key) is not None) == taken
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from transfer_api.errors import ArtifactError, StorageError
+from transfer_api.progress import UNJUDGED
 from transfer_api.stage import StageKind, StagePlan
 from transfer_pod.artifact import MANIFEST, ArtifactStore, storage_errors, write_atomically
 
@@ -138,3 +139,18 @@ def test_a_file_that_found_no_room_leaves_no_half_of_itself(tmp_path: Path, monk
 def test_other_errors_of_the_system_stay_what_they_are() -> None:
     with pytest.raises(FileNotFoundError), storage_errors(Path("/data")):
         raise FileNotFoundError(errno.ENOENT, "gone")
+
+
+def test_a_provisional_artifact_keeps_the_work_and_gives_its_place_to_the_next(store: ArtifactStore) -> None:
+    work = store.work(STAGE.kind, STAGE.key)
+    store.commit(STAGE, fill(store, "without scores"), numbers={UNJUDGED: 2.0})
+    (work / "blocks").mkdir()
+    found = store.result(STAGE.kind, STAGE.key)
+    assert found is not None
+    assert found.provisional
+    reference = store.commit(STAGE, fill(store, "with scores"), numbers={})
+    assert (store.open(STAGE.kind, STAGE.key) / "model" / "weights.txt").read_text() == "with scores"
+    assert store.find(STAGE.kind, STAGE.key) == reference
+    assert not work.exists()
+    store.commit(STAGE, fill(store, "a third"), numbers={UNJUDGED: 1.0})
+    assert (store.open(STAGE.kind, STAGE.key) / "model" / "weights.txt").read_text() == "with scores", "what is whole stays"

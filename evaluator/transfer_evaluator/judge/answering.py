@@ -6,19 +6,16 @@ question of a run and is said beside the scores.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import ModelError
+from transfer_evaluator.blocks import Done
 from transfer_evaluator.generation import Prompt, answer
 from transfer_evaluator.judge.questions import Question
 from transfer_evaluator.model import LoadedModel
-from transfer_evaluator.scorer import Done
-from transfer_pod.artifact import storage_errors, write_atomically
+from transfer_evaluator.scorer import TokenScorer
 
 
 @dataclass(frozen=True)
@@ -59,21 +56,14 @@ class Answerer:
         form = "chat template" if self.templated else "no chat template: question and a blank line"
         return f"greedy answers of at most {self.limit} tokens, {form}"
 
-    def answer(self, questions: Sequence[Question], done: Done, kept: Path) -> Answers:
-        """Answers all questions; `kept` is a file where an earlier try of the same stage may have left them.
+    def answer(self, questions: Sequence[Question], done: Done, scorer: TokenScorer | None = None) -> Answers:
+        """Answers all questions, as far as other pods or earlier tries have not, whose answers `scorer` finds.
 
         Raises:
             StorageError: the answers cannot be kept.
         """
         prompts = [self._prompt(question.text) for question in questions]
-        digest = hashlib.sha256(json.dumps([[p.tokens, p.limit] for p, _ in prompts]).encode()).hexdigest()
-        texts = _read(kept, digest, len(questions))
-        if texts is None:
-            texts = answer(self._loaded, [prompt for prompt, _ in prompts], done)
-            with storage_errors(kept):
-                write_atomically(kept, json.dumps({"prompts": digest, "answers": texts}, ensure_ascii=False))
-        else:
-            done(len(texts), 0)
+        texts = answer(self._loaded, [prompt for prompt, _ in prompts], done, scorer=scorer)
         return Answers(tuple(text.strip() for text in texts), sum(truncated for _, truncated in prompts))
 
     def _prompt(self, question: str) -> tuple[Prompt, bool]:
@@ -103,13 +93,3 @@ class Answerer:
         answered = self._rendered([turn, {"role": "assistant", "content": "y"}], generate=False)[len(asked) :]
         special: dict[int, Any] = self._tokenizer.added_tokens_decoder
         return str(self._tokenizer.convert_ids_to_tokens(next((token for token in reversed(answered) if token in special), int(end))))
-
-
-def _read(path: Path, digest: str, count: int) -> list[str] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        texts = content["answers"]
-        whole = content["prompts"] == digest and len(texts) == count and all(isinstance(text, str) for text in texts)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return texts if whole else None

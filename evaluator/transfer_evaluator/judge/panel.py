@@ -3,14 +3,15 @@
 A reply that cannot be read is asked for again, at most `attempts` requests in all; then the scores count as missing, as they do where
 the judge takes a request under no circumstances or its spending limit is reached. Missing is never 0.
 
-A judge that answers none of several requests in a row is down. That ends the pod as a crash: the operator tries again, and what was
-answered before is on the disk.
+A judge that answers none of several requests in a row is down, and is asked for nothing more: what is left is missing too, and told apart
+from the rest, for another run asks for it again. What was answered before is on the disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from transfer_evaluator.judge.prompt import Case, Messages, build
 from transfer_evaluator.judge.spending import Spending, SpendingReachedError, most_input_tokens
 from transfer_evaluator.judge.store import Reply, ReplyStore, request_key
 
+logger = logging.getLogger(__name__)
 Done = Callable[[int, int], None]
 Begin = Callable[[int], Done]
 """As in `transfer_evaluator.scorer`, which needs torch: told how many requests come, gives what is told after each and its tokens."""
@@ -40,10 +42,6 @@ def _silent(requests: int) -> Done:
     return lambda finished, tokens: None
 
 
-class JudgeDownError(Exception):
-    """A judge does not answer. A crash on purpose: the operator tries again."""
-
-
 @dataclass(frozen=True)
 class Verdict:
     """What one request to one judge came to."""
@@ -51,6 +49,8 @@ class Verdict:
     scores: Scores | None
     missing: str = ""
     """Why there are no scores."""
+    unanswered: bool = False
+    """Nobody answered: another run may have more luck."""
 
 
 @dataclass(kw_only=True)
@@ -69,6 +69,8 @@ class Seat:
     """Replies that could not be read."""
     requests: int = 0
     failures: int = 0
+    down: str = ""
+    """Why it is asked for nothing more."""
     spending: Spending = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +81,6 @@ def ask_panel(seats: Sequence[Seat], cases: Sequence[Case], begin: Begin = _sile
     """The verdicts by judge, case and repeat. Equal cases are asked once.
 
     Raises:
-        JudgeDownError: a judge does not answer.
         OutOfMoneyError: the account of a judge is empty.
         SpecError: a judge is not asked as it wants to be.
         StorageError: replies cannot be kept.
@@ -153,9 +154,20 @@ class _Examiner:
 
     async def work(self) -> None:
         for case, repeat in self._queue:
-            verdict, tokens = await self._verdict(case, repeat)
+            verdict, tokens = self._known(case, repeat) if self.seat.down else await self._verdict(case, repeat)
             self.found[case][repeat] = verdict
             self._done(1, tokens)
+
+    def _known(self, case: Case, repeat: int) -> tuple[Verdict, int]:
+        """What a judge that is down has said before, if it was something."""
+        for attempt in range(1, self.seat.judge.attempts + 1):
+            reply = self.seat.store.get(request_key(self.seat.judge, build(case, attempt), repeat))
+            if reply is None:
+                return Verdict(None, f"the judge does not answer: {self.seat.down}", unanswered=True), 0
+            self.seat.kept += 1
+            with contextlib.suppress(ValueError):
+                return Verdict(parse_reply(reply.text)), 0
+        return Verdict(None, f"no readable reply in {self.seat.judge.attempts} requests"), 0
 
     async def _verdict(self, case: Case, repeat: int) -> tuple[Verdict, int]:
         problem, tokens = "", 0
@@ -169,7 +181,7 @@ class _Examiner:
                 return Verdict(None, f"the judge refuses the request: {error}"), tokens
             except JudgeUnavailableError as error:
                 self._count_silence(str(error))
-                return Verdict(None, f"the judge does not answer: {error}"), tokens
+                return Verdict(None, f"the judge does not answer: {error}", unanswered=True), tokens
             tokens += reply.input_tokens + reply.output_tokens
             try:
                 return Verdict(parse_reply(reply.text)), tokens
@@ -198,9 +210,12 @@ class _Examiner:
 
     def _count_silence(self, problem: str) -> None:
         self._unanswered += 1
-        if self._unanswered >= self._patience:
-            who = f"{self.seat.place}: {self.seat.judge.model} at {self.seat.judge.url}"
-            raise JudgeDownError(f"{who} does not answer ({problem}); tried again, and what it has answered is kept")
+        if self._unanswered >= self._patience and not self.seat.down:
+            self.seat.down = problem
+            logger.warning(
+                "%s: %s at %s does not answer (%s); it is asked for nothing more, and what it has answered is kept",
+                self.seat.place, self.seat.judge.model, self.seat.judge.url, problem,
+            )  # fmt: skip
 
     def _count_refusal(self, problem: str) -> None:
         self._refused += 1

@@ -28,8 +28,7 @@ from transfer_evaluator.judge.questions import QuestionSet, read_questions
 from transfer_evaluator.judge.store import ReplyStore
 from transfer_evaluator.model import LoadedModel
 from transfer_evaluator.score import Item, Metric, TaskResult
-from transfer_evaluator.scorer import Begin
-from transfer_pod.artifact import ArtifactStore
+from transfer_evaluator.scorer import Begin, TokenScorer
 from transfer_pod.context import PodContext
 
 HARMLESSNESS = "harmlessness"
@@ -81,35 +80,53 @@ class LlmEval:
             if judge is not None
         ]
         self._judged: list[_Judged] = []
+        self._answers: list[Answers] = []
+        self._mode = ""
 
     def _seat(self, place: str, judge: Judge, pace: JudgePace, token: str) -> Seat:
         store = ReplyStore(self._context.storage, judge, self._context.stage.key, self._context.pod)
         return Seat(place=place, judge=judge, pace=pace, token=os.environ.get(token) or None, store=store)
 
-    def run(self, model: LoadedModel, begin: Begin) -> list[TaskResult]:
-        """Answers all questions, has the answers judged, and gives the scores of each set and of each of its categories.
+    def answer(self, model: LoadedModel, scorer: TokenScorer, begin: Begin) -> None:
+        """Has the model answer all questions.
 
         Raises:
-            JudgeDownError, OutOfMoneyError, SpecError, StorageError: as `panel.ask_panel`.
             ModelError: the tokenizer has no end-of-text token.
+            StorageError: the answers cannot be kept.
         """
         answerer = Answerer(model, self._answer_tokens)
-        work = ArtifactStore(self._context.storage).work(self._context.stage.kind, self._context.stage.key)
         done = begin(sum(len(one.questions) for one in self._sets))
-        answers = [answerer.answer(one.questions, done, work / f"answers-{number}.json") for number, one in enumerate(self._sets)]
+        self._mode = answerer.mode
+        self._answers = [answerer.answer(one.questions, done, scorer) for one in self._sets]
+
+    def judge(self, begin: Begin) -> list[TaskResult]:
+        """Has the answers judged, and gives the scores of each set and of each of its categories.
+
+        Raises:
+            OutOfMoneyError, SpecError, StorageError: as `panel.ask_panel`.
+        """
         cases = [
             [Case(q.text, text, q.language, q.reference) for q, text in zip(one.questions, told.texts, strict=True)]
-            for one, told in zip(self._sets, answers, strict=True)
+            for one, told in zip(self._sets, self._answers, strict=True)
         ]
         everything = ask_panel(self.seats, [case for group in cases for case in group], begin)
         start = 0
-        for one, told in zip(self._sets, answers, strict=True):
+        for one, told in zip(self._sets, self._answers, strict=True):
             end = start + len(one.questions)
             found = [verdicts[start:end] for verdicts in everything]
             self._judged.append(_Judged(one, told, found, [self._item(one, told, found, place) for place in range(end - start)]))
             start = end
-        harness = self._harness(answerer)
+        harness = self._harness()
         return [result for judged in self._judged for result in _results(judged, harness)]
+
+    @property
+    def unjudged(self) -> int:
+        """Answers without scores because a judge did not answer."""
+        return sum(
+            MEAN not in item and any(verdict.unanswered for judge in judged.found for verdict in judge[place])
+            for judged in self._judged
+            for place, item in enumerate(judged.items)
+        )
 
     def files(self, baseline: Callable[[TaskResult], list[Item] | None]) -> dict[str, str]:
         """Further files of the artifact by name: what the judges did and how far they agree, and answers side by side."""
@@ -119,11 +136,11 @@ class LlmEval:
             SAMPLES_FILE: "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples),
         }
 
-    def _harness(self, answerer: Answerer) -> str:
+    def _harness(self) -> str:
         judges = " and ".join(
             f"{seat.judge.model} (temperature {seat.judge.temperature}, {seat.judge.repeats} ×)" for seat in self.seats
         )  # fmt: skip
-        return f"transfer-operator, LLM-Eval 0-3, judged by {judges}, prompt {prompt_hash()}, {answerer.mode}"
+        return f"transfer-operator, LLM-Eval 0-3, judged by {judges}, prompt {prompt_hash()}, {self._mode}"
 
     def _item(self, questions: QuestionSet, answers: Answers, found: Found, place: int) -> Item:
         question = questions.questions[place]
@@ -151,6 +168,7 @@ class LlmEval:
             "requests": seat.requests, "requests_without_usable_answer": seat.failures, "replies_kept_from_before": seat.kept,
             "replies_not_readable": seat.unreadable, "input_tokens": spending.input_tokens, "output_tokens": spending.output_tokens,
             "money": None if spending.money is None else str(spending.money), "spending_limit_reached": spending.reached,
+            "down": seat.down or None,
             "missing": missing_reasons([verdicts for judged in self._judged for verdicts in judged.found[place]]),
         }  # fmt: skip
 

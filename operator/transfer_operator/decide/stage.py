@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from transfer_api.progress import Progress
+from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import ExperimentSpec
 from transfer_api.stage import StagePlan
 from transfer_api.status import ArtifactStatus, Cause, Reason, Restarts, StageState, StageStatus, WorkerRecord
@@ -90,7 +90,7 @@ class Step:
     @property
     def desired(self) -> int:
         """Pods that the stage should have, besides the rendezvous."""
-        return self.around.spec.workers.replicas if self.plan.shared else 1
+        return self.plan.pods(self.around.spec.workers.replicas)
 
     @property
     def min_nodes(self) -> int:
@@ -110,7 +110,7 @@ def begin(step: Step) -> None:
         state=StageState.RUNNING,
         attempt=step.status.attempt + 1,
         workers=[WorkerRecord(index=index) for index in range(step.desired)],
-        max_workers=max(step.around.spec.workers.max or 0, step.desired) if step.plan.shared else 1,
+        max_workers=max(step.plan.pods(step.around.spec.workers.max or 0), step.desired),
         rendezvous_seen=False,
         start_time=step.status.start_time or now,
         retry_time=step.status.retry_time if step.status.retry_time and step.status.retry_time > now else None,
@@ -190,14 +190,23 @@ def complete(step: Step, pod: Pod) -> None:
     step.change(
         state=StageState.COMPLETE,
         completion_time=step.around.now,
-        artifact=ArtifactStatus(path=artifact.path, digest=artifact.digest, reused=pod.result.reused),
+        artifact=ArtifactStatus(path=artifact.path, digest=artifact.digest, reused=pod.result.reused, provisional=pod.result.provisional),
         productive_seconds=max(step.status.productive_seconds, round(pod.result.productive_seconds)),
         lost_steps=max(step.status.lost_steps, pod.result.lost_steps),
         last_step=max(step.status.last_step, pod.result.step),
         retry_time=None,
-        message="",
+        message=left_out(pod.result),
     )
     step.events.append(Event(reason="StageComplete", message=f"{step.plan.name}: {artifact.path}"))
+    if pod.result.provisional:
+        step.events.append(Event(reason="AnswersNotJudged", message=f"{step.plan.name}: {left_out(pod.result)}", warning=True))
+
+
+def left_out(result: ResultMessage) -> str:
+    """What is missing of a stage that is complete all the same."""
+    if not result.provisional:
+        return ""
+    return f"{result.unjudged} answers have no scores, since a judge did not answer; all else is kept, and another run asks only for them"
 
 
 def let_end(step: Step) -> None:

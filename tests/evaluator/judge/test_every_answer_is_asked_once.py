@@ -16,7 +16,7 @@ from transfer_api.errors import ExitCode, SpecError
 from transfer_api.spec import Judge, JudgePace, JudgeSpending
 from transfer_evaluator.judge import client
 from transfer_evaluator.judge.client import OutOfMoneyError, Timing, retry_after
-from transfer_evaluator.judge.panel import LIMIT_REACHED, JudgeDownError, Seat, ask_panel, missing_reasons
+from transfer_evaluator.judge.panel import DOWN_AFTER, LIMIT_REACHED, Seat, ask_panel, missing_reasons
 from transfer_evaluator.judge.prompt import Case
 from transfer_evaluator.judge.store import ReplyStore
 
@@ -111,23 +111,39 @@ def test_a_judge_of_another_format_is_asked_so_many_times_and_then_counts_as_mis
         assert asked(server) == 2 * len(CASES), "replies that cannot be read are kept too"
 
 
-def test_a_judge_that_is_down_ends_the_pod_for_another_try_and_what_it_answered_is_kept(tmp_path):
+def test_a_judge_that_is_down_is_left_alone_and_what_it_answered_is_kept(tmp_path):
     with JudgeServer() as server:
         ask_panel([seat(server, tmp_path)], CASES[:10])
         server.share, server.faults = 1.0, ["503"]
-        with pytest.raises(JudgeDownError, match=r"does not answer.*503"):
-            ask_panel([seat(server, tmp_path, pace=JudgePace(retries=1))], CASES)
+        down = seat(server, tmp_path, pace=JudgePace(retries=1, concurrency=1))
+        before = asked(server)
+        (found,) = ask_panel([down], CASES)
+        assert "503" in down.down
+        assert asked(server) - before == 2 * DOWN_AFTER
+        assert [repeats[0].scores is not None for repeats in found] == [True] * 10 + [False] * 14
+        assert all(repeats[0].unanswered for repeats in found[10:])
         server.share = 0.0
         before = asked(server)
         ask_panel([seat(server, tmp_path)], CASES)
         assert asked(server) - before == len(CASES) - 10
 
 
+def test_of_two_judges_one_may_be_down(tmp_path):
+    with JudgeServer() as server, JudgeServer(share=1.0, faults=["503"]) as broken:
+        seats = [seat(server, tmp_path), seat(broken, tmp_path, model="judge-b", pace=JudgePace(retries=0))]
+        judged, missing = ask_panel(seats, CASES)
+    assert all(repeats[0].scores for repeats in judged)
+    assert all(repeats[0].unanswered for repeats in missing)
+    assert (bool(seats[0].down), bool(seats[1].down)) == (False, True)
+
+
 def test_nobody_listening_is_a_judge_that_is_down(tmp_path):
     with JudgeServer() as server:
         gone = seat(server, tmp_path, pace=JudgePace(retries=1))
-    with pytest.raises(JudgeDownError, match="APIConnectionError"):
-        ask_panel([gone], CASES[:2])
+    ((first, second),) = ask_panel([gone], CASES[:2])
+    assert first[0].unanswered
+    assert second[0].unanswered
+    assert "APIConnectionError" in gone.down
 
 
 def test_one_request_that_never_has_an_answer_is_missing_and_the_others_are_not(tmp_path):

@@ -15,7 +15,7 @@ from tests.support.judge_server import NAMES, JudgeServer, scores_of
 from tests.support.tiny import save_tiny_model
 from transfer_api.errors import DataError
 from transfer_api.progress import Outcome, Progress, ResultMessage
-from transfer_api.spec import Judge, JudgePace, JudgeSpending, ModelSource, Precision, QuestionSource
+from transfer_api.spec import Judge, JudgePace, JudgeSpending, ModelSource, NamedText, Precision, QuestionSource
 from transfer_api.stage import EvaluationParameters, Execution, StageKind, StagePlan, stage_key
 from transfer_cli.local import free_port
 from transfer_evaluator.judge import client
@@ -24,6 +24,7 @@ from transfer_evaluator.model import load_model
 from transfer_evaluator.stage import run
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
+from transfer_pod.shard import finished
 
 CATEGORIES = ("事实问答", "诗歌", "数学")
 
@@ -163,6 +164,42 @@ def test_a_spending_limit_leaves_a_table_of_what_was_paid_for(storage, server):
     assert 0 < missing < 24
     assert report["spending_limit_reached"] is True
     assert report["input_tokens"] + report["output_tokens"] <= 8000
+
+
+def test_a_judge_that_is_down_costs_its_scores_only_and_a_second_run_asks_nobody_else(storage, monkeypatch):
+    (storage / "held-out.txt").write_text("Satu kalimat.\n\nDua kalimat.")
+    texts = [NamedText(name="held-out", path="held-out.txt", language="id")]
+    settings = {"pace": JudgePace(retries=0, concurrency=1), "suites": ["llm-eval", "perplexity"], "texts": texts, "seed": 8}
+    with JudgeServer(share=1.0, faults=["503"]) as server:
+        base = plan(server.url, **settings)
+        stage = plan(server.url, "other", baseline=base.key, **settings)
+        first, folder = evaluate(storage, base)
+        assert (first.unjudged, first.provisional) == (24, True)
+        values = {score.metric: score.value for score in first.scores}
+        assert values["missing"] == 24
+        assert values["bits_per_byte"] > 0, "the other suites have their scores"
+        assert "503" in json.loads((folder / "items/llm-eval/judges.json").read_text())["judges"][0]["down"]
+        answers = [item["answer"] for item in items_of(folder)]
+        assert evaluate(storage, stage)[0].unjudged == 48, "those of the baseline count: this table is to be made again too"
+        assert finished(context(storage, base)) is None
+
+        server.share = 0.0
+        before = len(server.requests)
+        monkeypatch.setattr("transfer_evaluator.generation._answer", lambda *_: pytest.fail("asked the model again"))
+        monkeypatch.setattr("transfer_evaluator.scorer.TokenScorer._score", lambda *_: pytest.fail("scored the texts again"))
+        again, folder = evaluate(storage, base)
+        assert len(server.requests) - before == 24
+        assert [item["answer"] for item in items_of(folder)] == answers
+        result, _ = evaluate(storage, stage)
+    assert not again.provisional
+    assert not result.provisional
+    judged = {score.metric: score for score in result.scores if score.task == "open"}
+    assert judged["missing"].value == 0
+    assert judged["accuracy"].baseline is not None
+    assert {score.metric: score.value for score in again.scores}["bits_per_byte"] == values["bits_per_byte"]
+    for one in (base, stage):
+        assert not (storage / "work" / "evaluation" / one.key).exists()
+        assert finished(context(storage, one)) is not None
 
 
 def test_a_set_of_several_languages_is_a_line_for_each(storage, server):

@@ -1,0 +1,191 @@
+"""`transfer evaluate`: scores a model, and another one beside it, without an experiment file; `transfer evaluate fetch` fills a mirror.
+
+It writes the file itself, with a stage `evaluation` and nothing else, and runs it as `transfer run` does: the same checks, stage code,
+cache, report and exit codes. The file lies beside the report, so that `transfer run` and `kubectl apply` can do the same again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from transfer_api.errors import ExitCode, SpecError
+from transfer_api.spec import API_VERSION, LANGUAGE_SUITES, NAME_LENGTH, PERPLEXITY, TransferExperiment
+
+DEFAULT_LANGUAGE = "en"
+FETCH = "fetch"
+"""In the place of a model; a folder of that name is ./fetch."""
+FILE = "experiment.yaml"
+"""In the output folder."""
+OF_A_HUB = re.compile(r"(?P<name>[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*)(@(?P<revision>[0-9a-f]{40}))?")
+TEXT = re.compile(r"((?P<language>[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)=)?(?P<path>.+)", re.S)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.usage = "%(prog)s MODEL [options]\n       %(prog)s fetch SUITE ... --mirror DIR [--task-folders DIR ...]"
+    parser.add_argument("model", metavar="MODEL", help="model folder, or OWNER/NAME@COMMIT on the model hub; `fetch` fills a mirror")
+    parser.add_argument("more", metavar="SUITE", nargs="*", help="with fetch: suites whose data sets are to be in the mirror")
+    parser.add_argument("--suites", metavar="A,B", help="what is measured (default: perplexity where there are texts); docs/evaluation.md")
+    parser.add_argument("--baseline", metavar="MODEL", help="model to compare with, item by item")
+    parser.add_argument(
+        "--languages",
+        metavar="A,B",
+        help="BCP 47 codes: languages of suites that exist in several, the first being the target (default: en)",
+    )
+    parser.add_argument("--texts", nargs="+", metavar="[LANGUAGE=]FILE", default=[], help="held-out texts of the suite perplexity")
+    parser.add_argument("--task-folders", nargs="+", metavar="DIR", default=[], help="folders with task files of your own")
+    parser.add_argument("--mirror", metavar="DIR", help="data sets of the suites, filled by `transfer evaluate fetch` (default: the hub)")
+    parser.add_argument("--shots", type=int, metavar="N", help="examples before each question (default: as the suite says)")
+    parser.add_argument("--limit", type=int, metavar="N", help="most items of one task or text")
+    parser.add_argument("--shards", type=int, metavar="N", help="processes that share the work, each with the model (default: 1)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="report, results and status (default: runs/evaluate-MODEL)")
+    parser.add_argument(
+        "--storage",
+        type=Path,
+        metavar="DIR",
+        help="finished evaluations, which are not done again (default: $TRANSFER_STORAGE or runs/.storage)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Scores the model, or goes on with it; or fills a mirror. Exit codes: those of `transfer run`."""
+    if options.model == FETCH:
+        return fetch(options)
+    if options.more:
+        raise SpecError(
+            "are several models", field="MODEL", value=[options.model, *options.more], allowed="one",
+            next_step="Name the other one with --baseline, or evaluate them one after the other",
+        )  # fmt: skip
+    import yaml
+
+    from transfer_cli.outputs import output_errors
+    from transfer_cli.paths import default_output, default_storage
+    from transfer_cli.run import start
+    from transfer_pod.artifact import write_atomically
+
+    experiment, document = build(options)
+    output = (options.output or default_output(experiment.metadata.name)).absolute()
+    storage = (options.storage or default_storage()).absolute()
+
+    def keep() -> None:
+        with output_errors(output):
+            write_atomically(output / FILE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+    return start(experiment, storage=storage, output=output, search=(Path.cwd(),), begun=keep)
+
+
+def fetch(options: argparse.Namespace) -> int:
+    """Fills the mirror with the data sets of the suites and says what it has."""
+    from transfer_cli.mirror import data_sets_of, fill
+    from transfer_evaluator.mirror import Mirror
+
+    suites = _in_each([*options.more, *_split(options.suites)], _split(options.languages) or [DEFAULT_LANGUAGE])
+    if not suites or options.mirror is None:
+        field, what = ("SUITE", "no suite") if not suites else ("--mirror", "no folder")
+        raise SpecError(f"{what} is named", field=field, next_step="Write `transfer evaluate fetch SUITE ... --mirror DIR`")
+    data_sets = data_sets_of(suites, options.task_folders)
+    fill(Mirror(Path(options.mirror)), data_sets, print)
+    if not data_sets:
+        print("These suites read no data set of the hub.")
+    return ExitCode.COMPLETE
+
+
+def build(options: argparse.Namespace) -> tuple[TransferExperiment, dict[str, Any]]:
+    """The experiment that the options describe, and its document as a file would have it.
+
+    Raises:
+        SpecErrors: as `load_experiment`, such as for a suite without what it needs.
+        SpecError: a model is no folder here, and is not named as one on a hub.
+    """
+    from transfer_api.load import experiment_from
+
+    languages = _split(options.languages) or [DEFAULT_LANGUAGE]
+    texts = [_text(text, languages[0]) for text in options.texts]
+    suites = _split(options.suites) or ([PERPLEXITY] if texts else [])
+    if not suites:
+        raise SpecError(
+            "names nothing to measure", field="--suites", allowed="suites of docs/evaluation.md, parted by commas",
+            next_step="Add --suites mmlu, or --texts FILE for perplexity",
+        )  # fmt: skip
+    evaluation: dict[str, Any] = {"suites": _in_each(suites, languages), "baseline": options.baseline is not None}
+    wanted = {
+        "baselineModel": _model(options.baseline, "--baseline") if options.baseline is not None else None,
+        "texts": _named_apart(texts),
+        "taskFolders": [_place(folder) for folder in options.task_folders],
+        "mirror": _place(options.mirror) if options.mirror is not None else None,
+        "shots": options.shots,
+        "limit": options.limit,
+        "shards": options.shards,
+    }
+    evaluation |= {name: value for name, value in wanted.items() if value not in (None, [])}
+    document = {
+        "apiVersion": API_VERSION, "kind": "TransferExperiment", "metadata": {"name": _name(options.model)},
+        "spec": {
+            "model": _model(options.model, "MODEL"), "language": languages[0],
+            "storage": {"claim": "experiments"}, "evaluation": evaluation,
+        },
+    }  # fmt: skip
+    return experiment_from(document, "transfer evaluate"), document
+
+
+def _split(names: str | None) -> list[str]:
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+def _in_each(suites: list[str], languages: list[str]) -> list[str]:
+    """Suites that exist in several languages, once in each."""
+    return list(
+        dict.fromkeys(
+            name for suite in suites for name in ([f"{suite}_{one}" for one in languages] if suite in LANGUAGE_SUITES else [suite])
+        )
+    )
+
+
+def _model(given: str, option: str) -> dict[str, Any]:
+    """A folder here, or a repository of the hub; what looks like neither is taken for a folder, which the checks before a run then miss."""
+    of_hub = None if Path(given).exists() else OF_A_HUB.fullmatch(given)
+    if of_hub is None:
+        return {"path": _place(given)}
+    if of_hub["revision"] is None:
+        raise SpecError(
+            "is no folder here, and on a model hub it needs its commit, because a branch moves", field=option, value=given,
+            allowed="a folder, or OWNER/NAME@COMMIT with 40 hexadecimal digits",
+            next_step=f"Correct the folder, or copy the commit from the page of {given}",
+        )  # fmt: skip
+    return {"name": of_hub["name"], "revision": of_hub["revision"]}
+
+
+def _place(path: str) -> str:
+    """As it is found from here, for the file that is kept is read from elsewhere; one that is not here may be in the storage."""
+    return str(Path(path).absolute()) if Path(path).exists() else path
+
+
+def _text(given: str, language: str) -> dict[str, Any]:
+    found = TEXT.fullmatch(given)
+    if found is None:
+        raise SpecError("names no file", field="--texts", value=given, allowed="FILE or LANGUAGE=FILE", next_step="Correct it")
+    path = Path(found["path"])
+    return {"name": _plain(path.name.partition(".")[0]), "path": _place(found["path"]), "language": found["language"] or language}
+
+
+def _named_apart(texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Files of one name in several folders get a number."""
+    counts: dict[str, int] = {}
+    named = []
+    for text in texts:
+        counts[text["name"]] = number = counts.get(text["name"], 0) + 1
+        named.append(text if number == 1 else {**text, "name": f"{text['name']}-{number}"})
+    return named
+
+
+def _name(model: str) -> str:
+    """Of the experiment and of its folder below runs/."""
+    return _plain(f"evaluate-{Path(model.partition('@')[0]).absolute().name}")[:NAME_LENGTH].rstrip("-")
+
+
+def _plain(name: str) -> str:
+    """A name that a resource may have."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "text"

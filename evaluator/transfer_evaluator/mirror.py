@@ -1,0 +1,84 @@
+"""A folder with the data sets that tasks read, for machines without network.
+
+    <mirror>/<owner>/<name>/...         the files of one data set repository, as the hub has them
+    <mirror>/<owner>/<name>.json        its commit, and size and SHA-256 of each file
+
+A data set in a mirror never changes: whoever wants a newer commit makes another mirror. So its path says what was read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transfer_api.errors import DataError
+
+FIELD = "spec.evaluation.mirror"
+SHOWN = 20
+"""Most missing files that a message names."""
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One mirror."""
+
+    folder: Path
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """What `transfer evaluate fetch` wrote of a data set: `revision` and `files`; None where it wrote nothing.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        path = self.folder / f"{name}.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content["revision"], str) or not all(isinstance(one["size"], int) for one in content["files"].values()):
+                raise ValueError("no revision, or a file without a size")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"has an unreadable record of a data set: {error}",
+                field=FIELD,
+                value=str(path),
+                next_step=f"Remove it; {fetch_step(self.folder)}",
+            ) from error
+        return content
+
+    def missing(self, name: str) -> list[str]:
+        """Files of a data set that are not there, or are cut short."""
+        record = self.record(name) or {"files": {}}
+        place = self.folder / name
+        return [file for file, entry in record["files"].items() if _size(place / file) != entry["size"]]
+
+    def place(self, name: str) -> Path:
+        """Folder of a data set, all of whose files are there.
+
+        Raises:
+            DataError: the mirror does not have it, or lacks files of it, which the message names.
+        """
+        if self.record(name) is None:
+            raise DataError(f"has no data set {name}", field=FIELD, value=str(self.folder), next_step=fetch_step(self.folder).capitalize())
+        if absent := self.missing(name):
+            more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+            raise DataError(
+                f"lacks {len(absent)} files of {name}: {', '.join(absent[:SHOWN])}{more}", field=FIELD, value=str(self.folder),
+                next_step=fetch_step(self.folder).capitalize(),
+            )  # fmt: skip
+        return self.folder / name
+
+    def source(self, name: str) -> str:
+        """Data set and the beginning of its commit, for the record of a score."""
+        return f"{name}@{(self.record(name) or {'revision': 'unknown'})['revision'][:8]}"
+
+
+def fetch_step(folder: Path) -> str:
+    """How a mirror is filled."""
+    return f"run `transfer evaluate fetch SUITE --mirror {folder}` where there is network; it fetches only what is missing"
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
