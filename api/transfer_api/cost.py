@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transfer_api.gpu import PEAK_FLOPS
 from transfer_api.spec import Lora, Method, ModelSource, Precision
 from transfer_api.stage import DatasetParameters, EvaluationParameters, Execution, StagePlan, TrainingParameters, VocabularyParameters
 
@@ -36,8 +37,8 @@ CPU_MICRO_BATCH_TOKENS = 1024
 GPU_MICRO_BATCH_TOKENS = 16384
 """Fills a GPU at 1B parameters and more; the logits of a 128K vocabulary then take 8 GiB, unless they are chunked."""
 
-GPU_FLOPS = 989e12
-"""Peak of an H100 or H200 in bfloat16, dense."""
+GPU_FLOPS = PEAK_FLOPS["H100"]
+"""Before anything runs nobody knows the card."""
 GPU_EFFICIENCY = 0.40
 GPU_RESOURCE = "nvidia.com/gpu"
 

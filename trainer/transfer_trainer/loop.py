@@ -10,7 +10,6 @@ B rows of a pass, T tokens in a row.
 
 from __future__ import annotations
 
-import collections
 import logging
 import math
 import time
@@ -38,6 +37,7 @@ from transfer_trainer.fence import Fence, Term
 from transfer_trainer.interval import Auto, EverySteps, Interval
 from transfer_trainer.ledger import LEDGER, AnomalyLine, Ledger, SkippedLine, StepLine, Summary, read_ledger
 from transfer_trainer.lora import add_adapters
+from transfer_trainer.mfu import Pace, Work, round_peak
 from transfer_trainer.model import arithmetic, check_length, load_model, summed_loss
 from transfer_trainer.optimizer import (
     clip_gradients,
@@ -55,9 +55,6 @@ from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
 from transfer_trainer.watchdog import Pulse
 
 logger = logging.getLogger(__name__)
-
-SPEED_WINDOW = 20
-"""Steps over which tokens/s is taken: smooth enough for an ETA, short enough to show a resize."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,11 @@ class Batch:
     def labels(self) -> int:
         """Labels that count: a first column has nothing to be predicted from."""
         return int(self.targets_BT[:, 1:].sum())
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a token and one that it sees: those before it in its document, and itself."""
+        return int(self.positions_BT.sum()) + self.positions_BT.numel()
 
     def passes(self, rows: int, number: int, device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
         """Exactly `number` pieces of at most `rows` rows: tokens, positions, targets, and the weight [B] of each row.
@@ -133,15 +135,14 @@ class Training:
         self._open_data()
         self._build()
         self._resume()
-        self._speed: collections.deque[float] = collections.deque([time.monotonic()], maxlen=SPEED_WINDOW + 1)
+        self._pace = Pace()
 
     def run(self) -> bool:
         """Trains to the end and commits the artifact: True. False when it was asked to stop: everything is saved."""
         self._tell(activity=Activity.RUNNING)
         if self.step == 0:
             self._validate()
-        self._speed.append(time.monotonic())
-        self._speed.popleft()  # what came before the first step is no step
+        self._pace.begin()
         while self.step < self.steps:
             before = self.step
             with self.pulse.step():
@@ -171,6 +172,7 @@ class Training:
         length = self.store.sequence_length
         self.micro_batch_tokens = micro_batch_tokens(self.execution, gpu=self.team.device.type == "cuda")
         self.micro_rows = max(1, self.micro_batch_tokens // length)
+        self._tell(padding_ratio=self.store.padding_ratio)
         self.passes = math.ceil(math.ceil(self.parameters.rows_per_step / self.team.world_size) / self.micro_rows)
 
     def _build(self) -> None:
@@ -181,7 +183,9 @@ class Training:
         if self.parameters.method is Method.LORA:
             assert self.parameters.lora is not None
             model = cast(PreTrainedModel, add_adapters(model, self.parameters.lora, self.parameters.seed, self.section))
+        self.flops = Work.of(model, self.store.sequence_length)
         self.model: nn.Module = shard(model, self.team)
+        self.peak = round_peak(self.team, self.parameters.precision) if self.flops is not None else None
         self.timer = ComputeTimer(decoder_layers(self.model) if self.team.world_size > 1 else (), self.team.device)
         self.optimizer = make_optimizer(cast(PreTrainedModel, self.model), self.parameters)
         self.texts = self._held_out()
@@ -251,7 +255,9 @@ class Training:
         self.data_wait += reading
         self.timer.take()  # validation runs the layers too
         due = team.rank == 0 and self.interval.due(self.step + 1)
-        asked, labels, read, saved, self.save_due = team.sum(self.asked(), batch.labels, batch.checksum, self.checkpoints.done, due)
+        asked, labels, pairs, read, saved, self.save_due = team.sum(
+            self.asked(), batch.labels, batch.pairs, batch.checksum, self.checkpoints.done, due
+        )
         if saved == team.world_size:
             self._note_save()
         if asked:
@@ -281,6 +287,7 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self._pace.step(self.flops.flops(self._tokens_per_step, labels, pairs) if self.flops is not None else 0.0)
         self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, digest(read))
         return True
 
@@ -328,13 +335,16 @@ class Training:
         self._resume()
         if self.step == 0:
             self._validate()
-        self._speed.clear()
-        self._speed.append(time.monotonic())
+        self._pace.begin()
+
+    @property
+    def _tokens_per_step(self) -> int:
+        return self.parameters.rows_per_step * self.store.sequence_length
 
     @property
     def _tokens(self) -> int:
         """Tokens of the steps so far."""
-        return self.step * self.parameters.rows_per_step * self.store.sequence_length
+        return self.step * self._tokens_per_step
 
     def _rows_read(self, read: str, now: float) -> dict[str, Any]:
         """What the ledger says of any step whose rows were read."""
@@ -343,7 +353,6 @@ class Training:
         return place | {"world_size": self.team.world_size, "round": self.team.round, "time": now}
 
     def _record(self, loss: float, norm: float, rate: float, seconds: float, read: str) -> None:
-        per_step = self.parameters.rows_per_step * self.store.sequence_length
         now = time.time()
         if self.ledger is not None:
             self.ledger.step(
@@ -351,11 +360,11 @@ class Training:
                     **self._rows_read(read, now), loss=loss, tokens=self._tokens, seconds=seconds, learning_rate=rate, gradient_norm=norm
                 )
             )  # fmt: skip
-        self._speed.append(time.monotonic())
-        pace = (self._speed[-1] - self._speed[0]) / (len(self._speed) - 1)
+        pace = self._pace.seconds
         self._tell(
-            step=self.step, tokens=self._tokens, tokens_per_second=per_step / pace, loss=loss, learning_rate=rate,
-            gradient_norm=norm, remaining_seconds=pace * (self.steps - self.step), last_step_time=now, data_wait_seconds=self.data_wait,
+            step=self.step, tokens=self._tokens, tokens_per_second=self._tokens_per_step / pace, mfu=self._pace.mfu(self.peak),
+            loss=loss, learning_rate=rate, gradient_norm=norm, remaining_seconds=pace * (self.steps - self.step), last_step_time=now,
+            data_wait_seconds=self.data_wait,
             productive_seconds=self.progress.productive_seconds + (seconds if self.step > self.highest_step else 0.0),
         )  # fmt: skip
 
