@@ -211,7 +211,7 @@ def _training(training: TrainingParameters, size: ModelSize | None, read: int | 
         state_bytes=TRAINED_BYTES * trained + BYTES_PER_PARAMETER * frozen,
         activation_bytes=activations,
         work_bytes=(execution.checkpoints_kept + 1) * (CHECKPOINT_BYTES * trained),  # one of them being written
-        artifact_bytes=BYTES_PER_PARAMETER * size.parameters,
+        artifact_bytes=BYTES_PER_PARAMETER * size.parameters * (1 + len(training.snapshot_tokens)),
     )
 
 

@@ -7,6 +7,7 @@ than CEL can (which language codes exist, what a file holds) there is no rule he
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,12 +55,16 @@ class Violation:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One rule. `cel` sees `self` (and `oldSelf` in a rule about changes, which has no `check`: a file has no past)."""
+    """One rule, in CEL, as a `check`, or both.
+
+    `cel` sees `self` (and `oldSelf` in a rule about changes, which has no `check`: a file has no past).
+    """
 
     name: str
     paths: tuple[str, ...]
     """Where it stands: `spec.pretraining`, `spec.pretraining.mixture[]` for every item."""
-    cel: str
+    cel: str | None
+    """None where it would cost more than the API server lets an expression cost; then only `check` refuses."""
     message: str
     """One sentence without a full stop that follows the field's name."""
     check: Callable[[Any], Violation | None] | None = None
@@ -182,6 +187,25 @@ def _batch_fits_budget(training: Pretraining) -> Violation | None:
     return Violation(
         field="tokens", value=training.tokens, allowed=f"at least globalBatchTokens ({format_amount(training.global_batch_tokens)})",
         next_step="Raise tokens or set a smaller globalBatchTokens",
+    )  # fmt: skip
+
+
+def _snapshots(training: Pretraining) -> Violation | None:
+    marks = training.snapshot_tokens
+    for index, (before, mark) in enumerate(itertools.pairwise(marks), 1):
+        if mark <= before:
+            return Violation(
+                field=f"snapshotTokens[{index}]", value=mark, allowed=f"more than the one before it ({format_amount(before)})",
+                next_step="Write them in increasing order, each once",
+            )  # fmt: skip
+    budget, field = training.tokens, "tokens"
+    if training.steps is not None:
+        budget, field = training.steps * training.global_batch_tokens, "steps"
+    if budget is None or not marks or marks[-1] <= budget:
+        return None
+    return Violation(
+        field=f"snapshotTokens[{len(marks) - 1}]", value=marks[-1], allowed=f"at most the budget ({budget} tokens)",
+        next_step=f"Remove it, or raise {field}",
     )  # fmt: skip
 
 
@@ -477,6 +501,10 @@ RULES: tuple[Rule, ...] = (
         message="tokens is less than one optimizer step of globalBatchTokens", check=_batch_fits_budget,
     ),
     Rule(
+        name="snapshots-within-budget", paths=("spec.pretraining",), cel=None,
+        message="snapshotTokens are increasing amounts within the budget", check=_snapshots,
+    ),
+    Rule(
         name="warmup-is-a-share", paths=TRAINING, cel=_WARMUP_CEL,
         message="warmup is a share of the steps, at most 1", check=_warmup,
     ),
@@ -587,10 +615,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def rules_at(path: str) -> list[Rule]:
-    """The rules that stand at a place of the schema, such as `spec.pretraining.mixture[]`."""
-    return [rule for rule in RULES if path in rule.paths]
+    """The rules that the API server knows at a place of the schema, such as `spec.pretraining.mixture[]`."""
+    return [rule for rule in RULES if path in rule.paths and rule.cel is not None]
 
 
 def is_transition(rule: Rule) -> bool:
     """Whether the rule compares with the object as it was before the change."""
-    return re.search(r"\boldSelf\b", rule.cel) is not None
+    return rule.cel is not None and re.search(r"\boldSelf\b", rule.cel) is not None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from transfer_api.amount import Amount, DecimalString
+from transfer_api.amount import Amount, DecimalString, ListedAmount
 from transfer_api.base import Contract
 from transfer_api.language import LANGUAGE_PATTERN, check_language
 
@@ -338,6 +338,11 @@ class Pretraining(Optimization):
     validation_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two measurements of bits per byte on evaluation.texts. Default: none."
     )
+    snapshot_tokens: list[ListedAmount] = Field(
+        default=[], max_length=32,
+        description="Amounts of tokens, such as [10M, 50M], after which the model is kept as well: in the stage's artifact, as plain "
+        "folders snapshots/<tokens>/. Increasing, within the budget; each is made after the first step that reaches it.",
+    )  # fmt: skip
 
 
 class InstructionTuning(Optimization):

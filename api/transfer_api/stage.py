@@ -107,7 +107,7 @@ class DatasetParameters(Observed):
 
 
 class TrainingParameters(Observed):
-    """Artifact: `model/` (plain safetensors and tokenizer), `ledger.jsonl`, `training.json`.
+    """Artifact: `model/` (plain safetensors and tokenizer), `ledger.jsonl`, `training.json`, `snapshots/<tokens>/` where wanted.
 
     Inputs: `dataset`, and `model` unless training starts from the base model. Exactly one of `tokens`, `steps` and
     `epochs` is set. A row is `sequence_length` tokens, a step is `rows_per_step` rows.
@@ -121,6 +121,9 @@ class TrainingParameters(Observed):
     tokens: int | None
     steps: int | None
     epochs: int | None
+    snapshot_tokens: list[int] = Field(
+        default=[], exclude_if=lambda value: not value, description="They are in the artifact, so with others it is another one."
+    )
     learning_rate: str
     embedding_learning_rate: str
     schedule: Schedule
@@ -356,6 +359,7 @@ class _Planner:
             model=self.model, method=wanted.method, lora=wanted.lora if wanted.method is Method.LORA else None,
             sequence_length=wanted.sequence_length, rows_per_step=wanted.global_batch_tokens // wanted.sequence_length,
             tokens=pretraining.tokens if pretraining else None, steps=wanted.steps, epochs=epochs,
+            snapshot_tokens=pretraining.snapshot_tokens if pretraining else [],
             learning_rate=wanted.learning_rate,
             embedding_learning_rate=wanted.embedding_learning_rate or wanted.learning_rate,
             schedule=wanted.schedule, warmup=wanted.warmup,

@@ -32,7 +32,7 @@ from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
 from transfer_trainer.anomaly import Anomaly, AnomalyWatch
 from transfer_trainer.checkpoint import Checkpoints
-from transfer_trainer.export import export, full_weights
+from transfer_trainer.export import export, full_weights, write_model
 from transfer_trainer.fence import Fence, Term
 from transfer_trainer.interval import Auto, EverySteps, Interval
 from transfer_trainer.ledger import LEDGER, AnomalyLine, Ledger, SkippedLine, StepLine, Summary, read_ledger
@@ -49,6 +49,7 @@ from transfer_trainer.optimizer import (
 )
 from transfer_trainer.parallel import Team, decoder_layers, shard
 from transfer_trainer.rows import RowIds, digest, row_order, total_steps
+from transfer_trainer.snapshot import Snapshots, snapshot_steps
 from transfer_trainer.store import RowStore
 from transfer_trainer.straggler import WINDOW_STEPS, Computed, ComputeTimer, Stragglers
 from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
@@ -152,6 +153,7 @@ class Training:
                 return False
             if self.step <= before:
                 continue  # rolled back to where all of the below was done
+            self._snapshot()
             every = self.execution.validation_steps
             if self.step == self.steps or (every and self.step % every == 0):
                 self._validate()
@@ -169,6 +171,8 @@ class Training:
         self.store = RowStore.open(folder / "rows")
         self.order = row_order(self.parameters.seed, self.store.sources)
         self.steps = total_steps(self.parameters, self.store.sources, self.execution.max_epochs, self.section)
+        marks = snapshot_steps(self.parameters, self.steps, self.section)
+        self.snapshots = Snapshots(self.work, marks, self.team, self.fence)
         length = self.store.sequence_length
         self.micro_batch_tokens = micro_batch_tokens(self.execution, gpu=self.team.device.type == "cuda")
         self.micro_rows = max(1, self.micro_batch_tokens // length)
@@ -212,6 +216,7 @@ class Training:
         summary = Summary()
         if self.team.rank == 0:
             self.ledger = Ledger(self.work / LEDGER, self.step)
+            self.snapshots.check(self.step)
             summary = read_ledger(self.work / LEDGER)
             lost, productive = summary.lost_steps, summary.productive_seconds
             loss = summary.lines[-1].loss if summary.lines else 0.0
@@ -412,18 +417,40 @@ class Training:
             last_step_time=time.time(),
         )  # fmt: skip
 
+    def _snapshot(self) -> None:
+        """Writes the snapshots that are due after this step; no process goes on before they are in place."""
+        due = self.snapshots.due(self.step)
+        if not due:
+            return
+        self._tell(activity=Activity.SAVING)
+        if self.checkpoints.running:
+            self._note_save()
+        weights = self._weights()
+        if self.team.rank == 0:
+            for tokens in due:
+                self.snapshots.write(
+                    tokens, lambda folder: write_model(self.artifacts, self.context.stage, self.base, weights, folder, None)
+                )
+        self.team.wait(patiently=True)
+        logger.info("kept the model of step %d as snapshots %s", self.step, due)
+        self._tell(activity=Activity.RUNNING, last_step_time=time.time())
+
+    def _weights(self) -> dict[str, Any]:
+        """What was trained, whole, on rank 0; all processes take part."""
+        return full_weights(self.model, adapters=self.parameters.method is Method.LORA)
+
     def _finish(self) -> None:
         """Commits the artifact; every process returns only after it is in place."""
         self._tell(activity=Activity.SAVING)
         self.checkpoints.close()
-        weights = full_weights(self.model, adapters=self.parameters.method is Method.LORA)
+        weights = self._weights()
         if self.fence is not None:
             assert self.ledger is not None
             self.ledger.close()
             numbers = {"loss": self.progress.loss or 0.0, "steps": self.steps, "tokens": self.progress.tokens}
             numbers |= self.progress.metrics
-            export(self.artifacts, self.context.stage, self.base, weights, self.fence, **numbers)
-        self.team.wait()
+            export(self.artifacts, self.context.stage, self.base, weights, self.fence, self.snapshots, **numbers)
+        self.team.wait(patiently=True)
         self._tell(activity=Activity.DONE)
 
     def _tell(self, **changes: object) -> None:
