@@ -200,6 +200,7 @@ def _training(training: TrainingParameters, size: ModelSize | None, read: int | 
         trained = size.adapters(training.lora)
         per_token, formula = 4.0 * size.parameters + 2.0 * trained, "4·N·D + 2·A·D"
     frozen = size.parameters if training.method is Method.LORA else 0
+    average = BYTES_PER_PARAMETER * trained if training.ema is not None else 0
     width = 1 if training.precision is Precision.BFLOAT16 else 2
     at_once = min(execution.micro_batch_tokens or training.sequence_length, step_tokens)
     activations = at_once * (ACTIVATION_BYTES * width * size.layers * size.hidden + 8 * size.vocabulary)
@@ -208,9 +209,9 @@ def _training(training: TrainingParameters, size: ModelSize | None, read: int | 
         steps=steps,
         flops=None if tokens is None else per_token * tokens,
         formula=formula,
-        state_bytes=TRAINED_BYTES * trained + BYTES_PER_PARAMETER * frozen,
+        state_bytes=TRAINED_BYTES * trained + BYTES_PER_PARAMETER * frozen + average,
         activation_bytes=activations,
-        work_bytes=(execution.checkpoints_kept + 1) * (CHECKPOINT_BYTES * trained),  # one of them being written
+        work_bytes=(execution.checkpoints_kept + 1) * (CHECKPOINT_BYTES * trained + average),  # one of them being written
         artifact_bytes=BYTES_PER_PARAMETER * size.parameters * (1 + len(training.snapshot_tokens)),
     )
 

@@ -23,6 +23,7 @@ from transfer_api.spec import (
     CODE_SWITCHING,
     Anomalies,
     CheckpointInterval,
+    Ema,
     Evaluation,
     ExperimentSpec,
     InstructionSource,
@@ -313,6 +314,17 @@ def _spike_factor(anomalies: Anomalies) -> Violation | None:
     )
 
 
+def _ema_decay(ema: Ema) -> Violation | None:
+    if 0 < float(ema.decay) < 1:
+        return None
+    return Violation(
+        field="decay",
+        value=ema.decay,
+        allowed="more than 0, less than 1",
+        next_step='Write "0.999" for the last 1,000 steps, or remove ema',
+    )
+
+
 def _llm_eval(evaluation: Evaluation) -> Violation | None:
     if "llm-eval" not in evaluation.suites or (evaluation.judge is not None and evaluation.questions):
         return None
@@ -534,6 +546,11 @@ RULES: tuple[Rule, ...] = (
         name="spike-factor", paths=tuple(f"{place}.anomalies" for place in TRAINING),
         cel="!has(self.spikeFactor) || double(self.spikeFactor) > 1.0",
         message="spikeFactor is a multiple of the median, more than 1", check=_spike_factor,
+    ),
+    Rule(
+        name="ema-decay", paths=tuple(f"{place}.ema" for place in TRAINING),
+        cel="double(self.decay) > 0.0 && double(self.decay) < 1.0",
+        message="decay is a share, more than 0 and less than 1", check=_ema_decay,
     ),
     Rule(
         name="perplexity-needs-texts", paths=("spec.evaluation",), cel="!('perplexity' in self.suites) || self.texts.size() > 0",

@@ -270,6 +270,14 @@ class Anomalies(Contract):
     limit: int = Field(default=10, ge=1, le=10_000, description="Most anomalous steps that Skip and RollBack let pass in one stage.")
 
 
+class Ema(Contract):
+    """An exponential moving average of the weights."""
+
+    decay: DecimalString = Field(
+        default="0.999", description="Share of the average that stays at a step: 0.999 averages over about the last 1,000 steps."
+    )
+
+
 class Optimization(Contract):
     """What pretraining and instruction tuning share."""
 
@@ -302,6 +310,10 @@ class Optimization(Contract):
     )
     weight_decay: DecimalString = Field(default="0.01", description="AdamW weight decay of matrices.")
     gradient_clipping: DecimalString = Field(default="1.0", description="Largest norm of the gradient; 0 for none.")
+    ema: Ema | None = Field(
+        default=None,
+        description="Average the weights over the steps; the average is measured on the way and exported. Default: the last weights.",
+    )
     anomalies: Anomalies | None = Field(
         default=None, description="What to do about steps whose loss is not finite or a spike. Default: stop where it is not finite."
     )

@@ -30,6 +30,7 @@ from transfer_api.spec import (
     Anomalies,
     CheckpointInterval,
     Distillation,
+    Ema,
     Evaluation,
     ExperimentSpec,
     Initialization,
@@ -133,6 +134,7 @@ class TrainingParameters(Observed):
     z_loss: str = "0"
     weight_decay: str
     gradient_clipping: str
+    ema: Ema | None = Field(default=None, exclude_if=lambda value: value is None)
     anomalies: Anomalies | None = Field(
         default=None, exclude_if=lambda value: value is None, description="None, which no key holds: stop where the loss is not finite."
     )
@@ -366,7 +368,7 @@ class _Planner:
             # Fields that the rest makes meaningless do not part stages that are the same.
             decay=wanted.decay if wanted.schedule is Schedule.WSD else "0",
             embeddings_first=wanted.embeddings_first, z_loss=wanted.z_loss, weight_decay=wanted.weight_decay,
-            gradient_clipping=wanted.gradient_clipping,
+            gradient_clipping=wanted.gradient_clipping, ema=wanted.ema,
             anomalies=wanted.anomalies if wanted.anomalies != Anomalies() else None, precision=wanted.precision, seed=self.spec.seed,
         )  # fmt: skip
         validation_steps = pretraining.validation_steps if pretraining else None

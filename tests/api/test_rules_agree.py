@@ -114,6 +114,9 @@ CASES = [
     ("a spike of less than the median", changed(document(), "spec.pretraining.anomalies", {"spikeFactor": "1"}), "multiple of the median"),
     ("a spike in tuning", changed(ALL, "spec.instructionTuning.anomalies", {"action": "Skip", "spikeFactor": "1.01"}), None),
     ("an unknown action", changed(document(), "spec.pretraining.anomalies", {"action": "Ignore"}), "Stop, Skip, RollBack"),
+    ("an average", changed(document(), "spec.pretraining.ema", {}), None),
+    ("an average of nothing but the last", changed(document(), "spec.pretraining.ema", {"decay": "0.0"}), "less than 1"),
+    ("an average that never moves", changed(ALL, "spec.instructionTuning.ema", {"decay": "1"}), "less than 1"),
     ("learning rate of zero", changed(document(), "spec.pretraining.learningRate", "0"), "more than 0"),
     ("learning rate as integer", changed(document(), "spec.pretraining.learningRate", "2"), "at most 1"),
     ("embedding rate too large", changed(ALL, "spec.instructionTuning.embeddingLearningRate", "1e1"), "embeddingLearningRate"),
@@ -224,6 +227,7 @@ TRAINING = {
     "embeddingsFirst": DECIMALS,
     "zLoss": DECIMALS,
     "anomalies": st.fixed_dictionaries({}, optional={"spikeFactor": DECIMALS, "limit": st.integers(0, 2)}),
+    "ema": st.fixed_dictionaries({}, optional={"decay": DECIMALS}),
     "learningRate": DECIMALS,
     "validationSteps": st.integers(0, 2),
 }

@@ -10,6 +10,7 @@ B rows of a pass, T tokens in a row.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -32,6 +33,7 @@ from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
 from transfer_trainer.anomaly import Anomaly, AnomalyWatch
 from transfer_trainer.checkpoint import Checkpoints
+from transfer_trainer.ema import Ema
 from transfer_trainer.export import export, full_weights, write_model
 from transfer_trainer.fence import Fence, Term
 from transfer_trainer.interval import Auto, EverySteps, Interval
@@ -192,6 +194,7 @@ class Training:
         self.peak = round_peak(self.team, self.parameters.precision) if self.flops is not None else None
         self.timer = ComputeTimer(decoder_layers(self.model) if self.team.world_size > 1 else (), self.team.device)
         self.optimizer = make_optimizer(cast(PreTrainedModel, self.model), self.parameters)
+        self.ema = Ema(self.model, float(self.parameters.ema.decay)) if self.parameters.ema is not None else None
         self.texts = self._held_out()
 
     def _held_out(self) -> list[HeldOut]:
@@ -208,7 +211,7 @@ class Training:
     def _resume(self) -> None:
         self.checkpoints = Checkpoints(
             self.work / "checkpoints", self.context.stage.key, self.team, self.fence,
-            trainable_only=self.parameters.method is Method.LORA, kept=self.execution.checkpoints_kept,
+            trainable_only=self.parameters.method is Method.LORA, kept=self.execution.checkpoints_kept, ema=self.ema,
         )  # fmt: skip
         self.step = self.checkpoints.load(self.model, self.optimizer)
         self.ledger: Ledger | None = None
@@ -291,6 +294,8 @@ class Training:
         self.checkpoints.settle()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
         self.step += 1
         self._pace.step(self.flops.flops(self._tokens_per_step, labels, pairs) if self.flops is not None else 0.0)
         self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, digest(read))
@@ -335,7 +340,7 @@ class Training:
         self.checkpoints.close()
         if self.ledger is not None:
             self.ledger.close()
-        del self.model, self.optimizer
+        del self.model, self.optimizer, self.ema
         self._build()
         self._resume()
         if self.step == 0:
@@ -386,7 +391,8 @@ class Training:
     def _validate(self) -> None:
         if not self.texts:
             return
-        found = bits_per_byte(self.model, self.texts, self.team, self.parameters.precision, self.micro_batch_tokens)
+        with self._exported():
+            found = bits_per_byte(self.model, self.texts, self.team, self.parameters.precision, self.micro_batch_tokens)
         if self.ledger is not None:
             self.ledger.validation(self.step, found)
         metrics = {f"bits_per_byte/{name}": value for name, value in found.items()}
@@ -436,8 +442,19 @@ class Training:
         self._tell(activity=Activity.RUNNING, last_step_time=time.time())
 
     def _weights(self) -> dict[str, Any]:
-        """What was trained, whole, on rank 0; all processes take part."""
-        return full_weights(self.model, adapters=self.parameters.method is Method.LORA)
+        """What is exported of that which was trained, whole, on rank 0; all processes take part."""
+        with self._exported():
+            weights = full_weights(self.model, adapters=self.parameters.method is Method.LORA)
+            # Of one process on a CPU they are the model's own tensors, which hold something else after this.
+            own = self.ema is not None and self.team.world_size == 1 and self.team.device.type == "cpu"
+            return {name: weight.clone() for name, weight in weights.items()} if own else weights
+
+    def _exported(self) -> contextlib.AbstractContextManager[None]:
+        """In it the model has the weights that are exported: the average, where one is kept."""
+        if self.ema is None:
+            return contextlib.nullcontext()
+        self.checkpoints.settle()  # a copy that is being made is one of the weights that are trained
+        return self.ema.applied()
 
     def _finish(self) -> None:
         """Commits the artifact; every process returns only after it is in place."""
