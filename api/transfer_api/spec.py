@@ -99,6 +99,14 @@ class AnomalyAction(enum.StrEnum):
     ROLL_BACK = "RollBack"
 
 
+class ActivationCheckpointing(enum.StrEnum):
+    """Whether layers are computed again in the backward pass instead of being kept."""
+
+    AUTO = "Auto"
+    NEVER = "Never"
+    ALWAYS = "Always"
+
+
 class Precision(enum.StrEnum):
     """Number format of the forward and backward pass; weights and optimizer are always float32."""
 
@@ -323,6 +331,11 @@ class Optimization(Contract):
     )
     micro_batch_tokens: Amount | None = Field(
         default=None, description="Most tokens in one forward pass of a worker. Speed and memory only; results do not depend on it."
+    )
+    activation_checkpointing: ActivationCheckpointing = Field(
+        default=ActivationCheckpointing.AUTO,
+        description="Whether a layer keeps only its input and is computed again in the backward pass: a third more computing, less "
+        "memory, the same result. Auto: where a pass would not fit by the estimate of `transfer plan`.",
     )
     checkpoint_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two checkpoints. Default: a tenth of the run, at most 500."

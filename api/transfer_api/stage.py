@@ -27,6 +27,7 @@ from transfer_api.language import primary
 from transfer_api.spec import (
     CODE_SWITCHING,
     LLM_EVAL,
+    ActivationCheckpointing,
     Anomalies,
     CheckpointInterval,
     Distillation,
@@ -185,6 +186,7 @@ class Execution(Observed):
     """How a stage is run, without any say in its result."""
 
     micro_batch_tokens: int | None = None
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO
     checkpoint_steps: int | None = None
     checkpoint_interval: CheckpointInterval = CheckpointInterval.STEPS
     checkpoints_kept: int = 2
@@ -373,7 +375,8 @@ class _Planner:
         )  # fmt: skip
         validation_steps = pretraining.validation_steps if pretraining else None
         execution = Execution(
-            micro_batch_tokens=wanted.micro_batch_tokens, checkpoint_steps=wanted.checkpoint_steps,
+            micro_batch_tokens=wanted.micro_batch_tokens, activation_checkpointing=wanted.activation_checkpointing,
+            checkpoint_steps=wanted.checkpoint_steps,
             checkpoint_interval=wanted.checkpoint_interval, checkpoints_kept=wanted.checkpoints_kept,
             max_epochs=pretraining.max_epochs if pretraining else None, validation_steps=validation_steps,
             validation_texts=self.spec.evaluation.texts if self.spec.evaluation and validation_steps else [],

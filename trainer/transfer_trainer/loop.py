@@ -31,6 +31,7 @@ from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
+from transfer_trainer.activations import checkpoint_activations, needs_checkpointing
 from transfer_trainer.anomaly import Anomaly, AnomalyWatch
 from transfer_trainer.checkpoint import Checkpoints
 from transfer_trainer.ema import Ema
@@ -189,6 +190,8 @@ class Training:
         if self.parameters.method is Method.LORA:
             assert self.parameters.lora is not None
             model = cast(PreTrainedModel, add_adapters(model, self.parameters.lora, self.parameters.seed, self.section))
+        if needs_checkpointing(self.context, self.team, self.micro_rows * self.store.sequence_length):
+            checkpoint_activations(model)
         self.flops = Work.of(model, self.store.sequence_length)
         self.model: nn.Module = shard(model, self.team)
         self.peak = round_peak(self.team, self.parameters.precision) if self.flops is not None else None
