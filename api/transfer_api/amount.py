@@ -90,6 +90,15 @@ Amount = Annotated[
 ]
 """A whole number of tokens, examples or rows; read with `parse_amount`."""
 
+ListedAmount = Annotated[
+    int,
+    BeforeValidator(parse_amount),
+    WithJsonSchema(
+        {"x-kubernetes-int-or-string": True, "pattern": AMOUNT_PATTERN, "maxLength": 24, "minimum": 1, "maximum": LARGEST_AMOUNT}
+    ),
+]
+"""An `Amount` in a list. Without CEL: the API server reckons with an integer-or-string of 3 MB, and that times the length of the list."""
+
 DecimalString = Annotated[
     str,
     BeforeValidator(_check_decimal),

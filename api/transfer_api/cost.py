@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transfer_api.spec import Lora, Method, ModelSource, Precision
+from transfer_api.gpu import PEAK_FLOPS
+from transfer_api.spec import ActivationCheckpointing, Lora, Method, ModelSource, Precision
 from transfer_api.stage import DatasetParameters, EvaluationParameters, Execution, StagePlan, TrainingParameters, VocabularyParameters
 
 BYTES_PER_TOKEN = 4
@@ -36,8 +37,8 @@ CPU_MICRO_BATCH_TOKENS = 1024
 GPU_MICRO_BATCH_TOKENS = 16384
 """Fills a GPU at 1B parameters and more; the logits of a 128K vocabulary then take 8 GiB, unless they are chunked."""
 
-GPU_FLOPS = 989e12
-"""Peak of an H100 or H200 in bfloat16, dense."""
+GPU_FLOPS = PEAK_FLOPS["H100"]
+"""Before anything runs nobody knows the card."""
 GPU_EFFICIENCY = 0.40
 GPU_RESOURCE = "nvidia.com/gpu"
 
@@ -199,19 +200,28 @@ def _training(training: TrainingParameters, size: ModelSize | None, read: int | 
         trained = size.adapters(training.lora)
         per_token, formula = 4.0 * size.parameters + 2.0 * trained, "4·N·D + 2·A·D"
     frozen = size.parameters if training.method is Method.LORA else 0
-    width = 1 if training.precision is Precision.BFLOAT16 else 2
+    average = BYTES_PER_PARAMETER * trained if training.ema is not None else 0
     at_once = min(execution.micro_batch_tokens or training.sequence_length, step_tokens)
-    activations = at_once * (ACTIVATION_BYTES * width * size.layers * size.hidden + 8 * size.vocabulary)
     return StageCost(
         tokens=tokens,
         steps=steps,
         flops=None if tokens is None else per_token * tokens,
         formula=formula,
-        state_bytes=TRAINED_BYTES * trained + BYTES_PER_PARAMETER * frozen,
-        activation_bytes=activations,
-        work_bytes=(execution.checkpoints_kept + 1) * (CHECKPOINT_BYTES * trained),  # one of them being written
-        artifact_bytes=BYTES_PER_PARAMETER * size.parameters,
+        state_bytes=TRAINED_BYTES * trained + BYTES_PER_PARAMETER * frozen + average,
+        activation_bytes=at_once * _activation_bytes(training.precision, size, execution.activation_checkpointing),
+        work_bytes=(execution.checkpoints_kept + 1) * (CHECKPOINT_BYTES * trained + average),  # one of them being written
+        artifact_bytes=BYTES_PER_PARAMETER * size.parameters * (1 + len(training.snapshot_tokens)),
     )
+
+
+def _activation_bytes(precision: Precision, size: ModelSize, checkpointing: ActivationCheckpointing) -> int:
+    """Of one token: of all layers, or the float32 inputs of all and the rest of one at a time; and its logits.
+
+    Auto counts as Never: it is what Auto decides by.
+    """
+    layer = ACTIVATION_BYTES * (1 if precision is Precision.BFLOAT16 else 2) * size.hidden
+    kept = layer + size.layers * 4 * size.hidden if checkpointing is ActivationCheckpointing.ALWAYS else size.layers * layer
+    return kept + 8 * size.vocabulary
 
 
 def _whole(config: Mapping[str, Any], name: str) -> int:

@@ -10,10 +10,31 @@ import math
 from typing import cast
 
 from transfer_api.cost import GPU_RESOURCE, ModelSize, StageCost, stage_cost
-from transfer_api.spec import Lora, Method
+from transfer_api.spec import ActivationCheckpointing, Lora, Method
 from transfer_api.stage import StageKind, StagePlan, TrainingParameters
 
 HEADROOM = 0.1
+
+
+def checkpoints_activations(stage: StagePlan, size: ModelSize | None, *, processes: int, available: int, micro_batch_tokens: int) -> bool:
+    """Whether the layers of a training stage are computed again in the backward pass: as it asks for, or where it would not fit else.
+
+    Args:
+        stage: the training stage.
+        size: the model that it starts from; None where that is unknown.
+        processes: over which weights and optimizer are spread.
+        available: bytes of one process; 0 where that is unknown.
+        micro_batch_tokens: in one pass.
+    """
+    match stage.execution.activation_checkpointing:
+        case ActivationCheckpointing.ALWAYS:
+            return True
+        case ActivationCheckpointing.NEVER:
+            return False
+        case ActivationCheckpointing.AUTO:
+            if size is None or available <= 0:
+                return False
+            return _cost(stage, size, micro_batch_tokens).memory_bytes(processes) > (1 - HEADROOM) * available
 
 
 def advice(stage: StagePlan, size: ModelSize | None, *, processes: int, available: int, micro_batch_tokens: int, gpu: bool) -> str:
@@ -33,6 +54,9 @@ def advice(stage: StagePlan, size: ModelSize | None, *, processes: int, availabl
     if size is None or not available:
         ways = [f"set {section}.microBatchTokens: {_half(micro_batch_tokens, length)}"] if micro_batch_tokens > length else []
         return _sentence([*ways, f"lower {section}.sequenceLength", f"set {section}.method: LoRA", _more(gpu, None, processes)])
+    checkpointed = checkpoints_activations(stage, size, processes=processes, available=available, micro_batch_tokens=micro_batch_tokens)
+    always = _checkpointed(stage)
+    stage = always if checkpointed else stage
     cost, usable = _cost(stage, size, micro_batch_tokens), (1 - HEADROOM) * available
     needed = cost.memory_bytes(processes)
     told = (
@@ -48,9 +72,16 @@ def advice(stage: StagePlan, size: ModelSize | None, *, processes: int, availabl
         ways.append(f"set {section}.method: LoRA (needs {_gib(lora)})")
     if not ways:
         ways = [f"lower {section}.sequenceLength", _more(gpu, None, processes)]
+    if not checkpointed and _cost(always, size, micro_batch_tokens).memory_bytes(processes) <= usable:
+        ways.insert(smaller is not None, f"set {section}.activationCheckpointing: Always")
     if not gpu:
         ways.append(f"raise workers.resources.limits.memory to {math.ceil(max(needed, available) / (1 - HEADROOM) / 2**30)}Gi a process")
     return f"{told}. {_sentence(ways)}"
+
+
+def _checkpointed(stage: StagePlan) -> StagePlan:
+    changes = {"activation_checkpointing": ActivationCheckpointing.ALWAYS}
+    return stage.model_copy(update={"execution": stage.execution.model_copy(update=changes)})
 
 
 def _cost(stage: StagePlan, size: ModelSize, micro_batch_tokens: int) -> StageCost:

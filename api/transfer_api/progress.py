@@ -43,6 +43,10 @@ class Progress(Observed):
     loss: float | None = None
     learning_rate: float | None = None
     gradient_norm: float | None = None
+    mfu: float | None = Field(
+        default=None, ge=0, description="Model FLOPs of the last steps over the peak of the round's GPUs; None where that is unknown."
+    )
+    padding_ratio: float | None = Field(default=None, ge=0, le=1, description="Share of the rows' tokens that are padding.")
     world_size: Count = Field(default=0, description="Processes in the current round of the rendezvous.")
     round: Count = Field(default=0, description="Round of the rendezvous: grows with every change of membership.")
     remaining_seconds: float | None = None

@@ -7,6 +7,7 @@ than CEL can (which language codes exist, what a file holds) there is no rule he
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from transfer_api.spec import (
     CODE_SWITCHING,
     Anomalies,
     CheckpointInterval,
+    Ema,
     Evaluation,
     ExperimentSpec,
     InstructionSource,
@@ -54,12 +56,16 @@ class Violation:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One rule. `cel` sees `self` (and `oldSelf` in a rule about changes, which has no `check`: a file has no past)."""
+    """One rule, in CEL, as a `check`, or both.
+
+    `cel` sees `self` (and `oldSelf` in a rule about changes, which has no `check`: a file has no past).
+    """
 
     name: str
     paths: tuple[str, ...]
     """Where it stands: `spec.pretraining`, `spec.pretraining.mixture[]` for every item."""
-    cel: str
+    cel: str | None
+    """None where it would cost more than the API server lets an expression cost; then only `check` refuses."""
     message: str
     """One sentence without a full stop that follows the field's name."""
     check: Callable[[Any], Violation | None] | None = None
@@ -186,6 +192,25 @@ def _batch_fits_budget(training: Pretraining) -> Violation | None:
     )  # fmt: skip
 
 
+def _snapshots(training: Pretraining) -> Violation | None:
+    marks = training.snapshot_tokens
+    for index, (before, mark) in enumerate(itertools.pairwise(marks), 1):
+        if mark <= before:
+            return Violation(
+                field=f"snapshotTokens[{index}]", value=mark, allowed=f"more than the one before it ({format_amount(before)})",
+                next_step="Write them in increasing order, each once",
+            )  # fmt: skip
+    budget, field = training.tokens, "tokens"
+    if training.steps is not None:
+        budget, field = training.steps * training.global_batch_tokens, "steps"
+    if budget is None or not marks or marks[-1] <= budget:
+        return None
+    return Violation(
+        field=f"snapshotTokens[{len(marks) - 1}]", value=marks[-1], allowed=f"at most the budget ({budget} tokens)",
+        next_step=f"Remove it, or raise {field}",
+    )  # fmt: skip
+
+
 def _warmup(training: Optimization) -> Violation | None:
     return None if float(training.warmup) <= 1 else _share("warmup", training.warmup, "0.05 for a twentieth of the steps")
 
@@ -287,6 +312,17 @@ def _spike_factor(anomalies: Anomalies) -> Violation | None:
         return None
     return Violation(
         field="spikeFactor", value=anomalies.spike_factor, allowed="more than 1", next_step='Write how many times the median, such as "2"'
+    )
+
+
+def _ema_decay(ema: Ema) -> Violation | None:
+    if 0 < float(ema.decay) < 1:
+        return None
+    return Violation(
+        field="decay",
+        value=ema.decay,
+        allowed="more than 0, less than 1",
+        next_step='Write "0.999" for the last 1,000 steps, or remove ema',
     )
 
 
@@ -484,6 +520,10 @@ RULES: tuple[Rule, ...] = (
         message="tokens is less than one optimizer step of globalBatchTokens", check=_batch_fits_budget,
     ),
     Rule(
+        name="snapshots-within-budget", paths=("spec.pretraining",), cel=None,
+        message="snapshotTokens are increasing amounts within the budget", check=_snapshots,
+    ),
+    Rule(
         name="warmup-is-a-share", paths=TRAINING, cel=_WARMUP_CEL,
         message="warmup is a share of the steps, at most 1", check=_warmup,
     ),
@@ -513,6 +553,11 @@ RULES: tuple[Rule, ...] = (
         name="spike-factor", paths=tuple(f"{place}.anomalies" for place in TRAINING),
         cel="!has(self.spikeFactor) || double(self.spikeFactor) > 1.0",
         message="spikeFactor is a multiple of the median, more than 1", check=_spike_factor,
+    ),
+    Rule(
+        name="ema-decay", paths=tuple(f"{place}.ema" for place in TRAINING),
+        cel="double(self.decay) > 0.0 && double(self.decay) < 1.0",
+        message="decay is a share, more than 0 and less than 1", check=_ema_decay,
     ),
     Rule(
         name="perplexity-needs-texts", paths=("spec.evaluation",), cel="!('perplexity' in self.suites) || self.texts.size() > 0",
@@ -598,10 +643,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def rules_at(path: str) -> list[Rule]:
-    """The rules that stand at a place of the schema, such as `spec.pretraining.mixture[]`."""
-    return [rule for rule in RULES if path in rule.paths]
+    """The rules that the API server knows at a place of the schema, such as `spec.pretraining.mixture[]`."""
+    return [rule for rule in RULES if path in rule.paths and rule.cel is not None]
 
 
 def is_transition(rule: Rule) -> bool:
     """Whether the rule compares with the object as it was before the change."""
-    return re.search(r"\boldSelf\b", rule.cel) is not None
+    return rule.cel is not None and re.search(r"\boldSelf\b", rule.cel) is not None

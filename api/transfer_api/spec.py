@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from transfer_api.amount import Amount, DecimalString
+from transfer_api.amount import Amount, DecimalString, ListedAmount
 from transfer_api.base import Contract
 from transfer_api.language import LANGUAGE_PATTERN, check_language
 
@@ -97,6 +97,14 @@ class AnomalyAction(enum.StrEnum):
     STOP = "Stop"
     SKIP = "Skip"
     ROLL_BACK = "RollBack"
+
+
+class ActivationCheckpointing(enum.StrEnum):
+    """Whether layers are computed again in the backward pass instead of being kept."""
+
+    AUTO = "Auto"
+    NEVER = "Never"
+    ALWAYS = "Always"
 
 
 class Precision(enum.StrEnum):
@@ -270,6 +278,14 @@ class Anomalies(Contract):
     limit: int = Field(default=10, ge=1, le=10_000, description="Most anomalous steps that Skip and RollBack let pass in one stage.")
 
 
+class Ema(Contract):
+    """An exponential moving average of the weights."""
+
+    decay: DecimalString = Field(
+        default="0.999", description="Share of the average that stays at a step: 0.999 averages over about the last 1,000 steps."
+    )
+
+
 class Optimization(Contract):
     """What pretraining and instruction tuning share."""
 
@@ -302,6 +318,10 @@ class Optimization(Contract):
     )
     weight_decay: DecimalString = Field(default="0.01", description="AdamW weight decay of matrices.")
     gradient_clipping: DecimalString = Field(default="1.0", description="Largest norm of the gradient; 0 for none.")
+    ema: Ema | None = Field(
+        default=None,
+        description="Average the weights over the steps; the average is measured on the way and exported. Default: the last weights.",
+    )
     anomalies: Anomalies | None = Field(
         default=None, description="What to do about steps whose loss is not finite or a spike. Default: stop where it is not finite."
     )
@@ -311,6 +331,11 @@ class Optimization(Contract):
     )
     micro_batch_tokens: Amount | None = Field(
         default=None, description="Most tokens in one forward pass of a worker. Speed and memory only; results do not depend on it."
+    )
+    activation_checkpointing: ActivationCheckpointing = Field(
+        default=ActivationCheckpointing.AUTO,
+        description="Whether a layer keeps only its input and is computed again in the backward pass: a third more computing, less "
+        "memory, the same result. Auto: where a pass would not fit by the estimate of `transfer plan`.",
     )
     checkpoint_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two checkpoints. Default: a tenth of the run, at most 500."
@@ -338,6 +363,11 @@ class Pretraining(Optimization):
     validation_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two measurements of bits per byte on evaluation.texts. Default: none."
     )
+    snapshot_tokens: list[ListedAmount] = Field(
+        default=[], max_length=32,
+        description="Amounts of tokens, such as [10M, 50M], after which the model is kept as well: in the stage's artifact, as plain "
+        "folders snapshots/<tokens>/. Increasing, within the budget; each is made after the first step that reaches it.",
+    )  # fmt: skip
 
 
 class InstructionTuning(Optimization):

@@ -27,9 +27,11 @@ from transfer_api.language import primary
 from transfer_api.spec import (
     LANGUAGE_SUITES,
     LLM_EVAL,
+    ActivationCheckpointing,
     Anomalies,
     CheckpointInterval,
     Distillation,
+    Ema,
     Evaluation,
     ExperimentSpec,
     Initialization,
@@ -107,7 +109,7 @@ class DatasetParameters(Observed):
 
 
 class TrainingParameters(Observed):
-    """Artifact: `model/` (plain safetensors and tokenizer), `ledger.jsonl`, `training.json`.
+    """Artifact: `model/` (plain safetensors and tokenizer), `ledger.jsonl`, `training.json`, `snapshots/<tokens>/` where wanted.
 
     Inputs: `dataset`, and `model` unless training starts from the base model. Exactly one of `tokens`, `steps` and
     `epochs` is set. A row is `sequence_length` tokens, a step is `rows_per_step` rows.
@@ -121,6 +123,9 @@ class TrainingParameters(Observed):
     tokens: int | None
     steps: int | None
     epochs: int | None
+    snapshot_tokens: list[int] = Field(
+        default=[], exclude_if=lambda value: not value, description="They are in the artifact, so with others it is another one."
+    )
     learning_rate: str
     embedding_learning_rate: str
     schedule: Schedule
@@ -130,6 +135,7 @@ class TrainingParameters(Observed):
     z_loss: str = "0"
     weight_decay: str
     gradient_clipping: str
+    ema: Ema | None = Field(default=None, exclude_if=lambda value: value is None)
     anomalies: Anomalies | None = Field(
         default=None, exclude_if=lambda value: value is None, description="None, which no key holds: stop where the loss is not finite."
     )
@@ -181,6 +187,7 @@ class Execution(Observed):
     """How a stage is run, without any say in its result."""
 
     micro_batch_tokens: int | None = None
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO
     checkpoint_steps: int | None = None
     checkpoint_interval: CheckpointInterval = CheckpointInterval.STEPS
     checkpoints_kept: int = 2
@@ -380,18 +387,20 @@ class _Planner:
             model=self.model, method=wanted.method, lora=wanted.lora if wanted.method is Method.LORA else None,
             sequence_length=wanted.sequence_length, rows_per_step=wanted.global_batch_tokens // wanted.sequence_length,
             tokens=pretraining.tokens if pretraining else None, steps=wanted.steps, epochs=epochs,
+            snapshot_tokens=pretraining.snapshot_tokens if pretraining else [],
             learning_rate=wanted.learning_rate,
             embedding_learning_rate=wanted.embedding_learning_rate or wanted.learning_rate,
             schedule=wanted.schedule, warmup=wanted.warmup,
             # Fields that the rest makes meaningless do not part stages that are the same.
             decay=wanted.decay if wanted.schedule is Schedule.WSD else "0",
             embeddings_first=wanted.embeddings_first, z_loss=wanted.z_loss, weight_decay=wanted.weight_decay,
-            gradient_clipping=wanted.gradient_clipping,
+            gradient_clipping=wanted.gradient_clipping, ema=wanted.ema,
             anomalies=wanted.anomalies if wanted.anomalies != Anomalies() else None, precision=wanted.precision, seed=self.spec.seed,
         )  # fmt: skip
         validation_steps = pretraining.validation_steps if pretraining else None
         execution = Execution(
-            micro_batch_tokens=wanted.micro_batch_tokens, checkpoint_steps=wanted.checkpoint_steps,
+            micro_batch_tokens=wanted.micro_batch_tokens, activation_checkpointing=wanted.activation_checkpointing,
+            checkpoint_steps=wanted.checkpoint_steps,
             checkpoint_interval=wanted.checkpoint_interval, checkpoints_kept=wanted.checkpoints_kept,
             max_epochs=pretraining.max_epochs if pretraining else None, validation_steps=validation_steps,
             validation_texts=self.spec.evaluation.texts if self.spec.evaluation and validation_steps else [],

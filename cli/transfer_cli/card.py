@@ -84,6 +84,8 @@ def _what(stage: StagePlan, numbers: dict[str, float]) -> str:
             )
         case TrainingParameters():
             how = f"LoRA of rank {parameters.lora.rank}, merged" if parameters.lora else "all weights"
+            if parameters.ema is not None:
+                how += f", averaged over the steps with decay {parameters.ema.decay}"
             return (
                 f"{how}; {_number(numbers, 'steps')} steps, {_number(numbers, 'tokens')} tokens in rows of {parameters.sequence_length}; "
                 f"learning rate {parameters.learning_rate}, {parameters.precision}; last loss {_number(numbers, 'loss')}"

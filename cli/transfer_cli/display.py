@@ -152,12 +152,14 @@ def open_display(experiment: TransferExperiment, plan: tuple[StagePlan, ...]) ->
 
 
 def describe(progress: Progress) -> str:
-    """One line of progress: activity, step, tokens/s, loss, time left, workers."""
+    """One line of progress: activity, step, tokens/s, MFU where it is known, loss, time left, workers."""
     parts = [f"{progress.step}/{progress.total_steps}"]
     if progress.activity != "Running":
         parts.insert(0, progress.activity.value)
     if progress.tokens_per_second:
         parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
+    if progress.mfu is not None:
+        parts.append(f"MFU {progress.mfu:.0%}")
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.world_size > 1:

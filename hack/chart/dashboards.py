@@ -142,6 +142,10 @@ EXPERIMENT = [
         "percentunit", about="Share of the time in which the worst pod read rows instead of training.",
     ),
     Panel(
+        "MFU", {"{{stage}}": _stage("mfu")}, "percentunit",
+        about="Model FLOPs over the peak of the GPUs (docs/metrics.md); nothing where the card is unknown or the precision Float32.",
+    ),
+    Panel(
         "Work done again", {"lost steps": f"max by (stage) (transfer_stage_lost_steps_total{{{ONE}}})"}, step=True,
     ),
     Panel(

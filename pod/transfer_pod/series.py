@@ -38,6 +38,13 @@ SERIES: tuple[Series, ...] = (
     Series("total_steps", "gauge", "total_steps", "Steps of the whole stage; 0 where that is not known."),
     Series("tokens_total", "counter", "tokens", "Tokens done by the whole stage, those of steps done again counted once."),
     Series("tokens_per_second", "gauge", "tokens_per_second", "Tokens of the last steps over their time, all workers."),
+    Series(
+        "mfu",
+        "gauge",
+        "mfu",
+        "Model FLOPs of the last steps over their time and the dense bfloat16 peak of the round's GPUs, 0 to 1; only where that is known.",
+    ),
+    Series("padding_ratio", "gauge", "padding_ratio", "Share of the tokens in the rows of training that are padding."),
     Series("loss", "gauge", "loss", "Loss of the last step, nats per token."),
     Series("learning_rate", "gauge", "learning_rate", "Learning rate of the last step."),
     Series("gradient_norm", "gauge", "gradient_norm", "Norm of the gradient of the last step, before clipping."),

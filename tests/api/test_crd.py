@@ -102,7 +102,7 @@ def test_patterns_are_ones_that_go_knows_too() -> None:
 
 def test_each_rule_stands_where_it_says() -> None:
     for rule in RULES:
-        for path in rule.paths:
+        for path in rule.paths if rule.cel is not None else ():
             rules = [entry["rule"] for entry in at(f".{path}")["x-kubernetes-validations"]]
             assert rule.cel in rules, (rule.name, path)
 

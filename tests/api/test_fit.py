@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.documents import document
 from transfer_api.cost import ModelSize, stage_cost
-from transfer_api.fit import HEADROOM, advice
+from transfer_api.fit import HEADROOM, advice, checkpoints_activations
 from transfer_api.load import experiment_from
 from transfer_api.stage import StagePlan, plan_stages
 
@@ -39,7 +39,7 @@ CASES = [
     ),
     pytest.param({"available": 80 * GIB, "micro": 2048, "processes": 64}, ["more GPUs instead of 64"], ["microBatch"], id="it should fit"),
     pytest.param({"available": 80 * GIB, "micro": 4096, "processes": 64}, ["microBatchTokens: 2048"], [], id="half of what should fit"),
-    pytest.param({"available": 4 * GIB}, ["sequenceLength"], ["microBatch", "LoRA"], id="nothing that is known would do"),
+    pytest.param({"available": GIB}, ["sequenceLength"], ["microBatch", "LoRA"], id="nothing that is known would do"),
     pytest.param({"available": 64 * GIB, "gpu": False}, ["microBatchTokens: 8192", r"limits\.memory to \d+Gi"], ["GPU"], id="without GPUs"),
     pytest.param({"available": 80 * GIB, "size": None}, ["microBatchTokens: 8192", "LoRA"], ["GiB"], id="size unknown"),
     pytest.param({"available": 80 * GIB, "processes": 1, "method": "LoRA"}, ["microBatchTokens"], ["method: LoRA"], id="adapters already"),
@@ -54,13 +54,16 @@ def test_the_advice_names_what_to_set(settings: dict[str, Any], says: list[str],
     assert len(text) < 500, "the status cuts there"
 
 
-@given(available=st.floats(GIB, 200 * GIB), micro=st.sampled_from([2048, 4096, 16384, 65536]), processes=st.sampled_from([1, 2, 8, 64]))
-def test_what_is_advised_fits(available: float, micro: int, processes: int) -> None:
-    text = advised(available, micro, processes)
+@given(
+    available=st.floats(GIB, 200 * GIB), micro=st.sampled_from([2048, 4096, 16384, 65536]), processes=st.sampled_from([1, 2, 8, 64]),
+    checkpointing=st.sampled_from(["Never", "Always"]),
+)  # fmt: skip
+def test_what_is_advised_fits(available: float, micro: int, processes: int, checkpointing: str) -> None:
+    text = advised(available, micro, processes, activationCheckpointing=checkpointing)
     usable = (1 - HEADROOM) * round(available)
 
-    def needs(micro: int, processes: int) -> int:
-        wanted = stage()
+    def needs(micro: int, processes: int, checkpointing: str = checkpointing) -> int:
+        wanted = stage(activationCheckpointing=checkpointing)
         wanted = wanted.model_copy(update={"execution": wanted.execution.model_copy(update={"micro_batch_tokens": micro})})
         return stage_cost(wanted, LLAMA_7B, None).memory_bytes(processes)
 
@@ -71,3 +74,31 @@ def test_what_is_advised_fits(available: float, micro: int, processes: int) -> N
     if found := re.search(r"at least (\d+) GPUs", text):
         assert needs(2048, int(found[1])) <= usable
         assert needs(2048, int(found[1]) - 1) > usable, "the fewest that do"
+    assert ("activationCheckpointing: Always" in text) is (checkpointing == "Never" and needs(micro, processes, "Always") <= usable)
+
+
+@pytest.mark.parametrize(
+    ("changes", "available", "decided"),
+    [
+        pytest.param({}, 80 * GIB, True, id="it would not fit else"),
+        pytest.param({}, 200 * GIB, False, id="it fits"),
+        pytest.param({}, 0, False, id="memory unknown"),
+        pytest.param({"activationCheckpointing": "Never"}, 80 * GIB, False, id="never"),
+        pytest.param({"activationCheckpointing": "Always"}, 0, True, id="always"),
+    ],
+)
+def test_activations_are_kept_where_they_fit_and_else_computed_again(changes: dict[str, Any], available: int, decided: bool) -> None:
+    wanted = stage(**changes)
+    assert checkpoints_activations(wanted, LLAMA_7B, processes=8, available=available, micro_batch_tokens=16384) is decided
+    assert checkpoints_activations(wanted, None, processes=8, available=available, micro_batch_tokens=16384) is (
+        "Always" in changes.values()
+    )
+    assert wanted.key == stage().key, "it has no say in the result"
+
+
+def test_with_auto_the_advice_reckons_with_what_was_done() -> None:
+    text = advised(80 * GIB, micro=16384)
+    assert "activationCheckpointing" not in text
+    assert re.search(r"GiB for 16384 tokens", text)
+    assert text == advised(80 * GIB, micro=16384, activationCheckpointing="Always")
+    assert "Set pretraining.activationCheckpointing: Always" in advised(80 * GIB, micro=2048, activationCheckpointing="Never", processes=64)

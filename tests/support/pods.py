@@ -34,6 +34,8 @@ from transfer_trainer.ledger import LEDGER, Summary, read_ledger
 from transfer_trainer.rows import RowOrder
 
 LENGTH, ROWS_PER_STEP, SEED = 32, 7, 3  # seven rows divide among neither two nor three workers
+STEADY = "e" * 32
+"""Key of the stage that one worker does beside the one under test."""
 SOURCES = {"id": (3, 40), "en": (1, 17)}  # name to weight and rows
 ORDER = RowOrder(SEED, tuple(weight for weight, _ in SOURCES.values()), tuple(rows for _, rows in SOURCES.values()))
 
@@ -278,7 +280,7 @@ def steady_losses(storage: Path, stage: StagePlan) -> list[float]:
     from transfer_trainer.loop import Training
     from transfer_trainer.parallel import Team
 
-    steady = stage.model_copy(update={"key": "e" * 32})
+    steady = stage.model_copy(update={"key": STEADY})
     context = PodContext(stage=steady, storage=storage, pod="steady")
     assert Training(context, Team(), lambda: False, lambda progress: None).run()
     return losses(read_ledger(ArtifactStore(storage).path(steady.kind, steady.key) / LEDGER))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from transfer_trainer.checkpoint import Checkpoints
+from transfer_trainer.ema import Ema
 from transfer_trainer.fence import Fence, Term
 from transfer_trainer.parallel import Team, shard
 from transfer_trainer.worker import End, is_peer_loss
@@ -39,13 +40,15 @@ class Run:
         self.model = shard(Model(), team)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
         fence = Fence.take(folder, TERM, team.round) if team.rank == 0 else None
-        self.checkpoints = Checkpoints(folder / "checkpoints", "key", team, fence)
+        self.ema = Ema(self.model, 0.5)
+        self.checkpoints = Checkpoints(folder / "checkpoints", "key", team, fence, ema=self.ema)
 
     def train(self) -> None:
         self.model(torch.ones(2, 5)).square().sum().backward()
         self.checkpoints.settle()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.ema.update()
 
 
 def main(folder: Path) -> None:

@@ -51,6 +51,9 @@ def test_who_dies_while_a_checkpoint_is_written_ends_the_round_and_the_one_befor
     assert resumed.checkpoints.load(resumed.model, resumed.optimizer) == 2
     for expected, got in zip(steady.model.parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+    with steady.ema.applied(), resumed.ema.applied():  # what two processes averaged, one goes on with
+        for expected, got in zip(steady.model.parameters(), resumed.model.parameters(), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
     resumed.train()
     resumed.checkpoints.begin(3, resumed.model, resumed.optimizer)
     resumed.checkpoints.finish()

@@ -8,11 +8,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.support.experiment import wait_for
 from tests.support.pods import (
+    LENGTH,
     ORDER,
     ROWS_PER_STEP,
+    STEADY,
     Cluster,
     cluster,
     losses,
@@ -23,7 +26,7 @@ from tests.support.pods import (
     training_stage,
 )
 from transfer_api.progress import Outcome
-from transfer_api.spec import Schedule
+from transfer_api.spec import ActivationCheckpointing, Ema, Schedule
 from transfer_trainer.ledger import Summary, verify_ledger
 
 STEPS = 60
@@ -42,11 +45,25 @@ def assert_as_steady(group: Cluster, storage: Path) -> Summary:
     return summary
 
 
+def assert_same_models(here: Path, steady: Path, *, snapshots: int) -> None:
+    """Averages over changing workers, the last and those on the way; a weight whose gradient is all rounding may go its own way."""
+    models = [path.relative_to(steady) for path in sorted(steady.rglob("model.safetensors"))]
+    assert len(models) == 1 + snapshots
+    for model in models:
+        found, expected = load_file(here / model), load_file(steady / model)
+        for name, weight in expected.items():
+            assert (found[name] - weight).norm() <= 1e-4 * weight.norm(), f"{model}: {name}"
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_two_three_one_two_workers_give_the_losses_of_one_steady_worker(storage: tuple[Path, str], lora: bool) -> None:
     folder, dataset = storage
     # The first half trains embeddings alone, so that the sizes change in both halves and between them.
-    stage = training_stage(KEY, dataset, steps=STEPS, lora=lora, embeddings_first="0.5", schedule=Schedule.WSD, z_loss="1e-3")
+    stage = training_stage(
+        KEY, dataset, steps=STEPS, lora=lora, embeddings_first="0.5", schedule=Schedule.WSD, z_loss="1e-3", ema=Ema(decay="0.9"),
+        snapshot_tokens=[20 * ROWS_PER_STEP * LENGTH, 45 * ROWS_PER_STEP * LENGTH],
+        activation_checkpointing=ActivationCheckpointing.ALWAYS if lora else ActivationCheckpointing.NEVER,
+    )  # fmt: skip
     with cluster(folder, stage, max_nodes=3) as group:
         *_, fourth = resize(group)
         summary = assert_as_steady(group, folder)
@@ -54,6 +71,7 @@ def test_two_three_one_two_workers_give_the_losses_of_one_steady_worker(storage:
         assert fourth.message is not None
         assert (fourth.message.outcome, fourth.message.step) == (Outcome.COMPLETE, STEPS)
         assert not group.work.exists()
+        assert_same_models(group.artifact, group.artifact.with_name(STEADY), snapshots=2)
 
 
 def test_a_pod_asked_to_leave_saves_and_the_other_goes_on_from_that_very_step(storage: tuple[Path, str]) -> None:

@@ -27,7 +27,8 @@ def test_the_model_is_counted_and_the_pass_is_that_of_the_file(context: PodConte
     assert "for 64 tokens at once" in told
     assert "pretraining.microBatchTokens: 32" in told
     tight = memory_advice(context, processes=1, available=500_000, gpu=False)
-    assert "at least 3 workers instead of 1" in tight
+    # There the layers are computed again: 4,992 bytes for a token, 160 KB for a row.
+    assert "at least 2 workers instead of 1" in tight
 
 
 def test_a_model_that_cannot_be_read_costs_only_the_numbers(context: PodContext) -> None:

@@ -45,6 +45,16 @@ def test_the_index_counts_real_tokens_and_targets(folder: Path) -> None:
     ]
 
 
+def test_padding_counts_as_the_sources_are_drawn(tmp_path: Path) -> None:
+    writer = RowWriter(tmp_path / "rows", sequence_length=4, seed=7, tokenizer="abc")
+    for name, weight, document in (("half", 3, [1, 2]), ("full", 1, [1, 2, 3, 4]), ("unused", 0, [1])):
+        with writer.source(name, weight) as source:
+            for row in pack_stream([document], 4, 9):
+                source.append(row)
+    writer.finish()
+    assert RowStore.open(tmp_path / "rows").padding_ratio == 3 / 4 * 1 / 2
+
+
 def test_a_source_without_rows_is_read(folder: Path) -> None:
     assert RowStore.open(folder).row(1, np.array([], dtype=np.int64)).tokens_BT.shape == (0, 4)
 

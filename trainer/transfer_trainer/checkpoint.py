@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from transfer_api.errors import ArtifactError, TransferError
 from transfer_pod.artifact import file_entry, sha256, storage_errors, write_atomically
+from transfer_trainer.ema import Ema
 from transfer_trainer.fence import Fence, FencedError
 from transfer_trainer.parallel import Team
 
@@ -89,13 +90,18 @@ class Checkpoints:
         fence: the round's right to write; rank 0's.
         trainable_only: save only what is trained (adapters).
         kept: complete checkpoints that are kept.
+        ema: the average of the weights, where there is one.
     """
 
-    def __init__(self, folder: Path, key: str, team: Team, fence: Fence | None, *, trainable_only: bool = False, kept: int = KEPT) -> None:
+    def __init__(
+        self, folder: Path, key: str, team: Team, fence: Fence | None, *, trainable_only: bool = False, kept: int = KEPT,
+        ema: Ema | None = None,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.key = key
         self.team = team
         self.kept = kept
+        self.ema = ema
         # strict=False: with adapters the frozen weights are not in the checkpoint.
         self.options = StateDictOptions(ignore_frozen_params=trainable_only, strict=not trainable_only)
         self.last: Saved | None = None
@@ -147,9 +153,8 @@ class Checkpoints:
                 before_commit()
             self._commit(part, step, files)
 
-        model_state, optimizer_state = get_state_dict(model, optimizer, options=self.options)
         response = state_dict_saver.async_save(
-            {"model": model_state, "optimizer": optimizer_state},
+            self._state(model, optimizer),
             storage_writer=_Writer(self.folder / f".{_name(step)}.{self._token:x}", commit),
             async_stager=self._stager,
             process_group=self.team.background,
@@ -239,10 +244,11 @@ class Checkpoints:
                 logger.warning("checkpoint %s is passed over: %s", folder, broken)
                 self._torn.append(step)
                 continue
-            model_state, optimizer_state = get_state_dict(model, optimizer, options=self.options)
-            state = {"model": model_state, "optimizer": optimizer_state}
+            state = self._state(model, optimizer)
             state_dict_loader.load(state, storage_reader=_Reader(folder), no_dist=self.team.world_size == 1)
-            set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state, options=self.options)
+            set_state_dict(
+                model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=self.options
+            )  # fmt: skip
             self.last = Saved(step, folder.stat().st_mtime)
             if self._torn:
                 logger.warning("going on from step %d, the newest checkpoint that is whole; passed over: %s", step, self._torn)
@@ -252,6 +258,12 @@ class Checkpoints:
                 f"none of the {len(found)} checkpoints in {self.folder} can be read", next_step=f"Remove {self.folder} to start again"
             )
         return 0
+
+    def _state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What a checkpoint holds. The average's tensors are its own: loading fills them."""
+        model_state, optimizer_state = get_state_dict(model, optimizer, options=self.options)
+        average = {"ema": self.ema.state()} if self.ema is not None else {}
+        return {"model": model_state, "optimizer": optimizer_state, **average}
 
     def _found(self) -> list[int]:
         """Steps of the checkpoints that are there, newest first."""

@@ -24,6 +24,7 @@ from transfer_trainer.fence import Fence
 from transfer_trainer.ledger import LEDGER, Summary, read_ledger
 from transfer_trainer.lora import add_adapters, merge_adapters, save_adapter
 from transfer_trainer.model import load_model
+from transfer_trainer.snapshot import Snapshots
 
 ADAPTER = "adapter"
 """Folder of the artifact beside `model/`."""
@@ -41,6 +42,7 @@ def export(
     base: Path,
     weights: dict[str, Any],
     fence: Fence,
+    snapshots: Snapshots,
     **numbers: float,
 ) -> ArtifactReference:
     """Writes and commits the artifact; rank 0 only. The work folder is gone afterwards.
@@ -51,6 +53,7 @@ def export(
         base: folder of the model that training started from.
         weights: what `full_weights` gave.
         fence: the round's right to write.
+        snapshots: those that were made on the way.
         numbers: figures for the manifest.
 
     Raises:
@@ -62,12 +65,8 @@ def export(
     with storage_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        model = _plain_model(stage, base, weights, folder / ADAPTER)
-        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-        if stage.kind is StageKind.INSTRUCTION_TUNING:
-            _make_a_chat_model(model, tokenizer, _template(store, stage))
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+        write_model(store, stage, base, weights, folder / "model", folder / ADAPTER)
+        snapshots.link(folder)
         shutil.copyfile(work / LEDGER, folder / LEDGER)
         summary = read_ledger(folder / LEDGER)
         write_atomically(folder / "training.json", json.dumps(curve(summary), indent=1))
@@ -76,7 +75,26 @@ def export(
         return store.commit(stage, folder, numbers=numbers)
 
 
-def _plain_model(stage: StagePlan, base: Path, weights: dict[str, Any], adapter: Path) -> PreTrainedModel:
+def write_model(store: ArtifactStore, stage: StagePlan, base: Path, weights: dict[str, Any], folder: Path, adapter: Path | None) -> None:
+    """Writes model and tokenizer as plain transformers loads them.
+
+    Args:
+        store: with the stage's data set.
+        stage: the plan.
+        base: folder of the model that training started from.
+        weights: what `full_weights` gave.
+        folder: where to.
+        adapter: where the adapter goes too, if there is one; None for nowhere.
+    """
+    model = _plain_model(stage, base, weights, adapter)
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    if stage.kind is StageKind.INSTRUCTION_TUNING:
+        _make_a_chat_model(model, tokenizer, _template(store, stage))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _plain_model(stage: StagePlan, base: Path, weights: dict[str, Any], adapter: Path | None) -> PreTrainedModel:
     """The base model with the trained weights in it, or with the trained adapters merged, in the base's number format.
 
     Adapters are written to `adapter` before, in float32.
@@ -88,7 +106,8 @@ def _plain_model(stage: StagePlan, base: Path, weights: dict[str, Any], adapter:
         adapted = add_adapters(model, parameters.lora, parameters.seed)
         missing = adapted.load_state_dict(weights, strict=False)
         assert not missing.unexpected_keys, missing.unexpected_keys
-        save_adapter(adapted, adapter, None if "model" in stage.inputs else parameters.model)
+        if adapter is not None:
+            save_adapter(adapted, adapter, None if "model" in stage.inputs else parameters.model)
         model = merge_adapters(adapted)
     else:
         model.load_state_dict(weights)

@@ -10,7 +10,7 @@ B rows of a pass, T tokens in a row.
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import logging
 import math
 import time
@@ -31,13 +31,16 @@ from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
+from transfer_trainer.activations import checkpoint_activations, needs_checkpointing
 from transfer_trainer.anomaly import Anomaly, AnomalyWatch
 from transfer_trainer.checkpoint import Checkpoints
-from transfer_trainer.export import export, full_weights
+from transfer_trainer.ema import Ema
+from transfer_trainer.export import export, full_weights, write_model
 from transfer_trainer.fence import Fence, Term
 from transfer_trainer.interval import Auto, EverySteps, Interval
 from transfer_trainer.ledger import LEDGER, AnomalyLine, Ledger, SkippedLine, StepLine, Summary, read_ledger
 from transfer_trainer.lora import add_adapters
+from transfer_trainer.mfu import Pace, Work, round_peak
 from transfer_trainer.model import arithmetic, check_length, load_model, summed_loss
 from transfer_trainer.optimizer import (
     clip_gradients,
@@ -49,15 +52,13 @@ from transfer_trainer.optimizer import (
 )
 from transfer_trainer.parallel import Team, decoder_layers, shard
 from transfer_trainer.rows import RowIds, digest, row_order, total_steps
+from transfer_trainer.snapshot import Snapshots, snapshot_steps
 from transfer_trainer.store import RowStore
 from transfer_trainer.straggler import WINDOW_STEPS, Computed, ComputeTimer, Stragglers
 from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
 from transfer_trainer.watchdog import Pulse
 
 logger = logging.getLogger(__name__)
-
-SPEED_WINDOW = 20
-"""Steps over which tokens/s is taken: smooth enough for an ETA, short enough to show a resize."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ class Batch:
     def labels(self) -> int:
         """Labels that count: a first column has nothing to be predicted from."""
         return int(self.targets_BT[:, 1:].sum())
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a token and one that it sees: those before it in its document, and itself."""
+        return int(self.positions_BT.sum()) + self.positions_BT.numel()
 
     def passes(self, rows: int, number: int, device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
         """Exactly `number` pieces of at most `rows` rows: tokens, positions, targets, and the weight [B] of each row.
@@ -133,15 +139,14 @@ class Training:
         self._open_data()
         self._build()
         self._resume()
-        self._speed: collections.deque[float] = collections.deque([time.monotonic()], maxlen=SPEED_WINDOW + 1)
+        self._pace = Pace()
 
     def run(self) -> bool:
         """Trains to the end and commits the artifact: True. False when it was asked to stop: everything is saved."""
         self._tell(activity=Activity.RUNNING)
         if self.step == 0:
             self._validate()
-        self._speed.append(time.monotonic())
-        self._speed.popleft()  # what came before the first step is no step
+        self._pace.begin()
         while self.step < self.steps:
             before = self.step
             with self.pulse.step():
@@ -151,6 +156,7 @@ class Training:
                 return False
             if self.step <= before:
                 continue  # rolled back to where all of the below was done
+            self._snapshot()
             every = self.execution.validation_steps
             if self.step == self.steps or (every and self.step % every == 0):
                 self._validate()
@@ -168,9 +174,12 @@ class Training:
         self.store = RowStore.open(folder / "rows")
         self.order = row_order(self.parameters.seed, self.store.sources)
         self.steps = total_steps(self.parameters, self.store.sources, self.execution.max_epochs, self.section)
+        marks = snapshot_steps(self.parameters, self.steps, self.section)
+        self.snapshots = Snapshots(self.work, marks, self.team, self.fence)
         length = self.store.sequence_length
         self.micro_batch_tokens = micro_batch_tokens(self.execution, gpu=self.team.device.type == "cuda")
         self.micro_rows = max(1, self.micro_batch_tokens // length)
+        self._tell(padding_ratio=self.store.padding_ratio)
         self.passes = math.ceil(math.ceil(self.parameters.rows_per_step / self.team.world_size) / self.micro_rows)
 
     def _build(self) -> None:
@@ -181,9 +190,14 @@ class Training:
         if self.parameters.method is Method.LORA:
             assert self.parameters.lora is not None
             model = cast(PreTrainedModel, add_adapters(model, self.parameters.lora, self.parameters.seed, self.section))
+        if needs_checkpointing(self.context, self.team, self.micro_rows * self.store.sequence_length):
+            checkpoint_activations(model)
+        self.flops = Work.of(model, self.store.sequence_length)
         self.model: nn.Module = shard(model, self.team)
+        self.peak = round_peak(self.team, self.parameters.precision) if self.flops is not None else None
         self.timer = ComputeTimer(decoder_layers(self.model) if self.team.world_size > 1 else (), self.team.device)
         self.optimizer = make_optimizer(cast(PreTrainedModel, self.model), self.parameters)
+        self.ema = Ema(self.model, float(self.parameters.ema.decay)) if self.parameters.ema is not None else None
         self.texts = self._held_out()
 
     def _held_out(self) -> list[HeldOut]:
@@ -200,7 +214,7 @@ class Training:
     def _resume(self) -> None:
         self.checkpoints = Checkpoints(
             self.work / "checkpoints", self.context.stage.key, self.team, self.fence,
-            trainable_only=self.parameters.method is Method.LORA, kept=self.execution.checkpoints_kept,
+            trainable_only=self.parameters.method is Method.LORA, kept=self.execution.checkpoints_kept, ema=self.ema,
         )  # fmt: skip
         self.step = self.checkpoints.load(self.model, self.optimizer)
         self.ledger: Ledger | None = None
@@ -208,6 +222,7 @@ class Training:
         summary = Summary()
         if self.team.rank == 0:
             self.ledger = Ledger(self.work / LEDGER, self.step)
+            self.snapshots.check(self.step)
             summary = read_ledger(self.work / LEDGER)
             lost, productive = summary.lost_steps, summary.productive_seconds
             loss = summary.lines[-1].loss if summary.lines else 0.0
@@ -251,7 +266,9 @@ class Training:
         self.data_wait += reading
         self.timer.take()  # validation runs the layers too
         due = team.rank == 0 and self.interval.due(self.step + 1)
-        asked, labels, read, saved, self.save_due = team.sum(self.asked(), batch.labels, batch.checksum, self.checkpoints.done, due)
+        asked, labels, pairs, read, saved, self.save_due = team.sum(
+            self.asked(), batch.labels, batch.pairs, batch.checksum, self.checkpoints.done, due
+        )
         if saved == team.world_size:
             self._note_save()
         if asked:
@@ -280,7 +297,10 @@ class Training:
         self.checkpoints.settle()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
         self.step += 1
+        self._pace.step(self.flops.flops(self._tokens_per_step, labels, pairs) if self.flops is not None else 0.0)
         self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, digest(read))
         return True
 
@@ -323,18 +343,21 @@ class Training:
         self.checkpoints.close()
         if self.ledger is not None:
             self.ledger.close()
-        del self.model, self.optimizer
+        del self.model, self.optimizer, self.ema
         self._build()
         self._resume()
         if self.step == 0:
             self._validate()
-        self._speed.clear()
-        self._speed.append(time.monotonic())
+        self._pace.begin()
+
+    @property
+    def _tokens_per_step(self) -> int:
+        return self.parameters.rows_per_step * self.store.sequence_length
 
     @property
     def _tokens(self) -> int:
         """Tokens of the steps so far."""
-        return self.step * self.parameters.rows_per_step * self.store.sequence_length
+        return self.step * self._tokens_per_step
 
     def _rows_read(self, read: str, now: float) -> dict[str, Any]:
         """What the ledger says of any step whose rows were read."""
@@ -343,7 +366,6 @@ class Training:
         return place | {"world_size": self.team.world_size, "round": self.team.round, "time": now}
 
     def _record(self, loss: float, norm: float, rate: float, seconds: float, read: str) -> None:
-        per_step = self.parameters.rows_per_step * self.store.sequence_length
         now = time.time()
         if self.ledger is not None:
             self.ledger.step(
@@ -351,11 +373,11 @@ class Training:
                     **self._rows_read(read, now), loss=loss, tokens=self._tokens, seconds=seconds, learning_rate=rate, gradient_norm=norm
                 )
             )  # fmt: skip
-        self._speed.append(time.monotonic())
-        pace = (self._speed[-1] - self._speed[0]) / (len(self._speed) - 1)
+        pace = self._pace.seconds
         self._tell(
-            step=self.step, tokens=self._tokens, tokens_per_second=per_step / pace, loss=loss, learning_rate=rate,
-            gradient_norm=norm, remaining_seconds=pace * (self.steps - self.step), last_step_time=now, data_wait_seconds=self.data_wait,
+            step=self.step, tokens=self._tokens, tokens_per_second=self._tokens_per_step / pace, mfu=self._pace.mfu(self.peak),
+            loss=loss, learning_rate=rate, gradient_norm=norm, remaining_seconds=pace * (self.steps - self.step), last_step_time=now,
+            data_wait_seconds=self.data_wait,
             productive_seconds=self.progress.productive_seconds + (seconds if self.step > self.highest_step else 0.0),
         )  # fmt: skip
 
@@ -372,7 +394,8 @@ class Training:
     def _validate(self) -> None:
         if not self.texts:
             return
-        found = bits_per_byte(self.model, self.texts, self.team, self.parameters.precision, self.micro_batch_tokens)
+        with self._exported():
+            found = bits_per_byte(self.model, self.texts, self.team, self.parameters.precision, self.micro_batch_tokens)
         if self.ledger is not None:
             self.ledger.validation(self.step, found)
         metrics = {f"bits_per_byte/{name}": value for name, value in found.items()}
@@ -403,18 +426,51 @@ class Training:
             last_step_time=time.time(),
         )  # fmt: skip
 
+    def _snapshot(self) -> None:
+        """Writes the snapshots that are due after this step; no process goes on before they are in place."""
+        due = self.snapshots.due(self.step)
+        if not due:
+            return
+        self._tell(activity=Activity.SAVING)
+        if self.checkpoints.running:
+            self._note_save()
+        weights = self._weights()
+        if self.team.rank == 0:
+            for tokens in due:
+                self.snapshots.write(
+                    tokens, lambda folder: write_model(self.artifacts, self.context.stage, self.base, weights, folder, None)
+                )
+        self.team.wait(patiently=True)
+        logger.info("kept the model of step %d as snapshots %s", self.step, due)
+        self._tell(activity=Activity.RUNNING, last_step_time=time.time())
+
+    def _weights(self) -> dict[str, Any]:
+        """What is exported of that which was trained, whole, on rank 0; all processes take part."""
+        with self._exported():
+            weights = full_weights(self.model, adapters=self.parameters.method is Method.LORA)
+            # Of one process on a CPU they are the model's own tensors, which hold something else after this.
+            own = self.ema is not None and self.team.world_size == 1 and self.team.device.type == "cpu"
+            return {name: weight.clone() for name, weight in weights.items()} if own else weights
+
+    def _exported(self) -> contextlib.AbstractContextManager[None]:
+        """In it the model has the weights that are exported: the average, where one is kept."""
+        if self.ema is None:
+            return contextlib.nullcontext()
+        self.checkpoints.settle()  # a copy that is being made is one of the weights that are trained
+        return self.ema.applied()
+
     def _finish(self) -> None:
         """Commits the artifact; every process returns only after it is in place."""
         self._tell(activity=Activity.SAVING)
         self.checkpoints.close()
-        weights = full_weights(self.model, adapters=self.parameters.method is Method.LORA)
+        weights = self._weights()
         if self.fence is not None:
             assert self.ledger is not None
             self.ledger.close()
             numbers = {"loss": self.progress.loss or 0.0, "steps": self.steps, "tokens": self.progress.tokens}
             numbers |= self.progress.metrics
-            export(self.artifacts, self.context.stage, self.base, weights, self.fence, **numbers)
-        self.team.wait()
+            export(self.artifacts, self.context.stage, self.base, weights, self.fence, self.snapshots, **numbers)
+        self.team.wait(patiently=True)
         self._tell(activity=Activity.DONE)
 
     def _tell(self, **changes: object) -> None:

@@ -25,10 +25,10 @@ def memory_advice(context: PodContext, *, processes: int, available: int, gpu: b
     """
     length = int(context.stage.parameters["sequenceLength"])
     micro = max(length, micro_batch_tokens(context.stage.execution, gpu=gpu) // length * length)
-    return advice(context.stage, _size(context), processes=processes, available=available, micro_batch_tokens=micro, gpu=gpu)
+    return advice(context.stage, model_size(context), processes=processes, available=available, micro_batch_tokens=micro, gpu=gpu)
 
 
-def _size(context: PodContext) -> ModelSize | None:
+def model_size(context: PodContext) -> ModelSize | None:
     """Of the model that the stage starts from; None where its files do not tell."""
     try:
         folder = model_folder(context)

@@ -88,9 +88,16 @@ class Team:
             dist.broadcast(told, src=0)
         return [int(value) for value in told.tolist()]
 
-    def wait(self) -> None:
-        """Returns once every process has come here."""
-        self.sum(0.0)
+    def wait(self, *, patiently: bool = False) -> None:
+        """Returns once every process has come here.
+
+        Args:
+            patiently: give one that writes as long as a checkpoint may take. None may be under way: the group is the same.
+        """
+        if patiently and self.background is not None:
+            dist.all_reduce(torch.zeros(1), group=self.background)
+        else:
+            self.sum(0.0)
 
     def leave(self) -> None:
         """Closes the process groups, if there are any."""

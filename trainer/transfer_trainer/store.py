@@ -99,6 +99,13 @@ class RowStore:
         ]
         return cls(length, tokenizer, sources, columns)
 
+    @property
+    def padding_ratio(self) -> float:
+        """Share of the tokens that are padding, as the sources are drawn: by their weights."""
+        drawn = [source for source in self.sources if source.weight and source.rows]
+        real = sum(source.weight * source.tokens / (source.rows * self.sequence_length) for source in drawn)
+        return 1 - real / sum(source.weight for source in drawn) if drawn else 0.0
+
     def row(self, source: int, rows: npt.NDArray[np.integer[Any]]) -> Rows:
         """Rows of one source, in the order asked for; `rows` holds integers [B]."""
         columns = self._columns[source]
