@@ -23,7 +23,6 @@ import psutil
 
 from tests.support.experiment import wait_for
 from tests.support.tiny import save_tiny_model
-from tests.support.warm import Process
 from transfer_api.progress import Activity, Progress, ResultMessage
 from transfer_api.spec import Lora, Method, ModelSource, Precision, Schedule
 from transfer_api.stage import DatasetParameters, Execution, StageKind, StagePlan, TrainingParameters
@@ -91,7 +90,7 @@ class Pod:
     """A launcher that runs as a process group of its own."""
 
     context: PodContext
-    process: Process | subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes]
 
     @property
     def progress(self) -> Progress:
@@ -162,11 +161,8 @@ class Cluster:
         """Step of the newest complete checkpoint, 0 before there is one."""
         return max((int(path.name.removeprefix("step-")) for path in (self.work / "checkpoints").glob("step-*")), default=0)
 
-    def start(self, index: int, processes: int = 1, *, store: bool = True, imported: bool = True) -> Pod:
-        """Starts a pod with so many worker processes, and the rendezvous store before the first unless it is somebody else's.
-
-        With `imported=False` by `python -m`, which finds its code by $PYTHONPATH; else forked.
-        """
+    def start(self, index: int, processes: int = 1, *, store: bool = True) -> Pod:
+        """Starts a pod with so many worker processes, and the rendezvous store before the first unless it is somebody else's."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFER_COLLECTIVE_TIMEOUT": "60"}
         if store and self._store is None and self.max_nodes > 1:
             self.start_store()
@@ -179,12 +175,9 @@ class Cluster:
             max_nodes=self.max_nodes, processes=processes,
             termination_log=self.folder / f"{name}-{self.port}.termination",
         )  # fmt: skip
-        environment |= context.environment()
-        process: Process | subprocess.Popen[bytes]
-        if imported:
-            process = Process("transfer_trainer", environment)
-        else:
-            process = subprocess.Popen([sys.executable, "-m", "transfer_trainer"], env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "transfer_trainer"], env={**environment, **context.environment()}, start_new_session=True
+        )
         self.pods.append(Pod(context, process))
         return self.pods[-1]
 

@@ -162,6 +162,7 @@ class Rendezvous:
             VersionMismatch: another store is there, and pods that run something else.
             RendezvousError: the rendezvous is in a state that torch cannot go on from.
         """
+        from torch.distributed import DistError
         from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
 
         while True:
@@ -170,8 +171,8 @@ class Rendezvous:
                 break
             except RendezvousClosedError as error:
                 raise RendezvousOverError(str(error)) from error
-            except RendezvousConnectionError as error:
-                logger.warning("the rendezvous store is lost, and waited for: %s", error)
+            except (RendezvousConnectionError, DistError) as error:  # the latter also where node 0 is gone before it told its address
+                logger.warning("meeting again, once the rendezvous store answers: %s", error)
                 self._handler._stop_heartbeats()
                 self._connect()
         meeting = info.bootstrap_store_info
