@@ -1,6 +1,6 @@
 """The newcomer's figures: `make demo` from a fresh clone, then the commands that should answer at once.
 
-    .venv/bin/python benchmarks/one_machine.py [--clone DIR] [--tests]
+    .venv/bin/python -m benchmarks.one_machine [--clone DIR] [--tests]
 
 Takes as long as the demo. With --clone the clone is kept, and a demo that is complete there is not run again. With --tests `make test`
 is measured too, in the same clone: minutes and coverage.

@@ -23,7 +23,10 @@ LONGEST_BACKOFF = timedelta(minutes=5)
 ECHO = timedelta(minutes=1)
 LAST_WORDS = timedelta(seconds=30)
 """Time in which the pods of a complete stage end by themselves, so that their logs are whole and stay readable."""
-OUT_OF_MEMORY_WAYS = "lower microBatchTokens or sequenceLength, use method LoRA, or raise workers.resources.limits.memory"
+OUT_OF_MEMORY_WAYS = (
+    "lower microBatchTokens or sequenceLength, set activationCheckpointing: Always, use method LoRA, or "
+    "raise workers.resources.limits.memory"
+)
 OVERDUE = timedelta(minutes=1)
 """How long after its grace a pod that was told to go is waited for: a node that answers has killed it long before."""
 PATIENCE = timedelta(seconds=30)
