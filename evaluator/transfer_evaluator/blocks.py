@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfer_pod.artifact import ArtifactStore, storage_errors
+from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
 from transfer_pod.context import PodContext
 from transfer_pod.lock import FileLock
 
@@ -154,14 +152,9 @@ class Blocks:
         return content
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # process ids are the same in many pods
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(content, file, ensure_ascii=False)
-                file.flush()
-                os.fsync(file.fileno())  # or a machine that stops leaves a block that is there and empty
-            temporary.replace(path)
+            write_atomically(path, json.dumps(content, ensure_ascii=False))
 
     def _path(self, block: Block) -> Path:
         return self._folder / f"{block.digest}.json"

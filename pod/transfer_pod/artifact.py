@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,7 +212,7 @@ def allow_reading(folder: Path) -> None:
 
 def write_atomically(path: Path, content: str) -> None:
     """Writes a file that is complete or not there, even when the machine stops in between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # process ids are the same in many pods
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(content)
