@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     chosen = next((word for word in arguments if word in COMMANDS), None)
     try:
         for name, text in COMMANDS.items():
@@ -57,6 +59,18 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `transfer plan … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.COMPLETE
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or SIGTERM.
+
+    A type of its own: where a plain KeyboardInterrupt rises inside an `exec` of text (every dataclass is made by one), CPython
+    remembers it even when it was caught, and `python -m` then dies by SIGINT whatever code `sys.exit` was given.
+    """
+
+
+def _stop(*_: object) -> None:
+    raise Interrupted
 
 
 class _Version(argparse.Action):

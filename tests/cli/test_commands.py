@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +81,20 @@ def test_how_a_command_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, com
 
     monkeypatch.setattr(importlib.import_module(f"transfer_cli.{command}"), "run", raises)
     assert main([command, str(tmp_path / "file.yaml")]) == code
+
+
+def test_ctrl_c_inside_an_exec_of_text_still_ends_with_the_saved_code(tmp_path: Path) -> None:
+    """`python -m` dies by SIGINT itself where a plain KeyboardInterrupt rose there, whatever it was turned into later."""
+    (tmp_path / "stopped.py").write_text(
+        "import os, signal, sys, types\n"
+        "from transfer_cli.main import main\n"
+        "command = types.ModuleType('transfer_cli.run')\n"
+        "command.add_arguments = lambda _: exec('os.kill(os.getpid(), signal.SIGINT)')\n"
+        "sys.modules[command.__name__] = command\n"
+        "sys.exit(main(['run']))\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (ExitCode.SAVED, "transfer run: stopped\n")
 
 
 @pytest.mark.parametrize("code", sorted({*map(int, ExitCode), INTERRUPTED}))
