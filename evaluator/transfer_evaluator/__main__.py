@@ -9,6 +9,7 @@ import sys
 from transfer_api.progress import ResultMessage
 from transfer_pod.context import PodContext
 from transfer_pod.end import leave_when_asked
+from transfer_pod.importing import importing
 from transfer_pod.shard import Report, run_shard
 
 
@@ -24,7 +25,8 @@ def main() -> int:
 
 def _run(context: PodContext, report: Report) -> ResultMessage:
     # torch takes seconds to import: /healthz answers meanwhile, and a finished artifact is found without it.
-    from transfer_evaluator.stage import run
+    with importing():
+        from transfer_evaluator.stage import run
 
     return run(context, report)
 

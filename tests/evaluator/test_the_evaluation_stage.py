@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from tests.evaluator.tasks import LETTERS, write_tasks
 from tests.support.experiment import wait_for
 from tests.support.tiny import SENTENCES, drop_tensor, save_tiny_model
+from tests.support.warm import Process
 from transfer_api.errors import DataError, ModelError, SpecError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
 from transfer_api.spec import ModelSource, NamedText, Precision
@@ -166,10 +165,10 @@ def test_progress_is_reported_at_most_twice_a_second_and_says_how_long_is_left()
     assert reports[-1].tokens_per_second == pytest.approx(250)
 
 
-def start(context: PodContext) -> subprocess.Popen[bytes]:
+def start(context: PodContext) -> Process:
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **offline, **context.environment()}
-    return subprocess.Popen([sys.executable, "-m", "transfer_evaluator"], env=environment, stderr=subprocess.PIPE)
+    return Process("transfer_evaluator", environment, output=context.termination_log.with_suffix(".output"))
 
 
 def test_the_pod_ends_with_its_scores_in_the_termination_message_and_is_reused(storage, tmp_path):
@@ -177,8 +176,7 @@ def test_the_pod_ends_with_its_scores_in_the_termination_message_and_is_reused(s
     for reused in (False, True):
         log = tmp_path / f"termination-{reused}"
         process = start(context(storage, stage, termination_log=log, port=free_port()))
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+        assert process.wait(120) == 0, process.said
         message = ResultMessage.decode(log.read_text())
         assert message is not None
         assert message.outcome is Outcome.COMPLETE
@@ -190,8 +188,7 @@ def test_an_unknown_suite_ends_the_pod_with_10_and_the_nearest_name(storage, tmp
     log = tmp_path / "termination"
     stage = plan(suites=("lettres",))
     process = start(context(storage, stage, termination_log=log, port=free_port()))
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 10, errors.decode()
+    assert process.wait(200) == 10, process.said
     message = ResultMessage.decode(log.read_text())
     assert message is not None
     assert message.reason == "SpecError"
@@ -209,8 +206,6 @@ def test_a_pod_asked_to_stop_ends_with_75_and_leaves_no_artifact(storage, tmp_pa
     assert process.poll() is None, "it ended before it was asked to"
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
-    assert process.stderr is not None
-    process.stderr.close()
     assert ArtifactStore(storage).find(StageKind.EVALUATION, stage.key) is None
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.experiment import Workplace, wait_for, workplace
+from tests.support.experiment import Run, Workplace, wait_for, workplace
 
 pytestmark = pytest.mark.timeout(900)  # whole runs, on a machine that may be busy
 
@@ -41,7 +40,7 @@ def _holder(place: Workplace) -> int:
     return int(path.read_text() or 0) if path.exists() else 0
 
 
-def refuses_another(place: Workplace, process: subprocess.Popen[str]) -> None:
+def refuses_another(place: Workplace, process: Run) -> None:
     """A second run beside the first is refused. The first stands still meanwhile, so that it cannot be done before the second comes."""
     wait_for(lambda: _holder(place) == process.pid, what="the run has its folder")
     process.send_signal(signal.SIGSTOP)
@@ -53,7 +52,7 @@ def refuses_another(place: Workplace, process: subprocess.Popen[str]) -> None:
         process.send_signal(signal.SIGCONT)
 
 
-def launchers(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
+def launchers(process: Run) -> dict[str, psutil.Process]:
     """Launchers of the run by their pod's name."""
     found = {}
     for child in psutil.Process(process.pid).children():
@@ -62,7 +61,7 @@ def launchers(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
     return found
 
 
-def stop_with_ctrl_c(place: Workplace, process: subprocess.Popen[str]) -> None:
+def stop_with_ctrl_c(place: Workplace, process: Run) -> None:
     process.send_signal(signal.SIGINT)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 75, text
@@ -71,7 +70,7 @@ def stop_with_ctrl_c(place: Workplace, process: subprocess.Popen[str]) -> None:
     assert place.stage("pretraining")["lostSteps"] == 0
 
 
-def kill_everything(place: Workplace, process: subprocess.Popen[str]) -> None:
+def kill_everything(place: Workplace, process: Run) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
@@ -79,7 +78,7 @@ def kill_everything(place: Workplace, process: subprocess.Popen[str]) -> None:
     assert not alive, "a pod outlived the run"
 
 
-def kill_a_worker_and_wait(place: Workplace, process: subprocess.Popen[str]) -> None:
+def kill_a_worker_and_wait(place: Workplace, process: Run) -> None:
     found = launchers(process)
     os.killpg(found[min(found)].pid, signal.SIGKILL)
     text, _ = process.communicate(timeout=600)
@@ -89,7 +88,7 @@ def kill_a_worker_and_wait(place: Workplace, process: subprocess.Popen[str]) -> 
 def test_a_run_that_is_stopped_killed_and_crippled_ends_as_a_steady_one(steady: list[dict], tmp_path: Path) -> None:
     place = pretraining(tmp_path, min=1, replicas=2, max=3)
     for steps, blow in ((8, stop_with_ctrl_c), (20, kill_everything), (32, kill_a_worker_and_wait)):
-        process = place.start("--output", str(place.output))
+        process = place.start("--output", str(place.output), imported=False)
         try:
             refuses_another(place, process)
             steps_done(place, steps)
@@ -114,7 +113,7 @@ def test_a_run_that_is_stopped_killed_and_crippled_ends_as_a_steady_one(steady: 
 @pytest.mark.parametrize("begun", [False, True], ids=["before anything runs", "while a stage sets itself up"])
 def test_ctrl_c_at_the_very_start_is_no_failure_either(tmp_path: Path, begun: bool) -> None:
     place = workplace(tmp_path, instructionTuning=None)
-    process = place.start("--output", str(place.output))
+    process = place.start("--output", str(place.output), imported=begun)
     if begun:
         wait_for(lambda: place.stage("baseline").get("state") == "Running", what="the first stage is started")
     else:

@@ -7,17 +7,20 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import yaml
 
 from tests.support.tiny import SENTENCES, save_tiny_model
+from tests.support.warm import Process
 
 T = TypeVar("T")
+Run: TypeAlias = Process | subprocess.Popen[str]
 
 
 def wait_for(condition: Callable[[], T | None], seconds: float = 240.0, what: str = "condition") -> T:
@@ -56,14 +59,20 @@ class Workplace:
         path.write_text(json.dumps(document, indent=1))  # JSON is YAML, and keeps "1e-3" a string
         return path
 
-    def start(self, *options: str, command: str = "run") -> subprocess.Popen[str]:
+    def start(self, *options: str, command: str = "run", imported: bool = True) -> Run:
+        """Starts `transfer COMMAND FILE OPTIONS`: forked from a process with everything imported, as its pods are, or by `python -m`."""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        arguments = [command, str(self.file), "--storage", str(self.storage), *options]
+        if imported:
+            _, output = tempfile.mkstemp(suffix=".txt", prefix=f"{command}-", dir=self.folder)
+            return Process("transfer_cli.main", environment, arguments, folder=self.folder, output=Path(output))
         return subprocess.Popen(
-            [sys.executable, "-m", "transfer_cli.main", command, str(self.file), "--storage", str(self.storage), *options],
+            [sys.executable, "-m", "transfer_cli.main", *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=self.folder,
         )  # fmt: skip
 
-    def run(self, *options: str, timeout: float = 600) -> tuple[int, str]:
+    def run(self, *options: str, timeout: float = 600) -> tuple[int | None, str]:
+        """Runs it to its end; returns its exit code and what it wrote."""
         process = self.start("--output", str(self.output), *options)
         text, _ = process.communicate(timeout=timeout)
         return process.returncode, text

@@ -23,6 +23,7 @@ import psutil
 
 from tests.support.experiment import wait_for
 from tests.support.tiny import save_tiny_model
+from tests.support.warm import Process
 from transfer_api.progress import Activity, Progress, ResultMessage
 from transfer_api.spec import Lora, Method, ModelSource, Precision, Schedule
 from transfer_api.stage import DatasetParameters, Execution, StageKind, StagePlan, TrainingParameters
@@ -90,7 +91,7 @@ class Pod:
     """A launcher that runs as a process group of its own."""
 
     context: PodContext
-    process: subprocess.Popen[bytes]
+    process: Process | subprocess.Popen[bytes]
 
     @property
     def progress(self) -> Progress:
@@ -138,7 +139,7 @@ class Cluster:
     number: int = 1
     port: int = field(default_factory=free_port)
     pods: list[Pod] = field(default_factory=list)
-    _store: subprocess.Popen[bytes] | None = None
+    _store: Process | None = None
 
     @property
     def work(self) -> Path:
@@ -161,8 +162,11 @@ class Cluster:
         """Step of the newest complete checkpoint, 0 before there is one."""
         return max((int(path.name.removeprefix("step-")) for path in (self.work / "checkpoints").glob("step-*")), default=0)
 
-    def start(self, index: int, processes: int = 1, *, store: bool = True) -> Pod:
-        """Starts a pod with so many worker processes, and the rendezvous store before the first unless it is somebody else's."""
+    def start(self, index: int, processes: int = 1, *, store: bool = True, imported: bool = True) -> Pod:
+        """Starts a pod with so many worker processes, and the rendezvous store before the first unless it is somebody else's.
+
+        With `imported=False` by `python -m`, which finds its code by $PYTHONPATH; else forked.
+        """
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFER_COLLECTIVE_TIMEOUT": "60"}
         if store and self._store is None and self.max_nodes > 1:
             self.start_store()
@@ -175,18 +179,18 @@ class Cluster:
             max_nodes=self.max_nodes, processes=processes,
             termination_log=self.folder / f"{name}-{self.port}.termination",
         )  # fmt: skip
-        process = subprocess.Popen(
-            [sys.executable, "-m", "transfer_trainer"], env={**environment, **context.environment()}, start_new_session=True
-        )
+        environment |= context.environment()
+        process: Process | subprocess.Popen[bytes]
+        if imported:
+            process = Process("transfer_trainer", environment)
+        else:
+            process = subprocess.Popen([sys.executable, "-m", "transfer_trainer"], env=environment, start_new_session=True)
         self.pods.append(Pod(context, process))
         return self.pods[-1]
 
     def start_store(self) -> None:
         """Starts the rendezvous store of the attempt."""
-        self._store = subprocess.Popen(
-            [sys.executable, "-m", "transfer_trainer.rendezvous"],
-            env={**os.environ, "TRANSFER_RENDEZVOUS": f"127.0.0.1:{self.port}"}, start_new_session=True,
-        )  # fmt: skip
+        self._store = Process("transfer_trainer.rendezvous", {**os.environ, "TRANSFER_RENDEZVOUS": f"127.0.0.1:{self.port}"})
 
     def lose_store(self) -> None:
         """kill -9 of the rendezvous store."""

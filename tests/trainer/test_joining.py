@@ -52,7 +52,7 @@ def test_a_worker_of_another_version_is_refused_and_the_others_train_on(tmp_path
         wait_for(steps_at(group, 1), what="one trains")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", str(other_code(tmp_path / "code")))
-            second = group.start(1)
+            second = group.start(1, imported=False)
         assert second.wait() == 78
         assert second.message is not None
         assert second.message.reason == "VersionMismatch"

@@ -9,6 +9,7 @@ from transfer_api.errors import SpecError
 from transfer_api.stage import StageKind
 from transfer_pod.context import PodContext
 from transfer_pod.end import leave_when_asked
+from transfer_pod.importing import importing
 from transfer_pod.shard import run_shard
 from transfer_trainer.process import die_with_parent
 
@@ -25,15 +26,18 @@ def main() -> int:
         return int(error.exit_code)
     match context.stage.kind:
         case StageKind.VOCABULARY:
-            from transfer_trainer import vocabulary
+            with importing():
+                from transfer_trainer import vocabulary
 
             return run_shard(context, vocabulary.run)
         case StageKind.DATASET:
-            from transfer_trainer import dataset
+            with importing():
+                from transfer_trainer import dataset
 
             return run_shard(context, dataset.run)
         case StageKind.PRETRAINING | StageKind.INSTRUCTION_TUNING:
-            from transfer_trainer.launcher import launch
+            with importing():
+                from transfer_trainer.launcher import launch
 
             return launch(context)
         case StageKind.EVALUATION:

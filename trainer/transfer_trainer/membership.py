@@ -137,10 +137,13 @@ class Rendezvous:
                 time.sleep(STORE_RETRY_SECONDS)
 
     def _meet(self) -> None:
-        from torch.distributed.elastic.rendezvous import RendezvousParameters
+        from torch.distributed.elastic.rendezvous import RendezvousParameters, dynamic_rendezvous
         from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
         from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
+        # For the name of an event that nobody records, torch reads the whole stack with its sources: 20 ms of every change to the state
+        # that all nodes write, and of every change that comes too late and is tried again.
+        dynamic_rendezvous.get_method_name = lambda depth=2: "rendezvous"
         context = self._context
         parameters = RendezvousParameters(
             backend="c10d", endpoint=context.rendezvous, run_id=context.attempt or context.stage.key, min_nodes=context.min_nodes,

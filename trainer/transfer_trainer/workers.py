@@ -22,6 +22,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 
+from transfer_pod.importing import importing
 from transfer_trainer.process import DIE_WITH_PARENT, die_with_parent
 
 _POLL_SECONDS = 0.05
@@ -111,8 +112,9 @@ def nurse(requests: int, answers: int) -> None:
     die_with_parent()
     for number in (signal.SIGTERM, signal.SIGINT):  # a signal to the pod is the launcher's to pass on
         signal.signal(number, signal.SIG_IGN)
-    importlib.import_module("transfer_trainer.loop")
-    importlib.import_module("transfer_trainer.worker")
+    with importing():
+        importlib.import_module("transfer_trainer.loop")
+        importlib.import_module("transfer_trainer.worker")
     ranks: dict[int, int] = {}
     buffer = b""
     while True:

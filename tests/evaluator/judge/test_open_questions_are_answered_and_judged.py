@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from tests.support.experiment import wait_for
 from tests.support.judge_server import NAMES, JudgeServer, scores_of
 from tests.support.tiny import save_tiny_model
+from tests.support.warm import Process
 from transfer_api.errors import DataError
 from transfer_api.progress import Outcome, Progress, ResultMessage
 from transfer_api.spec import Judge, JudgePace, JudgeSpending, ModelSource, NamedText, Precision, QuestionSource
@@ -242,16 +241,14 @@ def test_a_pod_asked_to_stop_while_judges_are_asked_ends_with_75_and_goes_on_whe
         stage = plan(server.url, seed=9, pace=JudgePace(concurrency=2))
         pod = context(storage, stage, termination_log=tmp_path / "termination", port=free_port())
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "JUDGE_TOKEN": "t0ken", **pod.environment()}
-        process = subprocess.Popen([sys.executable, "-m", "transfer_evaluator"], env=environment, stderr=subprocess.PIPE)
+        process = Process("transfer_evaluator", environment, output=tmp_path / "output")
         wait_for(lambda: sum(server.answered.values()) >= 4 or process.poll() is not None, 250, "the judge is asked")
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 75, errors.decode()
-        assert "t0ken" not in errors.decode()
+        assert process.wait(60) == 75, process.said
+        assert "t0ken" not in process.said
         server.slow_seconds = 0
-        process = subprocess.Popen([sys.executable, "-m", "transfer_evaluator"], env=environment, stderr=subprocess.PIPE)
-        _, errors = process.communicate(timeout=250)
-        assert process.returncode == 0, errors.decode()
+        process = Process("transfer_evaluator", environment, output=tmp_path / "output")
+        assert process.wait(250) == 0, process.said
         assert len(server.requests) <= 24 + 2
     message = ResultMessage.decode((tmp_path / "termination").read_text())
     assert message is not None
