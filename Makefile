@@ -36,7 +36,7 @@ demo-short: ## the same in a few steps, to see that everything works (its scores
 .PHONY: test
 test: setup ## run all tests (none needs root)
 	@hack/cluster/tool helm >/dev/null && hack/cluster/tool versitygw >/dev/null  # built before a test's time runs
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(bin)/pytest -q -n $(JOBS) --dist loadscope --ignore tests/cluster \
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(bin)/pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder --ignore tests/cluster \
 	  --cov=transfer_api --cov=transfer_operator.decide --cov-branch --cov-report=term:skip-covered --cov-fail-under=95 $(PYTEST)
 
 .PHONY: check

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -177,6 +178,7 @@ def _enter(module: str, arguments: Sequence[str], environment: Mapping[str, str]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for starts in (local, workers):
             starts.subprocess = SimpleNamespace(Popen=_Forked, DEVNULL=subprocess.DEVNULL)  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
