@@ -189,8 +189,9 @@ class Rig:
         """Waits for a condition, looking four times a second."""
         deadline = clock() + seconds
         while not condition():
-            told = self.status() if self.experiment() is not None else "no experiment"
-            assert clock() < deadline, f"{what or condition}: not within {seconds} s; {told}; {sorted(self.server.objects)}"
+            if clock() >= deadline:
+                told = self.status() if self.experiment() is not None else "no experiment"
+                raise AssertionError(f"{what or condition}: not within {seconds} s; {told}; {sorted(self.server.objects)}")
             await asyncio.sleep(0.25)
 
     async def ends(self, *names: str) -> None:
