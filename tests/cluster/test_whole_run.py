@@ -10,10 +10,14 @@ from tests.support.kube import kubectl
 from tests.support.trial import EVALUATION, PRETRAINING, TUNING, Trial, exit_code
 from transfer_api.stage import StageKind
 
+KEPT = 10
+"""Step whose model is kept as a snapshot."""
+
 
 def test_an_experiment_with_every_stage_becomes_complete_with_a_score(trial: Trial) -> None:
     document = trial.document(
-        instructionTuning=TUNING, evaluation=EVALUATION, workers={"min": 1, "replicas": 2, "max": 2},
+        pretraining=PRETRAINING | {"ema": {"decay": "0.9"}, "snapshotTokens": [KEPT * PRETRAINING["globalBatchTokens"]]},
+        instructionTuning=TUNING, evaluation=EVALUATION | {"shards": 2}, workers={"min": 1, "replicas": 2, "max": 2},
         vocabulary={"addedTokens": 20, "corpus": [{"path": "texts/id.jsonl"}]},
     )  # fmt: skip
     with trial.witness() as witness:
@@ -39,6 +43,9 @@ def test_an_experiment_with_every_stage_becomes_complete_with_a_score(trial: Tri
         assert [float(end) for end in line["interval"]] == pytest.approx(list(score["interval"]), rel=1e-4)
     assert len(trial.ledger(document)) == PRETRAINING["steps"]
 
+    trained = trial.storage / next(stage["artifact"]["path"] for stage in status["stages"] if stage["name"] == "pretraining")
+    assert len(list((trained / "snapshots").glob("*/model.safetensors"))) == 1
+
     # What a user looks at.
     row = dict(zip(*(line.split() for line in kubectl("get", "txp", "-n", trial.name).splitlines()), strict=False))
     assert row["PHASE"] == "Complete"
@@ -51,6 +58,8 @@ def test_an_experiment_with_every_stage_becomes_complete_with_a_score(trial: Tri
     names = [one.name for one in witness.created()]
     assert len(names) == len(set(names))
     workers = [pod for pod in trial.pods() if pod["metadata"]["labels"]["transfer-operator.dev/role"] == "worker"]
+    kinds = [pod["metadata"]["labels"]["transfer-operator.dev/stage"] for pod in workers]
+    assert kinds.count(StageKind.EVALUATION) == 2 * 2, "two share the baseline's evaluation, and two the result's"
     assert {exit_code(pod) for pod in workers} == {0}
     assert not [pod for pod in trial.pods() if pod["spec"].get("serviceAccountName") and pod["spec"]["automountServiceAccountToken"]]
 
