@@ -80,6 +80,11 @@ def load_experiments(path: Path) -> list[TransferExperiment]:
         except SpecErrors as error:
             prefix = f"document {number}: " if len(ours) > 1 else ""
             errors.extend(_prefixed(prefix, problem) for problem in error.errors)
+    names = [(experiment.metadata.namespace, experiment.metadata.name) for experiment in experiments]
+    errors += [
+        SpecError("stands there twice", field="metadata.name", value=name, next_step="Name each experiment of a file differently")
+        for _, name in sorted({name for name in names if names.count(name) > 1})
+    ]
     if errors:
         raise SpecErrors(str(path), errors)
     return experiments

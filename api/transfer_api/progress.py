@@ -27,6 +27,7 @@ class Activity(enum.StrEnum):
     LOADING = "Loading"
     RUNNING = "Running"
     SAVING = "Saving"
+    VALIDATING = "Validating"
     DONE = "Done"
 
 

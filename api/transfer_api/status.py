@@ -96,7 +96,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.BELOW_REPLICAS: "Training goes on with fewer workers than wanted.",
     Reason.BELOW_MIN: "Fewer workers than min can run; training waits.",
     Reason.NO_WORKERS: "No stage needs workers now.",
-    Reason.PROGRESSING: "Steps are being done.",
+    Reason.PROGRESSING: "No step is overdue.",
     Reason.NO_STEP_WITHIN_DEADLINE: "Pods run but no step was done within deadlines.stallSeconds; the attempt begins again.",
     Reason.SUSPEND_REQUESTED: "spec.suspend is true: progress is saved and the workers are released.",
     Reason.RESUMED: "spec.suspend is false.",

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from transfer_api.errors import ArtifactError, ExitCode, SpecError
-from transfer_api.stage import StageKind, TrainingParameters
+from transfer_api.stage import StageKind, StagePlan, TrainingParameters
 from transfer_api.status import StageState, StageStatus
 from transfer_cli.outputs import STATUS, read_status
 from transfer_cli.paths import default_storage
@@ -61,7 +61,7 @@ def verified(store: ArtifactStore, stage: StageStatus) -> str:
     if store.find(stage.kind, stage.key) is None:
         if stage.state is StageState.COMPLETE:
             raise ArtifactError(f"its artifact is not in {store.root}", next_step="Name the storage of the run with --storage")
-        return "not finished; its ledger is proved when it is"
+        return _verified_so_far(store, stage)
     manifest = store.manifest(stage.kind, stage.key)
     try:
         parameters = TrainingParameters.model_validate(manifest["stage"]["parameters"])
@@ -81,4 +81,27 @@ def verified(store: ArtifactStore, stage: StageStatus) -> str:
     return (
         f"proved: {steps} steps, {rows} rows, each read when it was due and none twice{left_out}; processes {' → '.join(map(str, sizes))}; "
         f"{summary.lost_steps} steps done again after a loss"
+    )
+
+
+def _verified_so_far(store: ArtifactStore, stage: StageStatus) -> str:
+    """The same of a stage that is not finished: its steps up to now."""
+    from transfer_trainer.ledger import LEDGER, STAGE, verify_ledger
+    from transfer_trainer.rows import row_order
+    from transfer_trainer.store import RowStore
+
+    work = store.work(stage.kind, stage.key)
+    if not (work / LEDGER).is_file() or not (work / STAGE).is_file():
+        return "not begun"
+    try:
+        plan = StagePlan.model_validate_json((work / STAGE).read_bytes())
+        parameters = TrainingParameters.model_validate(plan.parameters)
+        sources = RowStore.open(store.path(StageKind.DATASET, plan.inputs["dataset"]) / "rows").sources
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(f"{work / STAGE} does not say what is trained on: {error}") from error
+    summary = verify_ledger(work / LEDGER, row_order(parameters.seed, sources), parameters.rows_per_step, policy=parameters.anomalies)
+    steps = summary.steps + len(summary.skipped)
+    return (
+        f"not finished; right so far: {steps} steps, {steps * parameters.rows_per_step} rows, each read when it was due and "
+        f"none twice; {summary.lost_steps} steps done again after a loss"
     )

@@ -53,7 +53,7 @@ class StageRow:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="experiment file")
+    parser.add_argument("file", type=Path, metavar="FILE", help="experiment file; what it lacks is said, and is no error here")
     parser.add_argument(
         "--storage", type=Path, metavar="DIR",
         help="where models, data and artifacts are (default: $TRANSFER_STORAGE or runs/.storage)",
@@ -199,6 +199,7 @@ def describe(experiment: TransferExperiment, rows: list[StageRow], size: ModelSi
         "",
         *_totals(rows),
         *_workers(spec, rows),
+        *_epochs(rows),
         "",
         "assumed:",
         *(f"  {speed}" for speed in dict.fromkeys(row.speed.assumption for row in rows if row.cost.flops is not None and not row.cached)),
@@ -263,6 +264,23 @@ def _workers(spec: ExperimentSpec, rows: list[StageRow]) -> list[str]:
             share = -(-parameters.rows_per_step // processes)
             rows_of = f"{parameters.rows_per_step} rows of {parameters.sequence_length} tokens"
             lines.append(f"  {row.stage.name}: {rows_of} a step, at most {share} a process")
+    return lines
+
+
+def _epochs(rows: list[StageRow]) -> list[str]:
+    """Budgets that clearly read the texts more often than maxEpochs allows: twice over, since the size of a token is assumed."""
+    by_key = {row.stage.key: row for row in rows}
+    lines = []
+    for row in rows:
+        data = by_key.get(row.stage.inputs.get("dataset", ""))
+        if data is None or data.at_most or row.cached or not data.cost.tokens or not row.cost.tokens:
+            continue
+        epochs, most = row.cost.tokens / data.cost.tokens, row.stage.execution.max_epochs
+        if most is not None and epochs > 2 * most:
+            lines.append(
+                f"{row.stage.name}: asks for {_amount(row.cost.tokens)} tokens of texts that have about {_amount(data.cost.tokens)}: about "
+                f"{epochs:,.0f} epochs where maxEpochs allows {most}; `transfer run` will refuse that once they are counted"
+            )
     return lines
 
 

@@ -137,7 +137,13 @@ class Session:
                 signal.signal(number, handler)
 
     def _loop(self, status: ExperimentStatus, display: Display) -> ExperimentStatus:
+        acknowledged = False
         while True:
+            if self.stop.is_set() and not acknowledged:
+                acknowledged = True
+                display.line(
+                    "Stopping: what runs is saved first. Once more stops at once, and loses what was done since the last checkpoint."
+                )
             snapshot = self._look(status)
             decision = decide(snapshot, datetime.now(UTC))
             status = self._write(status, decision)

@@ -53,7 +53,7 @@ def describe(status: ExperimentStatus, left: bool = False) -> str:
     lines = [f"Phase:     {INTERRUPTED}" if left else f"Phase:     {status.phase}"]
     if status.stage:
         lines.append(f"Stage:     {status.stage}")
-    if status.progress is not None and not status.phase.terminal:
+    if status.progress is not None and status.progress.total_steps and not status.phase.terminal:
         told = status.progress
         lines.append(f"Progress:  {told.percentage} % (step {told.step} of {told.total_steps}, {told.tokens_per_second} tokens/s)")
     counts = {name: count for name, count in status.restarts.model_dump().items() if count}

@@ -171,9 +171,18 @@ def _clause(score: Score) -> str:
         return f"{number(score.value)} bits per byte on {score.task}"
     low, high = (_percent(end / score.baseline) for end in score.interval)
     change = _percent(score.difference / score.baseline)
-    words = {"better": "better", "worse": "worse", "equal": "no difference shown"}[effect_of(score)]
+    words = {"better": "better", "worse": "worse", "equal": _undecided(score)}[effect_of(score)]
     values = f"{number(score.baseline)} → {number(score.value)}"
     return f"{values} bits per byte on {score.task}, {change} % (95 % interval {low} to {high} %), {words}"
+
+
+def _undecided(score: Score) -> str:
+    """Why nothing is said of a difference: its interval holds 0, or the test, which few items cannot pass, does not exclude chance."""
+    assert score.interval is not None
+    low, high = score.interval
+    if low <= 0 <= high:
+        return "no difference shown"
+    return f"which may be chance (p = {probability(score.adjusted_p_value)}, {score.items} items)"
 
 
 def _percent(share: float) -> str:

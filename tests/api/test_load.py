@@ -282,6 +282,13 @@ def test_several_experiments_are_read_but_not_run_as_one(tmp_path: Path) -> None
     assert "holds several experiments" in refusal(path)
 
 
+def test_two_experiments_of_one_name_are_refused(tmp_path: Path) -> None:
+    text = yaml.safe_dump(document())
+    path = write(tmp_path, text + "---\n" + text)
+    with pytest.raises(SpecErrors, match=r"metadata\.name: stands there twice"):
+        load_experiments(path)
+
+
 def test_problems_of_several_documents_are_told_apart(tmp_path: Path) -> None:
     wrong = changed(document(), "spec.language", "xx")
     path = write(tmp_path, yaml.safe_dump_all([document(), wrong]))

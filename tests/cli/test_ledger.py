@@ -71,6 +71,19 @@ def test_another_storage_is_named_and_an_unfinished_stage_is_no_fault(tmp_path: 
     assert verify(tmp_path / "run", tmp_path / "empty", StageState.RUNNING) == 0
 
 
+def test_the_steps_so_far_of_an_unfinished_stage_are_proved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_storage(tmp_path) == STAGE.inputs["dataset"]
+    looks = iter(range(100))
+    stopped = Training(PodContext(stage=STAGE, storage=tmp_path, pod="pod"), Team(), lambda: next(looks) == 3, lambda progress: None)
+    assert not stopped.run()
+    assert verify(tmp_path / "run", tmp_path, StageState.SUSPENDED) == 0
+    assert f"not finished; right so far: 3 steps, {3 * ROWS_PER_STEP} rows" in capsys.readouterr().out
+    path = ArtifactStore(tmp_path).work(STAGE.kind, STAGE.key) / LEDGER
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines]) + "\n")
+    assert verify(tmp_path / "run", tmp_path, StageState.SUSPENDED) == 11
+
+
 def test_a_run_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ledger", "verify", "nothing-of-this-name"]) == 2
     assert "has no run here" in capsys.readouterr().err

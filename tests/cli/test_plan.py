@@ -36,6 +36,14 @@ def seal(store: ArtifactStore, stage: StagePlan) -> None:
     store.commit(stage, work)
 
 
+def test_a_budget_that_the_texts_cannot_fill_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, limit in (("few", {}), ("many", {"tokens": "2K", "maxEpochs": 1000})):
+        (tmp_path / name).mkdir()
+        file = write_experiment(tmp_path / name, document(pretraining=PRETRAINING | {"tokens": "500M"} | limit))
+        told = "asks for 500M tokens of texts that have about" in shown(file, tmp_path / "storage", capsys)
+        assert told is (name == "few")
+
+
 def test_every_stage_is_shown_with_key_and_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_experiment(tmp_path, ALL)
     text = shown(file, tmp_path / "storage", capsys)

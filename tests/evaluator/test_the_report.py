@@ -196,6 +196,11 @@ def test_the_verdict_is_computed_from_the_scores():
     assert text.endswith("English: 0.698 → 0.702 bits per byte on udhr-en, +0.6 % (95 % interval −0.4 to +1.7 %), no difference shown.")
 
 
+def test_a_difference_that_too_few_items_vouch_for_is_not_called_none():
+    few = scores()[0].model_copy(update={"interval": (-0.5, -0.1), "adjusted_p_value": 0.5, "items": 4})
+    assert verdict([few], "id").endswith("which may be chance (p = 0.500, 4 items).")
+
+
 def test_the_verdict_on_an_evaluation_alone_states_the_value():
     alone = scores()[0].model_copy(update={"baseline": None, "difference": None})
     assert verdict([alone], "id") == "Target language (id): 1.180 bits per byte on guide-id."

@@ -65,6 +65,7 @@ def stop_with_ctrl_c(place: Workplace, process: Run) -> None:
     process.send_signal(signal.SIGINT)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 75, text
+    assert "Stopping: what runs is saved first" in text
     assert place.status()["phase"] == "Suspended"
     assert set(place.status()["restarts"].values()) <= {0, place.status()["restarts"]["saved"]}, "stopping is not a failure"
     assert place.stage("pretraining")["lostSteps"] == 0

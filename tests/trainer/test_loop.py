@@ -189,6 +189,22 @@ def test_validation_is_measured_at_the_start_between_and_at_the_end(storage: tup
     assert [point["step"] for point in curve["steps"]] == list(range(1, 8))
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["after it validated", "while it validated"])
+def test_a_run_that_goes_on_from_a_validated_step_measures_it_once(storage: tuple[Path, str], killed: bool) -> None:
+    folder, dataset = storage
+    (folder / "held.txt").write_text("\n\n".join(SENTENCES))
+    texts = [NamedText(path="held.txt", name="held")]
+    stage = training_stage(KEY, dataset, steps=6, checkpoint_steps=3, validation_steps=3, validation_texts=texts)
+    looks = iter(range(100))
+    assert train(folder, stage, lambda: next(looks) == 3)[0] is False
+    path = ArtifactStore(folder).work(stage.kind, KEY) / LEDGER
+    lines = [line for line in path.read_text().splitlines(keepends=True) if not (killed and '"validation", "step": 3' in line)]
+    assert len(lines) == 5 - killed
+    path.write_text("".join(lines))
+    assert train(folder, stage)[0] is True
+    assert [line["step"] for line in ledger(folder, stage).validation] == [0, 3, 6]
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_plain_transformers_loads_the_artifact_and_gets_the_trained_weights(tmp_path: Path, lora: bool, tied: bool) -> None:

@@ -237,6 +237,7 @@ class Checkpoints:
             ArtifactError: there are checkpoints, but of another stage, or none of them is whole.
         """
         found = self._newest_first()
+        broken = ""
         for step in found:
             folder = self.folder / _name(step)
             broken = self._broken(folder)
@@ -255,7 +256,8 @@ class Checkpoints:
             return step
         if found:
             raise ArtifactError(
-                f"none of the {len(found)} checkpoints in {self.folder} can be read", next_step=f"Remove {self.folder} to start again"
+                f"none of the {len(found)} checkpoints in {self.folder} can be read (step {step}: {broken})",
+                next_step=f"Put its files back, or remove {self.folder} to start again",
             )
         return 0
 

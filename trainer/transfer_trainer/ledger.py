@@ -28,6 +28,8 @@ from transfer_trainer.anomaly import AnomalyWatch, is_spike
 from transfer_trainer.rows import RowOrder, digest
 
 LEDGER = "ledger.jsonl"
+STAGE = "stage.json"
+"""The stage that a ledger beside it is of, as long as it is unfinished: a finished one is in the manifest of its artifact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +171,8 @@ class Ledger:
             raise ArtifactError(
                 f"{path} does not hold the {step} steps of the checkpoint", next_step=f"Remove {path.parent} to start again"
             )
+        self.validated = {int(entry["step"]) for entry in entries if entry["kind"] == "validation"}
+        """Steps after which the held-out texts were measured, of those that still count."""
         write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in entries))
         self._file: TextIO = path.open("a", encoding="utf-8")
 

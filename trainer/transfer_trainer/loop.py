@@ -27,7 +27,7 @@ from transfer_api.cost import micro_batch_tokens
 from transfer_api.progress import Activity, Progress
 from transfer_api.spec import AnomalyAction, CheckpointInterval, Method
 from transfer_api.stage import StageKind, TrainingParameters
-from transfer_pod.artifact import ArtifactStore
+from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
@@ -38,7 +38,7 @@ from transfer_trainer.ema import Ema
 from transfer_trainer.export import export, full_weights, write_model
 from transfer_trainer.fence import Fence, Term
 from transfer_trainer.interval import Auto, EverySteps, Interval
-from transfer_trainer.ledger import LEDGER, AnomalyLine, Ledger, SkippedLine, StepLine, Summary, read_ledger
+from transfer_trainer.ledger import LEDGER, STAGE, AnomalyLine, Ledger, SkippedLine, StepLine, Summary, read_ledger
 from transfer_trainer.lora import add_adapters
 from transfer_trainer.mfu import Pace, Work, round_peak
 from transfer_trainer.model import arithmetic, check_length, load_model, summed_loss
@@ -144,7 +144,7 @@ class Training:
     def run(self) -> bool:
         """Trains to the end and commits the artifact: True. False when it was asked to stop: everything is saved."""
         self._tell(activity=Activity.RUNNING)
-        if self.step == 0:
+        if self.validation_due and not self._validated():
             self._validate()
         self._pace.begin()
         while self.step < self.steps:
@@ -157,11 +157,13 @@ class Training:
             if self.step <= before:
                 continue  # rolled back to where all of the below was done
             self._snapshot()
-            every = self.execution.validation_steps
-            if self.step == self.steps or (every and self.step % every == 0):
+            last = self.step == self.steps
+            if last or self.save_due:
+                self._save(wait=False)  # first: who is killed while it validates has lost nothing
+            if self.validation_due:
                 self._validate()
-            if self.step == self.steps or self.save_due:
-                self._save(wait=self.step == self.steps)
+            if last:
+                self._save(wait=True)
         self._finish()
         return True
 
@@ -222,6 +224,7 @@ class Training:
         summary = Summary()
         if self.team.rank == 0:
             self.ledger = Ledger(self.work / LEDGER, self.step)
+            write_atomically(self.work / STAGE, self.context.stage.model_dump_json(by_alias=True))
             self.snapshots.check(self.step)
             summary = read_ledger(self.work / LEDGER)
             lost, productive = summary.lost_steps, summary.productive_seconds
@@ -391,15 +394,26 @@ class Training:
         slowest = max(times[rank] for rank in self.stragglers.own)
         self._tell(compute_seconds=slowest * self.parameters.rows_per_step / self.team.world_size, straggler_ratio=ratio)
 
+    @property
+    def validation_due(self) -> bool:
+        """Whether the held-out texts are measured after this step."""
+        every = self.execution.validation_steps
+        return self.step in (0, self.steps) or bool(every and self.step % every == 0)
+
+    def _validated(self) -> bool:
+        """Whether they were, before this round went on from here."""
+        return bool(self.team.tell(self.ledger is not None and self.step in self.ledger.validated)[0])
+
     def _validate(self) -> None:
         if not self.texts:
             return
+        self._tell(activity=Activity.VALIDATING)
         with self._exported():
             found = bits_per_byte(self.model, self.texts, self.team, self.parameters.precision, self.micro_batch_tokens)
         if self.ledger is not None:
             self.ledger.validation(self.step, found)
         metrics = {f"bits_per_byte/{name}": value for name, value in found.items()}
-        self._tell(metrics={**self.progress.metrics, **metrics}, last_step_time=time.time())
+        self._tell(activity=Activity.RUNNING, metrics={**self.progress.metrics, **metrics}, last_step_time=time.time())
 
     # -- saving
 

@@ -8,14 +8,18 @@ resync, and a crash between any two writes is repaired by the next call.
 
 An experiment is a list of stages (`transfer_api.stage.plan_stages`), each of which lives like this:
 
-                  inputs complete,                 a pod ended with 0
-                  a slot is free                   and named its artifact
+          its artifact is in the storage already
+          ┌───────────────────────────────────────────────────────────────────────┐
+          │       inputs complete,                 a pod ended with 0             ▼
+          │       a slot is free                   and named its artifact
         Waiting ───────────────────▶ Running ────────────────────────────▶ Complete
-           ▲ ▲                       │  │  │
-           │ │   fewer than min for  │  │  └──── code 10 or 11, memory twice, a budget spent ──▶ Failed
-           │ └───────── too long ────┘  │
-           │  suspend is false          │  suspend is true, pods are gone
-           └────────── Suspended ◀──────┘
+             ▲                       │ ▲ │ │
+             │   fewer than min for  │ │ │ └──── code 10 or 11, memory twice, a budget spent,
+             └───────── too long ────┘ │ │       no pod begins in time ─────────────────────▶ Failed
+              suspend is false,        │ │  suspend is true, pods are gone
+              a slot is free           │ │
+                           Suspended ──┘ │
+                               ▲─────────┘
 
 While a stage runs, one record for each worker index says which generation of its pod is wanted. A pod of that generation that ended
 or vanished is an incident: the record moves on to the next generation and one counter grows by one, both in the same status
@@ -23,7 +27,7 @@ write; the replacement is created because the record asks for it. A pod of any o
 once, whatever is repeated.
 
 Read in this order: `snapshot` (what is seen), `decision` (what is answered), `verdict` (what the end of a pod means),
-`stage` (one stage), `experiment` (all of them), `summary` (what people read).
+`stage` (one stage), `experiment` (all of them), `usage` (GPU-hours and goodput), `summary` (what people read).
 """
 
 from transfer_operator.decide.decision import CreatePod, Decision, DeletePod, Event
