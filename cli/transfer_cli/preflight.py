@@ -126,7 +126,7 @@ def _with_make_inputs(error: TransferError) -> TransferError:
     """The same error with the command that brings what the examples read."""
     if not isinstance(error, DataError) or error.problem != NOT_THERE or Path(str(error.value)).parts[0] not in EXAMPLE_INPUTS:
         return error
-    step = f"{error.next_step}; `make inputs` fetches what the examples read"
+    step = f"{error.next_step}; `make inputs` fetches what the examples read into runs/.storage"
     return DataError(error.problem, field=error.field, value=error.value, allowed=error.allowed, next_step=step)
 
 
