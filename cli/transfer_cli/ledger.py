@@ -1,7 +1,7 @@
 """`transfer ledger verify`: proves that no row of a training run was lost and none was read twice, whatever happened to its pods.
 
 The order in which rows are to be read follows from the seed, the mixture and the data set alone; the ledger says what was read. Both
-are compared here, step by step, for each finished training stage. Losses and times cannot be derived from anything: for them
+are compared here, step by step, for each training stage, as far as it is. Losses and times cannot be derived from anything: for them
 the file is held against its hash in the artifact's manifest.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 from pathlib import Path
 
 from transfer_api.errors import ArtifactError, ExitCode, SpecError
-from transfer_api.stage import StageKind, StagePlan, TrainingParameters
+from transfer_api.stage import StageKind, TrainingParameters
 from transfer_api.status import StageState, StageStatus
 from transfer_cli.outputs import STATUS, read_status
 from transfer_cli.paths import default_storage
@@ -49,59 +50,42 @@ def run(options: argparse.Namespace) -> int:
 
 
 def verified(store: ArtifactStore, stage: StageStatus) -> str:
-    """One line on a training stage whose ledger is right.
+    """One line on a training stage whose ledger is right: the whole of a finished one, or its steps so far.
 
     Raises:
         ArtifactError: the ledger, or what it is compared with, is missing, cut short or wrong.
     """
-    from transfer_trainer.ledger import LEDGER, verify_ledger
+    from transfer_trainer.ledger import LEDGER, STAGE, verify_ledger
     from transfer_trainer.rows import row_order, total_steps
     from transfer_trainer.store import RowStore
 
-    if store.find(stage.kind, stage.key) is None:
-        if stage.state is StageState.COMPLETE:
-            raise ArtifactError(f"its artifact is not in {store.root}", next_step="Name the storage of the run with --storage")
-        return _verified_so_far(store, stage)
-    manifest = store.manifest(stage.kind, stage.key)
-    try:
-        parameters = TrainingParameters.model_validate(manifest["stage"]["parameters"])
-        dataset = manifest["stage"]["inputs"]["dataset"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"the manifest of {stage.name} does not say what was trained on: {error}") from error
-    sources = RowStore.open(store.path(StageKind.DATASET, dataset) / "rows").sources
-    steps = total_steps(parameters, sources)
-    path = store.path(stage.kind, stage.key) / LEDGER
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing")
-    summary = verify_ledger(path, row_order(parameters.seed, sources), parameters.rows_per_step, steps, parameters.anomalies)
-    store.file(stage.kind, stage.key, LEDGER)  # last: a wrong line says more than a wrong hash
-    sizes = [size for size, _ in itertools.groupby(line.world_size for line in summary.lines)]
-    rows = steps * parameters.rows_per_step
-    left_out = f", of which {len(summary.skipped)} steps were left out as anomalous" if summary.skipped else ""
-    return (
-        f"proved: {steps} steps, {rows} rows, each read when it was due and none twice{left_out}; processes {' → '.join(map(str, sizes))}; "
-        f"{summary.lost_steps} steps done again after a loss"
-    )
-
-
-def _verified_so_far(store: ArtifactStore, stage: StageStatus) -> str:
-    """The same of a stage that is not finished: its steps up to now."""
-    from transfer_trainer.ledger import LEDGER, STAGE, verify_ledger
-    from transfer_trainer.rows import row_order
-    from transfer_trainer.store import RowStore
-
-    work = store.work(stage.kind, stage.key)
-    if not (work / LEDGER).is_file() or not (work / STAGE).is_file():
+    finished = store.find(stage.kind, stage.key) is not None
+    if not finished and stage.state is StageState.COMPLETE:
+        raise ArtifactError(f"its artifact is not in {store.root}", next_step="Name the storage of the run with --storage")
+    folder = store.path(stage.kind, stage.key) if finished else store.work_path(stage.kind, stage.key)
+    if not finished and not all((folder / name).is_file() for name in (LEDGER, STAGE)):
         return "not begun"
     try:
-        plan = StagePlan.model_validate_json((work / STAGE).read_bytes())
-        parameters = TrainingParameters.model_validate(plan.parameters)
-        sources = RowStore.open(store.path(StageKind.DATASET, plan.inputs["dataset"]) / "rows").sources
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(f"{work / STAGE} does not say what is trained on: {error}") from error
-    summary = verify_ledger(work / LEDGER, row_order(parameters.seed, sources), parameters.rows_per_step, policy=parameters.anomalies)
+        plan = store.manifest(stage.kind, stage.key)["stage"] if finished else json.loads((folder / STAGE).read_bytes())
+        parameters = TrainingParameters.model_validate(plan["parameters"])
+        dataset = plan["inputs"]["dataset"]
+    except (KeyError, TypeError, ValueError) as error:
+        where = "manifest" if finished else STAGE
+        raise ArtifactError(f"the {where} of {stage.name} does not say what was trained on: {error}") from error
+    sources = RowStore.open(store.path(StageKind.DATASET, dataset) / "rows").sources
+    path = folder / LEDGER
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing")
+    wanted = total_steps(parameters, sources) if finished else None
+    summary = verify_ledger(path, row_order(parameters.seed, sources), parameters.rows_per_step, wanted, parameters.anomalies)
+    if finished:
+        store.file(stage.kind, stage.key, LEDGER)  # last: a wrong line says more than a wrong hash
+    sizes = [size for size, _ in itertools.groupby(line.world_size for line in summary.lines)]
     steps = summary.steps + len(summary.skipped)
+    left_out = f", of which {len(summary.skipped)} steps were left out as anomalous" if summary.skipped else ""
+    rows = steps * parameters.rows_per_step
     return (
-        f"not finished; right so far: {steps} steps, {steps * parameters.rows_per_step} rows, each read when it was due and "
-        f"none twice; {summary.lost_steps} steps done again after a loss"
+        f"{'proved' if finished else 'not finished; right so far'}: {steps} steps, {rows} rows, each read when it was due "
+        f"and none twice{left_out}; processes {' → '.join(map(str, sizes)) or 'none yet'}; "
+        f"{summary.lost_steps} steps done again after a loss"
     )

@@ -170,8 +170,8 @@ class Session:
         """Artifacts of stages that the status does not know to be complete, but for provisional ones, which are made again."""
         complete = {stage.key for stage in status.stages if stage.state is StageState.COMPLETE}
         store = ArtifactStore(self.storage)
-        results = {stage.key: store.result(stage.kind, stage.key) for stage in self.plan if stage.key not in complete}
-        return {key: result for key, result in results.items() if result is not None and not result.provisional}
+        results = {stage.key: store.settled(stage.kind, stage.key) for stage in self.plan if stage.key not in complete}
+        return {key: result for key, result in results.items() if result is not None}
 
     def _write(self, old: ExperimentStatus, decision: Decision) -> ExperimentStatus:
         if decision.status != old or not (self.output / STATUS).exists():
@@ -195,7 +195,7 @@ class Session:
         if status is None or [stage.key for stage in status.stages] != keys or status.phase is Phase.FAILED:
             return ExperimentStatus()
         store = ArtifactStore(self.storage)
-        there = all((result := store.result(stage.kind, stage.key)) is not None and not result.provisional for stage in self.plan)
+        there = all(store.settled(stage.kind, stage.key) is not None for stage in self.plan)
         if status.phase is Phase.COMPLETE:
             return status if there else ExperimentStatus()
         # Its pods died with the process that ran them: stopped, not lost, so nothing is counted.

@@ -40,9 +40,13 @@ class ArtifactStore:
         """Folder of a finished artifact (which need not exist)."""
         return self.root / "artifacts" / kind.value / key
 
+    def work_path(self, kind: StageKind, key: str) -> Path:
+        """Folder of an unfinished stage (which need not exist)."""
+        return self.root / "work" / kind.value / key
+
     def work(self, kind: StageKind, key: str) -> Path:
         """Folder of an unfinished stage, created when it is not there."""
-        folder = self.root / "work" / kind.value / key
+        folder = self.work_path(kind, key)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -84,6 +88,11 @@ class ArtifactStore:
         scores = [Score.model_validate(score) for score in manifest.get("scores", [])]
         numbers = manifest.get("numbers", {})
         return ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, reused=True, scores=scores, numbers=numbers)
+
+    def settled(self, kind: StageKind, key: str) -> ResultMessage | None:
+        """The same, but None also where the artifact is provisional, which is made again."""
+        result = self.result(kind, key)
+        return None if result is not None and result.provisional else result
 
     def open(self, kind: StageKind, key: str, *, verify: bool = True) -> Path:
         """Folder of a finished artifact, every file checked against the manifest unless `verify` is false.

@@ -45,8 +45,7 @@ def run_shard(context: PodContext, stage: Stage) -> int:
 
 def finished(context: PodContext) -> ResultMessage | None:
     """The result of an earlier run of this very stage, if its artifact is in the storage and need not be made again."""
-    result = ArtifactStore(context.storage).result(context.stage.kind, context.stage.key)
-    return None if result is not None and result.provisional else result
+    return ArtifactStore(context.storage).settled(context.stage.kind, context.stage.key)
 
 
 def _served(context: PodContext, stage: Stage) -> ResultMessage:

@@ -69,6 +69,7 @@ def test_another_storage_is_named_and_an_unfinished_stage_is_no_fault(tmp_path: 
     assert verify(tmp_path / "run", tmp_path / "empty") == 11
     assert "--storage" in capsys.readouterr().err
     assert verify(tmp_path / "run", tmp_path / "empty", StageState.RUNNING) == 0
+    assert not (tmp_path / "empty").exists(), "looking makes no folder"
 
 
 def test_the_steps_so_far_of_an_unfinished_stage_are_proved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

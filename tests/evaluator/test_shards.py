@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,9 +124,9 @@ def test_a_pod_that_is_killed_costs_the_block_it_was_at(
 
     def slowly(progress: Progress) -> None:
         if len(list(kept.glob("*.json"))) >= 4:
-            time.sleep(60)  # in the middle of a block: it is told of before the block is kept
+            signal.pause()  # in the middle of a block: it is told of before the block is kept
 
-    killed = multiprocessing.get_context("fork").Process(target=pod, args=(tmp_path, inputs, 1, 3, slowly))
+    killed = multiprocessing.get_context("fork").Process(target=pod, args=(tmp_path, inputs, 1, 3, slowly), daemon=True)
     killed.start()
     wait_for(lambda: len(list(kept.glob("*.json"))) >= 4, 30, "four blocks are done")
     os.kill(killed.pid or 0, signal.SIGKILL)

@@ -60,18 +60,10 @@ def test_names_are_known_without_the_harness_and_languages_are_checked() -> None
         TaskLibrary([]).check(["belebele"])
 
 
+@pytest.mark.usefixtures("harness_index")
 def test_a_misspelt_suite_is_refused_by_the_command_with_the_nearest_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lm_eval.tasks._index import TaskIndex
-
-    build = TaskIndex.build
-    # All of the harness's 14,000 files take ten seconds to index; those of one folder say as much here.
-    monkeypatch.setattr(
-        TaskIndex,
-        "build",
-        staticmethod(lambda paths, **more: build([p / "belebele" if "lm_eval" in p.parts else p for p in paths], **more)),
-    )
     monkeypatch.chdir(tmp_path)
     write_model(tmp_path / "base")
     assert main(["evaluate", "base", "--suites", "belebele_ind_latn"]) == ExitCode.REFUSED
