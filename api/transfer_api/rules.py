@@ -72,10 +72,15 @@ class Rule:
 
 
 QUESTIONS = "spec.evaluation.questions[]"
+INSTRUCTIONS = "spec.instructionTuning.data[]"
+TEXTS = ("spec.vocabulary.corpus[]", "spec.pretraining.mixture[]", "spec.evaluation.texts[]")
 MODELS = ("spec.model", "spec.evaluation.baselineModel")
-SOURCES = ("spec.vocabulary.corpus[]", "spec.pretraining.mixture[]", "spec.evaluation.texts[]", "spec.instructionTuning.data[]", QUESTIONS)
+SOURCES = (*TEXTS, INSTRUCTIONS, QUESTIONS)
 SPENDING = ("spec.evaluation.judge.spending", "spec.evaluation.secondJudge.spending")
 TRAINING = ("spec.pretraining", "spec.instructionTuning")
+# How the name of a data file ends, or of a glob that may mean such files.
+OBJECT_FILE = "(?i)([.]jsonl([.]gz|[.]zst)?|[.]parquet|[]*?])$"
+TEXT_FILE = "(?i)([.](jsonl|txt)([.]gz|[.]zst)?|[.]parquet|[]*?])$"
 
 
 def check_rules(spec: ExperimentSpec) -> list[SpecError]:
@@ -141,6 +146,23 @@ def _credentials(storage: Storage) -> Violation | None:
 
 def _text_source(source: TextSource | InstructionSource | QuestionSource) -> Violation | None:
     return _exactly_one(source, "hub", "path")
+
+
+def _object_file(source: InstructionSource | QuestionSource) -> Violation | None:
+    return _file_of(source.path, OBJECT_FILE, ".jsonl, .jsonl.gz, .jsonl.zst or .parquet")
+
+
+def _text_file(source: TextSource) -> Violation | None:
+    return _file_of(source.path, TEXT_FILE, ".jsonl or .txt, also as .gz or .zst, or .parquet")
+
+
+def _file_of(path: str | None, pattern: str, endings: str) -> Violation | None:
+    if path is None or re.search(pattern, path):
+        return None
+    return Violation(
+        field="path", value=path, allowed=f"a file or glob that ends in {endings}",
+        next_step="Convert it (a JSON list: jq -c '.[]' data.json > data.jsonl), or write which files of a folder: texts/*.jsonl",
+    )  # fmt: skip
 
 
 def _some_stage(spec: ExperimentSpec) -> Violation | None:
@@ -492,6 +514,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="one-text-source", paths=SOURCES, cel="has(self.hub) != has(self.path)",
         message="needs exactly one of hub (a data set) and path (files)", check=_text_source,
+    ),
+    Rule(
+        name="text-file", paths=TEXTS, cel=f"!has(self.path) || self.path.matches('{TEXT_FILE}')",
+        message="is of a format that is not read as texts", check=_text_file,
+    ),
+    Rule(
+        name="object-file", paths=(INSTRUCTIONS, QUESTIONS), cel=f"!has(self.path) || self.path.matches('{OBJECT_FILE}')",
+        message="is of a format that is not read as objects", check=_object_file,
     ),
     Rule(
         name="some-stage", paths=("spec",),

@@ -108,7 +108,7 @@ def test_each_rule_stands_where_it_says() -> None:
 
 
 def test_defaults_filled_in_by_the_server_are_those_of_the_models() -> None:
-    wanted = document(evaluation={"suites": ["mmlu"]}, instructionTuning={"data": [{"path": "a"}]})
+    wanted = document(evaluation={"suites": ["mmlu"]}, instructionTuning={"data": [{"path": "a.jsonl"}]})
     assert experiment_from(defaulted(wanted, SCHEMA)) == experiment_from(wanted)
 
 

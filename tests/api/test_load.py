@@ -69,16 +69,16 @@ FIELD_CASES = [
     pytest.param("spec.workers", {"replicas": 2000}, ["spec.workers.replicas", "is too large", "at most 1024"], id="too large"),
     pytest.param("spec.suspend", "true", ["true or false", "without quotes"], id="string for a boolean"),
     pytest.param("spec.suspend", 1, ["spec.suspend", "true or false"], id="number for a boolean"),
-    pytest.param("spec.pretraining.mixture", {"path": "a"}, ["a list", "with a dash"], id="one entry without a dash"),
+    pytest.param("spec.pretraining.mixture", {"path": "a.jsonl"}, ["a list", "with a dash"], id="one entry without a dash"),
     pytest.param("spec.pretraining.mixture", 3, ["spec.pretraining.mixture", "a list"], id="number for a list"),
     pytest.param("spec.pretraining.mixture", [], ["has too few entries", "at least 1"], id="empty list"),
-    pytest.param("spec.pretraining.mixture", [{"path": "a"}] * 33, ["has too many entries", "at most 32"], id="long list"),
+    pytest.param("spec.pretraining.mixture", [{"path": "a.jsonl"}] * 33, ["has too many entries", "at most 32"], id="long list"),
     pytest.param("spec.pretraining.mixture.1.weight", -1, ["spec.pretraining.mixture[1].weight", "at least 0"], id="place in a list"),
     pytest.param("spec.pretraining.mixture.1", "b.txt", ["spec.pretraining.mixture[1]", "a mapping of fields"], id="text for a mapping"),
     pytest.param("spec.pretraining.method", "full", ["Full, LoRA", "Did you mean Full?"], id="choice in small letters"),
     pytest.param(
         "spec.instructionTuning",
-        {"data": [{"path": "a"}], "template": "chatml"},
+        {"data": [{"path": "a.jsonl"}], "template": "chatml"},
         ["Model, ChatML, Alpaca", "Did you mean ChatML?"],
         id="choice of a template",
     ),
@@ -130,7 +130,7 @@ def test_a_wrong_field_is_named_with_value_and_way_out(tmp_path: Path, path: str
             changed(document(), "spec.pretraining.steps", 9), ["spec.pretraining", "exactly one of tokens, steps, epochs"], id="two budgets"
         ),
         pytest.param(
-            changed(document(), "spec.pretraining.mixture", [{"path": "a", "weight": 0}, {"path": "b", "weight": 0}]),
+            changed(document(), "spec.pretraining.mixture", [{"path": "a.jsonl", "weight": 0}, {"path": "b.jsonl", "weight": 0}]),
             ["spec.pretraining.mixture", "[0, 0]", "at least one weight above 0"],
             id="weights all zero",
         ),

@@ -19,6 +19,7 @@ ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALU
 EVALUATED = document(pretraining=None, evaluation=EVALUATION)
 JUDGE = {"url": "https://judge.example/v1", "model": "judge-1"}
 JUDGED: dict[str, Any] = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": JUDGE}
+TEXT_FILES = ("a.jsonl", "a.txt.gz", "a.JSONL.zst", "a.parquet", "texts/*", "texts/id-?", "texts/[ab]", "s3://bucket/texts/*.txt")
 LORA = {"method": "LoRA", "lora": {"trainEmbeddings": False}}
 
 
@@ -61,6 +62,11 @@ CASES = [
     ("text by hub and path", changed(document(), "spec.pretraining.mixture.0.hub", "a/b"), "exactly one of hub"),
     ("text by nothing", changed(document(), "spec.pretraining.mixture.0.path", DROP), "exactly one of hub"),
     ("instructions by nothing", changed(ALL, "spec.instructionTuning.data.0.path", DROP), "exactly one of hub"),
+    ("texts of a format that is not read", changed(document(), "spec.pretraining.mixture.0.path", "texts/id.csv"), "not read as texts"),
+    ("texts of a folder", changed(document(), "spec.pretraining.mixture.0.path", "texts/"), "not read as texts"),
+    *((f"texts {path}", changed(document(), "spec.pretraining.mixture.0.path", path), None) for path in TEXT_FILES),
+    ("instructions as text", changed(ALL, "spec.instructionTuning.data.0.path", "pairs.txt"), "not read as objects"),
+    ("instructions in a table", changed(ALL, "spec.instructionTuning.data.0.path", "pairs-[0-9].PARQUET"), None),
     ("corpus by hub and path", changed(ALL, "spec.vocabulary.corpus.0.hub", "a/b"), "exactly one of hub"),
     ("two budgets", changed(document(), "spec.pretraining.epochs", 1), "exactly one budget"),
     ("three budgets", changed(changed(document(), "spec.pretraining.epochs", 1), "spec.pretraining.steps", 2), "exactly one budget"),
@@ -92,7 +98,7 @@ CASES = [
         changed(changed(ALL, "spec.evaluation.suites", ["code-switching"]), "spec.language", "zh-Hans-CN"),
         None,
     ),
-    ("weights of zero", changed(document(), "spec.pretraining.mixture", [{"path": "a", "weight": 0}]), "only weights of 0"),
+    ("weights of zero", changed(document(), "spec.pretraining.mixture", [{"path": "a.jsonl", "weight": 0}]), "only weights of 0"),
     ("one weight of zero", changed(document(), "spec.pretraining.mixture.0.weight", 0), None),
     ("row over batch", changed(document(), "spec.pretraining.sequenceLength", 1025), "less than one row"),
     ("row equal to batch", changed(document(), "spec.pretraining.sequenceLength", 1024), None),
@@ -137,7 +143,11 @@ CASES = [
     ("tasks without texts", document(evaluation={"suites": ["mmlu"]}), None),
     ("validation without texts", changed(document(), "spec.pretraining.validationSteps", 5), "there are none"),
     ("validation with texts", changed(ALL, "spec.pretraining.validationSteps", 5), None),
-    ("text name twice", document(evaluation={"texts": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}), "texts has a name twice"),
+    (
+        "text name twice",
+        document(evaluation={"texts": [{"name": "a", "path": "x.jsonl"}, {"name": "a", "path": "y.jsonl"}]}),
+        "texts has a name twice",
+    ),
     ("suite twice", document(evaluation={**EVALUATION, "suites": ["mmlu", "mmlu"]}), "suites has a name twice"),
     ("llm-eval", document(evaluation=JUDGED), None),
     ("llm-eval without a judge", changed(document(evaluation=JUDGED), "spec.evaluation.judge", DROP), "needs questions and a judge"),
@@ -251,7 +261,7 @@ SPECS = st.fixed_dictionaries(
     optional={
         "storage": st.fixed_dictionaries({}, optional={"claim": st.just("c"), "url": st.just("s3://b"), "credentialsSecret": st.just("s")}),
         "pretraining": st.fixed_dictionaries({"mixture": st.lists(SOURCE, max_size=3)}, optional=TRAINING),
-        "vocabulary": st.fixed_dictionaries({"addedTokens": AMOUNTS, "corpus": st.just([{"path": "a"}])}),
+        "vocabulary": st.fixed_dictionaries({"addedTokens": AMOUNTS, "corpus": st.just([{"path": "a.jsonl"}])}),
         "evaluation": st.fixed_dictionaries(
             {},
             optional={

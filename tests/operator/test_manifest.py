@@ -330,7 +330,7 @@ def test_workers_meet_where_the_rendezvous_listens(stage, name, max_nodes, meets
             {"evaluation": {"suites": ["perplexity"], "texts": [{"name": "x", "hub": "a/b"}]}}, "evaluation", True, id="text of the hub"
         ),
         pytest.param(
-            {"pretraining": {**TRAINING["pretraining"], "mixture": [{"path": "a"}, {"hub": "a/b"}]}}, "pretraining-dataset", True,
+            {"pretraining": {**TRAINING["pretraining"], "mixture": [{"path": "a.jsonl"}, {"hub": "a/b"}]}}, "pretraining-dataset", True,
             id="mixture with a part of the hub",
         ),
     ],
