@@ -27,6 +27,7 @@ PLAIN_S = 2.0
 """What a stage takes that does not train."""
 STEPS = 80
 STEP_S = 0.25
+GOING = ("Pending", "Running")
 
 
 @dataclass
@@ -51,11 +52,15 @@ class Kubelet:
         """Moves every pod on, for ever."""
         while True:
             await asyncio.sleep(STEP_S)
-            for pod in self.server.every("pods"):
+            for pod in self._going():
                 if not self.silent(pod):
                     self._move(pod)
             if not self.meeting:
                 self._train()
+
+    def _going(self) -> list[Body]:
+        """Pods of which something may still become."""
+        return [pod for pod in self.server.every("pods") if pod["status"]["phase"] in GOING or "deletionTimestamp" in pod["metadata"]]
 
     def _move(self, pod: Body) -> None:
         phase, meta = pod["status"]["phase"], pod["metadata"]
@@ -74,14 +79,15 @@ class Kubelet:
 
     def _train(self) -> None:
         groups: dict[str, list[Body]] = {}
-        for pod in self.server.every("pods"):
+        for pod in self._going():
             if pod["status"]["phase"] == "Running" and _role(pod) == Role.WORKER and _kind(pod) == StageKind.PRETRAINING:
                 groups.setdefault(_key(pod), []).append(pod)
         for key, pods in groups.items():
             step = self.steps[key] = min(STEPS, self.steps.get(key, 0) + 1)
+            world = sum(map(_processes, pods))
             for pod in pods:
                 self.told[pod["metadata"]["uid"]] = Progress(
-                    step=int(step), total_steps=STEPS, world_size=sum(map(_processes, pods)), loss=1.5, last_step_time=now().timestamp(),
+                    step=int(step), total_steps=STEPS, world_size=world, loss=1.5, last_step_time=now().timestamp(),
                     productive_seconds=step * STEP_S,
                 )  # fmt: skip
                 if step >= STEPS:

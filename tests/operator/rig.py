@@ -104,7 +104,7 @@ class Rig:
         self.kills = 0
         self.created: Counter[str] = Counter()
         """How often a pod of a name was made for an experiment, by UID of the experiment and name of the pod."""
-        self.restarts_operator = True
+        self._statuses: dict[str, ExperimentStatus] = {}
         self.server.on_commit.append(self._check)
 
     # The operator.
@@ -169,7 +169,14 @@ class Rig:
         """Its status."""
         body = self.experiment(name)
         assert body is not None
-        return ExperimentStatus.model_validate(body.get("status") or {})
+        return self._status_of(body)
+
+    def _status_of(self, body: Body) -> ExperimentStatus:
+        """Read once for each state of the object: tests look four times a second."""
+        revision = body["metadata"]["resourceVersion"]
+        if revision not in self._statuses:
+            self._statuses[revision] = ExperimentStatus.model_validate(body.get("status") or {})
+        return self._statuses[revision]
 
     def pods(self, name: str = "tiny", *, live: bool = False) -> list[Body]:
         """Its pods; `live`: those that have not ended."""
@@ -212,7 +219,7 @@ class Rig:
         if plural == "pods" and old is None and new is not None:
             self._check_pod(new)
         if plural == "transferexperiments" and old is not None and new is not None and old.get("status") != new.get("status"):
-            before, after = (ExperimentStatus.model_validate(body.get("status") or {}) for body in (old, new))
+            before, after = self._status_of(old), self._status_of(new)
             check_successor(before, after)
             check_form(after)
 

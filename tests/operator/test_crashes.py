@@ -107,7 +107,7 @@ class Run:
 
 
 def go(work: Work, slow: float, prepare: Callable[[Rig], None] = lambda rig: None) -> Run:
-    """Runs a workload to its end and a quiet minute beyond it."""
+    """Runs a workload to its end and a quiet list beyond it."""
 
     async def whole() -> Run:
         rig = Rig()
@@ -116,7 +116,7 @@ def go(work: Work, slow: float, prepare: Callable[[Rig], None] = lambda rig: Non
         prepare(rig)
         async with rig.going():
             await work(rig)
-            await rig.is_quiet()
+            await rig.is_quiet(35)  # the operator lists everything every thirty
             end = outcome(rig) if rig.experiment() is not None else None
             if end is not None:
                 assert end["phase"] is Phase.COMPLETE
