@@ -18,6 +18,11 @@ PEAK_FLOPS: dict[str, float] = {
 """FLOP/s by words of a device's name. The first entry whose words all are in the name counts: special ones stand before plain ones."""
 
 
+def is_gpu(resource: str) -> bool:
+    """Whether an extended resource counts whole GPUs, such as nvidia.com/gpu. Slices (MIG) cannot meet over NCCL: one process has them."""
+    return resource.endswith("/gpu")
+
+
 def peak_flops(device: str) -> float | None:
     """Peak of a GPU in dense bfloat16, FLOP/s; None for a card that is not in the table, or a slice (MIG) of one.
 

@@ -74,6 +74,7 @@ class Reason(enum.StrEnum):
     NO_WORKERS = "NoWorkers"
     PROGRESSING = "Progressing"
     NO_STEP_WITHIN_DEADLINE = "NoStepWithinDeadline"
+    NO_ANSWER = "NoAnswer"
     SUSPEND_REQUESTED = "SuspendRequested"
     RESUMED = "Resumed"
     STAGES_REMAIN = "StagesRemain"
@@ -97,6 +98,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.BELOW_MIN: "Fewer workers than min can run; training waits.",
     Reason.NO_WORKERS: "No stage needs workers now.",
     Reason.PROGRESSING: "No step is overdue.",
+    Reason.NO_ANSWER: "Pods run, and none of the namespace has answered the operator: does a NetworkPolicy keep it from their port 9090?",
     Reason.NO_STEP_WITHIN_DEADLINE: "Pods run but no step was done within deadlines.stallSeconds; the attempt begins again.",
     Reason.SUSPEND_REQUESTED: "spec.suspend is true: progress is saved and the workers are released.",
     Reason.RESUMED: "spec.suspend is false.",
@@ -161,6 +163,8 @@ class WorkerRecord(Observed):
     retired: bool = Field(default=False, description="Not wanted since a scale-down; the index may come back as the next generation.")
     cause: Cause | None = Field(default=None, description="Why the previous generation was replaced.")
     message: str = Field(default="", max_length=512, description="Last words of the previous generation.")
+    rejections: int = Field(default=0, ge=0, description="Generations in a row whose containers never ran; decides how long to back off.")
+    retry_time: datetime | None = Field(default=None, description="When this generation is made, while backing off.")
 
 
 class ArtifactStatus(Observed):

@@ -15,6 +15,8 @@ from transfer_operator.decide.snapshot import PodName
 
 REFUSED = (400, 403, 404, 422)
 """Answers to the creation of an object that are about it: a quota, a policy, a namespace that ends. Others are the server's trouble."""
+WEBHOOK = "webhook"
+"""In an answer of 500 it says that an admission webhook of the cluster is down, which may last."""
 REFUSED_AGAIN_S = 10.0
 NAMESAKE_AGAIN_S = 1.0
 
@@ -70,7 +72,7 @@ async def make(cluster: Cluster, resource: Resource, namespace: str, body: Body,
     try:
         made = await cluster.create(resource, namespace, body)
     except ClusterError as error:
-        if error.status not in REFUSED:
+        if error.status not in REFUSED and WEBHOOK not in error.message:
             raise
         raise NotMadeError(Obstacle.REFUSED, f"the API server refuses the {kind}: {error.message}") from error
     if made is not None:

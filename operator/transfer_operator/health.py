@@ -38,6 +38,8 @@ class Health:
     leads: bool = False
     ready: bool = False
     """The Lease was looked at once."""
+    begun: float | None = None
+    """When this process, holding the Lease, began to list."""
     resynced: float | None = None
     deaf: Counter[str] = field(default_factory=Counter)
     """By resource: lists in a row that found changes while its watch told of none."""
@@ -54,8 +56,9 @@ class Health:
         found = []
         if self.lag > self.settings.lag_seconds:
             found.append(f"the event loop is {self.lag:.1f} s late")
-        if self.leads and self.resynced is not None:
-            age = self.clock() - self.resynced
+        last = self.resynced if self.leads else self.begun
+        if last is not None:
+            age = self.clock() - last
             if age > MISSED_RESYNCS * self.settings.resync_seconds + self.settings.request_seconds:
                 found.append(f"nothing was listed for {age:.0f} s")
         for resource, times in self.deaf.items() if self.leads else ():
@@ -118,7 +121,7 @@ def _per_experiment() -> tuple[GaugeMetricFamily, ...]:
     return (
         family("info", "Always 1; phase and stage of an experiment that is not finished.", "phase", "stage"),
         family("workers", "Pods of its running stage, desired and ready.", "state"),
-        family("stalled", "1 while no step is done though pods run."),
+        family("stalled", "1 from a restart for lack of steps until a new highest step is seen."),
         family("restarts", "Its restarts by cause.", "cause"),
         family("score", "Scores of an experiment, from its end on for an hour.", "suite", "task", "language", "metric"),
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import SpecError
+from transfer_api.gpu import is_gpu
 from transfer_api.spec import API_GROUP, API_VERSION, LLM_EVAL, ExperimentSpec, SecretKey, TransferExperiment, is_harness_suite
 from transfer_api.stage import StageKind, StagePlan, models_of, names_hub, reads_addresses
 from transfer_api.task import ADDRESS_VARIABLE, JUDGE_TOKENS, PodTask, program
@@ -165,7 +166,7 @@ def event(experiment: Body, told: Event, settings: OperatorSettings, now: dateti
 
 def processes(spec: ExperimentSpec) -> int:
     """Worker processes of a training pod: one for each GPU of its limits, whoever made them, and at least one."""
-    counts = [quantity(value) for name, value in spec.workers.resources.limits.items() if _is_gpu(name)]
+    counts = [quantity(value) for name, value in spec.workers.resources.limits.items() if is_gpu(name)]
     return max(1, int(sum(counts)))
 
 
@@ -287,7 +288,7 @@ def _resources(spec: ExperimentSpec, action: CreatePod) -> Body:
     found = {}
     for field, given in (("limits", spec.workers.resources.limits), ("requests", spec.workers.resources.requests)):
         if kind is StageKind.EVALUATION:
-            amounts = {name: "1" if _is_gpu(name) and quantity(value) > 1 else str(value) for name, value in given.items()}
+            amounts = {name: "1" if is_gpu(name) and quantity(value) > 1 else str(value) for name, value in given.items()}
         else:
             amounts = {name: str(value) for name, value in given.items() if kind.elastic or name in PLAIN_RESOURCES}
         if amounts:
@@ -385,10 +386,6 @@ def may_fetch(stage: StagePlan) -> bool:
     here = stage.kind is not StageKind.EVALUATION or stage.parameters.get("mirror") is not None
     tasks = not here and any(map(is_harness_suite, stage.parameters.get("suites", [])))
     return tasks or names_hub(stage.parameters) or names_hub(stage.execution.model_dump(mode="json"))
-
-
-def _is_gpu(resource: str) -> bool:
-    return resource.endswith("/gpu")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

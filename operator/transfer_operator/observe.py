@@ -30,6 +30,7 @@ EVICTED = ("Evicted", "Preempting", "Terminated", "Shutdown", "NodeShutdown")
 NODE_LOST = "NodeLost"
 STATUS_UNKNOWN = "ContainerStatusUnknown"
 OUT_OF_MEMORY = "OOMKilled"
+START_ERRORS = ("StartError", "ContainerCannotRun")
 # The kernel may have killed a worker process for memory earlier, and the pod went on: these ends speak for themselves.
 OWN_ENDS = (ExitCode.COMPLETE, ExitCode.SAVED)
 
@@ -66,6 +67,8 @@ def observe(body: Json, progress: Progress | None = None) -> Pod | None:
     ended = phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
     # Process 1 of a container cannot be killed from within. Where somebody asked the pod to end, though, its end is what was asked for.
     killed = ended and code in (None, ExitCode.KILLED) and not (out_of_memory or terminating or disrupted)
+    rejected = ended and seen.never_ran
+    queued, placed = seen.queue()
     waiting, on_its_way = _waiting(seen) if phase is PodPhase.PENDING else ("", False)
     return Pod(
         name=name,
@@ -77,9 +80,12 @@ def observe(body: Json, progress: Progress | None = None) -> Pod | None:
         exit_code=code,
         out_of_memory=out_of_memory,
         disrupted=disrupted,
-        lost=node_gone or killed,
+        lost=node_gone or killed or seen.could_not_start,
         waiting=_cut(waiting),
         on_its_way=on_its_way,
+        rejected=rejected,
+        queued=queued,
+        placed=placed,
         result=_result(seen) if ended or terminating else None,
         progress=progress,
     )
@@ -90,7 +96,7 @@ def strip(body: Json) -> Body:
     seen = _Seen.of(body)
     status: Body = {field: seen.status[field] for field in ("phase", "reason", "message", "podIP") if field in seen.status}
     status["conditions"] = [
-        {field: condition[field] for field in ("type", "status", "reason", "message") if field in condition}
+        {field: condition[field] for field in ("type", "status", "reason", "message", "lastTransitionTime") if field in condition}
         for condition in seen.conditions()
         if condition.get("type") in _KEPT_CONDITIONS
     ]
@@ -167,6 +173,23 @@ class _Seen:
     def claims(self) -> list[str]:
         volumes = (_mapping(volume.get("persistentVolumeClaim")) for volume in _mappings(self.spec.get("volumes")))
         return [name for volume in volumes if isinstance(name := volume.get("claimName"), str)]
+
+    @property
+    def could_not_start(self) -> bool:
+        """Whether the node could not start our container, as without the runtime hook of its GPUs; `exec` is the image's fault."""
+        return self.terminated.get("reason") in START_ERRORS and "exec: " not in _text(self.terminated.get("message"))
+
+    @property
+    def never_ran(self) -> bool:
+        """Whether our container never ran; of a pod that has ended."""
+        return self.could_not_start or not (self.is_in("terminated") or self.is_in("running"))
+
+    def queue(self) -> tuple[bool, datetime | None]:
+        """Whether a queue still holds the pod back, and when its pod was placed."""
+        if not _text(_mapping(self.metadata.get("labels")).get(QUEUE)):
+            return False, None
+        placed = self.condition("PodScheduled", "True")
+        return not placed, time_of(placed.get("lastTransitionTime"))
 
     @property
     def exit_code(self) -> int | None:

@@ -83,11 +83,13 @@ class Operator:
                     return 0
                 acquired.result()
                 tasks.append(_task(stack, self.lease.keep(), "lease"))
+            self.health.begun = self.health.clock()
             first = _task(stack, self._first_list(), "first list")
             await asyncio.wait([*tasks, first], return_when=asyncio.FIRST_COMPLETED)
             if first.done():
                 first.result()
                 self.health.leads = self.health.ready = True
+                self.reconciler.asked_since = self.reconciler.now()
                 tasks += [_task(stack, work, name) for name, work in self._work()]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             self.health.leads = False

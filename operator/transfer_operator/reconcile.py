@@ -20,6 +20,7 @@ from transfer_api.status import (
     Condition,
     ConditionType,
     ExperimentStatus,
+    Phase,
     Reason,
     StageState,
     StageStatus,
@@ -83,6 +84,10 @@ class Reconciler:
     ) -> None:  # fmt: skip
         self.cluster, self.view, self.queue, self.progress, self.settings = cluster, view, queue, progress, settings
         self.clock, self.now = clock, now
+        self.asked_since: datetime | None = None
+        """Since when `progress` is filled."""
+        self._answering: set[str] = set()
+        """Namespaces of which some pod has answered."""
         self._memories: dict[Key, Memory] = {}
         self._settings = Settings(
             parallel_stages=settings.parallel_stages, grace_seconds=settings.grace_seconds, status_seconds=settings.status_seconds
@@ -184,10 +189,15 @@ class Reconciler:
             artifacts={} if known.phase.terminal else self._artifacts(key, known),
             makers={} if known.phase.terminal else self._makers(key, known),
             settings=self._settings,
+            asked_since=self.asked_since,
+            reachable=key[0] in self._answering,
         )
 
     def _observe(self, body: Body) -> Pod | None:
-        return observe(body, self.progress.get(body["metadata"]["uid"]))
+        progress = self.progress.get(body["metadata"]["uid"])
+        if progress is not None:
+            self._answering.add(body["metadata"]["namespace"])
+        return observe(body, progress)
 
     def _artifacts(self, key: Key, known: Known) -> dict[str, ResultMessage]:
         """Artifacts that other experiments of the same storage have made.
@@ -386,7 +396,8 @@ class Reconciler:
         memory.unreadable = known.unreadable
         message = (
             f"its status cannot be read, so nothing is done for it: {known.unreadable}. Mend it "
-            f"(kubectl edit txp {key[1]} --namespace {key[0]} --subresource=status), or delete the experiment and apply it again: "
+            f"(kubectl edit txp {key[1]} --namespace {key[0]} --subresource=status; a cluster admin may), "
+            "or delete the experiment and apply it again: "
             "what its complete stages have made is found in the storage"
         )
         logger.error("%s/%s: %s", *key, message)
@@ -456,7 +467,9 @@ def urgent(old: ExperimentStatus, new: ExperimentStatus) -> bool:
 
 
 def _essence(status: ExperimentStatus) -> dict[str, object]:
+    # That a first pod runs is told with its first progress.
     plain = status.model_dump(exclude={"workers", "progress", "latest_metrics", "checkpoint", "usage", "conditions"})
+    plain["phase"] = Phase.RUNNING if status.phase is Phase.PENDING else status.phase
     for stage in plain["stages"]:
         for name in ("rendezvous_seen", "last_step", "last_step_time", "productive_seconds", "lost_steps", "below_min_since"):
             del stage[name]

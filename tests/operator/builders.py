@@ -52,6 +52,8 @@ class World:
     pods: dict[str, Pod] = field(default_factory=dict)
     artifacts: dict[str, ResultMessage] = field(default_factory=dict)
     makers: dict[str, str] = field(default_factory=dict)
+    asked_since: datetime | None = None
+    reachable: bool = True
     decisions: list[Decision] = field(default_factory=list, repr=False)
     _plan: tuple[StagePlan, ...] = field(default=(), repr=False)
 
@@ -68,7 +70,7 @@ class World:
     def snapshot(self) -> Snapshot:
         return Snapshot(
             experiment=self.experiment, plan=self.plan, status=self.status, pods=tuple(self.pods.values()),
-            artifacts=self.artifacts, makers=self.makers, settings=self.settings,
+            artifacts=self.artifacts, makers=self.makers, settings=self.settings, asked_since=self.asked_since, reachable=self.reachable,
         )  # fmt: skip
 
     # What time, the user and the cluster do.

@@ -13,6 +13,7 @@ from tests.operator.builders import EVALUATION, TRAINING
 from tests.operator.cluster import check_form, check_successor
 from tests.operator.kubelet import Kubelet
 from tests.operator.virtual_time import clock, now
+from transfer_api.progress import Progress
 from transfer_api.spec import API_VERSION
 from transfer_api.status import ExperimentStatus
 from transfer_operator import manifest
@@ -45,7 +46,8 @@ class VirtualOperator(Operator):
             renew=given.renew_seconds, clock=clock,
         )  # fmt: skip
         self.health = Health(given, clock=clock)
-        self.reconciler = Reconciler(self.cluster, self.view, self.queue, rig.kubelet.told, given, clock=clock, now=now)
+        self.board: dict[str, Progress] = {}
+        self.reconciler = Reconciler(self.cluster, self.view, self.queue, self.board, given, clock=clock, now=now)
 
     def _work(self) -> Iterator[tuple[str, Awaitable[object]]]:
         for name, work in super()._work():
@@ -81,11 +83,13 @@ class VirtualOperator(Operator):
 
     async def _ask(self) -> None:
         """As the progress board: what pods tell, every few seconds."""
-        last: dict[str, Any] = {}
+        last: dict[str, dict[str, Progress]] = {}
         while True:
             await asyncio.sleep(self.settings.progress_seconds)
             for key, known in self.view.experiments.items():
-                told = {uid: self.rig.kubelet.told.get(uid) for pod in self.view.pods_of(key) if (uid := pod["metadata"]["uid"])}
+                uids = [pod["metadata"]["uid"] for pod in self.view.pods_of(key)]
+                told = {uid: self.rig.kubelet.told[uid] for uid in uids if uid in self.rig.kubelet.told}
+                self.board |= told
                 if told != last.get(known.uid):
                     last[known.uid] = told
                     self.queue.add(key)

@@ -352,7 +352,49 @@ def test_workers_that_wait_for_others_do_not_stall():
     assert made.status.restarts.stall == 1
 
 
+def test_nobody_is_blamed_for_steps_that_an_operator_was_not_there_to_see():
+    made = training(deadlines={"stallSeconds": 100}).change("w0-g1", progress=None).change("w1-g1", progress=None)
+    made.after(500)
+    made.asked_since = made.now
+    assert made.decides().status.restarts.stall == 0
+    assert made.last.look_again == 100
+    made.after(50).steps("w0-g1", 10, last_step_time=made.now.timestamp() - 120).decides()
+    assert made.status.restarts.stall == 1, "who answers tells when the last step was"
+
+
+def test_pods_that_nobody_can_ask_are_not_restarted_for_their_silence():
+    made = world(evaluation=None, deadlines={"stallSeconds": 100}).has_artifact("pretraining-dataset").decides().runs()
+    made.reachable = False
+    made.decides().after(29).decides()
+    assert made.condition(ConditionType.STALLED).status == "False"
+    made.after(500).decides()
+    assert made.status.restarts.stall == 0
+    assert (made.condition(ConditionType.STALLED).status, made.condition(ConditionType.STALLED).reason) == ("Unknown", Reason.NO_ANSWER)
+    made.reachable = True
+    made.decides()
+    assert made.status.restarts.stall == 1, "where others answer, silence is a stall"
+
+
+def test_a_crash_long_after_a_stall_is_no_stall():
+    made = training(deadlines={"stallSeconds": 100}).after(100).settles().steps("a2-w0-g1", 11).after(20).decides()
+    made.ends("a2-w0-g1", 1).decides()
+    assert made.stage().fruitless == 1
+    assert made.condition(ConditionType.STALLED).status == "False"
+
+
 # Start.
+
+
+def test_time_in_a_queue_is_no_failure_to_start():
+    made = world(evaluation=None, deadlines={"startupSeconds": 60}).has_artifact("pretraining-dataset").decides()
+    for name in list(made.pods):
+        made.change(name, queued=True, waiting="SchedulingGated")
+    made.after(10_000).decides()
+    assert made.status.failure is None
+    for name in list(made.pods):
+        made.change(name, queued=False, placed=made.now)
+    assert made.decides().after(59).decides().status.failure is None
+    assert made.after(1).decides().status.failure.reason is Reason.STARTUP_DEADLINE_EXCEEDED
 
 
 @pytest.mark.parametrize("pod", ["a1-w0-g1", "a1-rendezvous"])

@@ -276,6 +276,21 @@ def test_a_step_done_again_does_not_end_the_back_off():
     assert made.stage().last_step == 10
 
 
+def test_a_worker_that_one_node_after_the_other_rejects_waits_longer_and_longer():
+    made = training()
+    waits = []
+    for generation in range(1, 6):
+        made.ends(f"w1-g{generation}", None, rejected=True).decides()
+        begun = made.now
+        while made.created() != [f"a1-w1-g{generation + 1}"]:
+            made.after(made.last.look_again).decides()
+        waits.append((made.now - begun).total_seconds())
+    assert waits == [0, 10, 20, 40, 80]
+    assert made.counts() == {"infrastructure": 5}
+    made.runs().ends("w1-g6", None).decides()
+    assert made.created() == ["a1-w1-g7"], "one that ran is replaced at once"
+
+
 def test_preemption_and_loss_wait_for_nothing():
     made = training()
     for generation in range(1, 6):

@@ -17,6 +17,8 @@ def test_an_experiment_is_pending_before_its_first_stage_and_running_after():
     made = world()
     assert made.status.phase is Phase.PENDING
     made.decides()
+    assert made.status.phase is Phase.PENDING, "its pods wait"
+    made.runs().decides()
     assert made.status.phase is Phase.RUNNING
     assert made.status.start_time == made.now
     assert made.status.observed_generation == 1

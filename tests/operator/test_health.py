@@ -49,6 +49,14 @@ def test_a_leader_that_has_listed_nothing_for_long_is_not() -> None:
     assert "listed" in health.check()[0]
 
 
+def test_a_holder_of_the_lease_whose_first_list_does_not_come_is_not_well() -> None:
+    health = Watched()
+    health.leads, health.resynced, health.begun = False, None, 0.0
+    assert health.check() == []
+    health.time = 4 * SETTINGS.resync_seconds + SETTINGS.request_seconds + 1
+    assert "listed" in health.check()[0]
+
+
 def test_a_standby_need_not_list() -> None:
     health = Watched()
     health.leads = False

@@ -107,6 +107,12 @@ ENDS = [
         Cause.APPLICATION,
         "not found",
     ),
+    (
+        "node whose runtime cannot start it",
+        body("Failed", ended(128, "StartError", "error running prestart hook #0: nvidia-container-cli: initialization error")),
+        Cause.INFRASTRUCTURE,
+        "nvidia-container-cli",
+    ),
     ("out of memory", body("Failed", ended(137, "OOMKilled")), "memory", "ran out of memory"),
     ("worker process out of memory, then a crash", body("Failed", ended(1, "OOMKilled")), "memory", "ran out of memory"),
     ("saved on request", body("Failed", ended(75, "Error", SAVED)), Cause.SAVED, "saved on request"),
@@ -201,6 +207,32 @@ def test_the_end_of_a_pod_means(thing, meaning, words):
 @pytest.mark.parametrize("thing", [pytest.param(thing, id=name) for name, thing, *_ in ENDS])
 def test_what_is_remembered_of_a_pod_means_the_same(thing):
     assert observe(strip(thing)) == observe(thing)
+
+
+@pytest.mark.parametrize(
+    ("thing", "rejected"),
+    [
+        pytest.param(body("Failed", None, reason="OutOfcpu", message="no room"), True, id="the kubelet did not take it"),
+        pytest.param(body("Failed", ended(128, "StartError", "prestart hook")), True, id="its node cannot start it"),
+        pytest.param(body("Failed", ended(1)), False, id="it ran and crashed"),
+        pytest.param(body("Failed", RUNNING, reason="NodeLost"), False, id="it ran when last seen"),
+        pytest.param(body("Pending", None), False, id="it waits"),
+    ],
+)
+def test_a_pod_that_ended_without_having_run_was_rejected(thing, rejected):
+    assert seen(thing).rejected is rejected
+
+
+def test_a_pod_of_a_queue_waits_for_its_node_and_is_placed_then():
+    label, placed = (
+        {"kueue.x-k8s.io/queue-name": "q"},
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:05:00Z"},
+    )
+    waits_for_it = seen(body("Pending", None, condition("PodScheduled", "False", "SchedulingGated", "gates"), labels=label, node=None))
+    assert (waits_for_it.queued, waits_for_it.placed) == (True, None)
+    there = seen(body("Pending", None, placed, labels=label))
+    assert (there.queued, there.placed) == (False, datetime(2026, 1, 1, 0, 5, tzinfo=UTC))
+    assert not seen(body("Pending", None, placed)).queued
 
 
 # Lives.

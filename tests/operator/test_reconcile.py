@@ -122,19 +122,20 @@ def test_an_idle_operator_writes_nothing() -> None:
     on(case)
 
 
-def test_a_pod_that_is_refused_is_told_of_and_made_once_there_is_room() -> None:
+@pytest.mark.parametrize(("status", "words"), [(403, "exceeded quota: pods=0"), (500, "failed calling webhook policy: no endpoints")])
+def test_a_pod_that_is_refused_is_told_of_and_made_once_there_is_room(status: int, words: str) -> None:
     full = True
 
     def admit(plural: str, body: Body) -> None:
         if plural == "pods" and full:
-            raise Refused(403, "exceeded quota: pods=0")
+            raise Refused(status, words)
 
     async def case(rig: Rig) -> None:
         nonlocal full
         rig.server.admit = admit
         rig.apply()
         await asyncio.sleep(25)
-        assert "exceeded quota" in condition(rig, ConditionType.WORKERS_READY).message
+        assert words in condition(rig, ConditionType.WORKERS_READY).message
         tries = counted(rig.server.writes)["POST pods"]
         assert tries <= 9, "three pods, each not more often than every ten seconds"
         full = False
@@ -580,6 +581,31 @@ def test_stages_that_are_stuck_end_at_their_deadline() -> None:
         await rig.is_quiet()
 
     on(case)
+
+
+def test_a_training_that_went_on_while_no_operator_was_there_has_not_stalled() -> None:
+    class Slow(dict[str, float]):
+        def __setitem__(self, key: str, value: float) -> None:
+            super().__setitem__(key, self.get(key, 0.0) + 0.05)  # 80 steps in 400 s
+
+    async def case() -> None:
+        rig = Rig()
+        rig.kubelet.steps = Slow()
+        nodes = asyncio.create_task(rig.kubelet.work())
+        rig.start()
+        rig.apply(evaluation=None, deadlines={"stallSeconds": 100})
+        await trains(rig)
+        await asyncio.sleep(30)
+        await rig.stop()
+        await asyncio.sleep(200)
+        rig.start("two")
+        await rig.ends()
+        assert rig.status().phase is Phase.COMPLETE
+        assert rig.status().restarts.total == 0
+        nodes.cancel()
+        await rig.stop()
+
+    run(case())
 
 
 def test_a_pod_that_cannot_work_ends_the_experiment_and_its_other_pods() -> None:

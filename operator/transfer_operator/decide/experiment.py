@@ -10,7 +10,7 @@ from transfer_api.stage import StagePlan
 from transfer_api.status import ArtifactStatus, Failure, Phase, Restarts, StageState, StageStatus, second
 from transfer_operator.decide import stage as stages
 from transfer_operator.decide.decision import Action, Decision, DeletePod, Event, Refusal
-from transfer_operator.decide.snapshot import Pod, Snapshot
+from transfer_operator.decide.snapshot import Pod, PodPhase, Snapshot
 from transfer_operator.decide.stage import Step, Surroundings
 from transfer_operator.decide.summary import summarize
 from transfer_operator.decide.verdict import Done, verdict
@@ -50,6 +50,8 @@ def _advance(snapshot: Snapshot, plan: StagePlan, before: list[Step], now: datet
         now=now,
         spent=sum((other.restarts for other in others), Restarts()),
         note_progress=_progress_due(snapshot, now),
+        asked_since=snapshot.asked_since,
+        reachable=snapshot.reachable,
     )
     step = Step(plan=plan, around=around, status=record, pods=_pods(snapshot, plan))
     _adopt(step, snapshot.artifacts.get(plan.key))
@@ -136,10 +138,13 @@ def _answer(snapshot: Snapshot, steps: list[Step], now: datetime) -> Decision:
 
 
 def _phase(snapshot: Snapshot, steps: list[Step]) -> Phase:
+    """Pending until a first pod runs: what waits for room, an image or a claim is not running."""
     running = any(step.status.state is StageState.RUNNING for step in steps)
     if snapshot.experiment.spec.suspend and not running:
         return Phase.SUSPENDED
-    return Phase.RUNNING if any(step.status.attempt or step.status.artifact for step in steps) else Phase.PENDING
+    ran = snapshot.status.phase is Phase.RUNNING or any(step.status.artifact or step.status.last_step for step in steps)
+    runs = any(pod.started or pod.phase is PodPhase.RUNNING for step in steps for pod in step.pods)
+    return Phase.RUNNING if ran or runs else Phase.PENDING
 
 
 def _fail(snapshot: Snapshot, steps: list[Step], refusal: Refusal, now: datetime) -> Decision:

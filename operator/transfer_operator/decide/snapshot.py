@@ -78,6 +78,12 @@ class Pod:
     """What it waits for is in the course of things (volumes, image): worth telling only when it takes long."""
     refused: bool = False
     """There is no such pod yet: the API server did not take it (a quota, a policy). It is wanted since `created`."""
+    rejected: bool = False
+    """It ended and its container never ran: the node did not take it, or could not start it."""
+    queued: bool = False
+    """A queue has it, which says when it may be placed: that is no failure to start."""
+    placed: datetime | None = None
+    """When a queue's pod got its node; None for one that no queue had."""
     result: ResultMessage | None = None
     progress: Progress | None = None
 
@@ -120,3 +126,7 @@ class Snapshot:
     makers: Mapping[str, str] = field(default_factory=dict)
     """Other experiments that make a stage of this one just now, by stage key: it waits for theirs."""
     settings: Settings = Settings()
+    asked_since: datetime | None = None
+    """Since when pods are asked for their progress: what they did before, they have had no chance to tell. None: since ever."""
+    reachable: bool = True
+    """Whether any pod of the namespace has ever answered: where none has, silence says nothing."""

@@ -44,6 +44,9 @@ class Surroundings:
     """Restarts of the other stages: budgets are the experiment's."""
     note_progress: bool = True
     """Whether progress alone is worth a status write now."""
+    asked_since: datetime | None = None
+    reachable: bool = True
+    """Both as in the snapshot."""
 
 
 @dataclass(kw_only=True)
@@ -303,7 +306,7 @@ def replace_workers(step: Step, incidents: list[Incident]) -> bool:
             count(step, incident, pod)
         if step.refusal is not None:
             return False
-        replace(step, record, incident)
+        replace(step, record, incident, rejected=pod is not None and pod.rejected)
     return True
 
 
@@ -319,12 +322,15 @@ def is_echo(step: Step, pod: Pod, incident: Replace) -> bool:
     return pod.created < crash and step.around.now - crash <= ECHO
 
 
-def replace(step: Step, record: WorkerRecord, incident: Replace) -> None:
-    """Asks for the next generation of one worker."""
-    put(
-        step,
-        WorkerRecord(index=record.index, generation=record.generation + 1, cause=incident.cause, message=incident.message[:512]),
-    )
+def replace(step: Step, record: WorkerRecord, incident: Replace, *, rejected: bool = False) -> None:
+    """Asks for the next generation of one worker: at once, or, where node after node rejects it, after a while."""
+    rejections = record.rejections + 1 if rejected else 0
+    wait = backoff(rejections)
+    new = WorkerRecord(
+        index=record.index, generation=record.generation + 1, cause=incident.cause, message=incident.message[:512],
+        rejections=rejections, retry_time=step.around.now + wait if wait else None,
+    )  # fmt: skip
+    put(step, new)
     words = f"{step.name(record)}: {incident.message}"
     step.change(message=words[:1024])
     step.events.append(Event(reason="WorkerReplaced", message=f"{words} ({incident.cause})", warning=incident.cause is not Cause.SAVED))
@@ -360,7 +366,7 @@ def count(step: Step, incident: Replace, pod: Pod | None = None) -> None:
 
 
 def backoff(fruitless: int) -> timedelta:
-    """Wait before the try after so many failures of our own without a new step: 0, 10, 20, 40 … 300 s."""
+    """Wait before the try after so many failures in a row: 0, 10, 20, 40 … 300 s."""
     if fruitless <= 1:
         return timedelta()
     factor: int = 2 ** min(fruitless - 2, 10)
@@ -379,16 +385,22 @@ def restart(step: Step, incident: Replace) -> None:
 def stalled(step: Step) -> bool:
     """Whether enough pods run and yet no step was done for too long.
 
-    A step that is done again counts as one: after a crash the highest step seen is not passed before the next checkpoint is.
+    A step that is done again counts as one: after a crash the highest step seen is not passed before the next checkpoint is. Only who
+    could have told of a step is blamed for none: not before the pods are asked, and never where no pod has ever answered, as behind a
+    policy that lets nobody ask.
     """
     now = step.around.now
     running = [pod for _, pod in step.wanted() if pod is not None and pod.alive and pod.phase is PodPhase.RUNNING]
     if len(running) < step.min_nodes:
         return False
     enough = sorted(pod.started or pod.created for pod in running)[step.min_nodes - 1]
-    told = [pod.progress.last_step_time for pod in running if pod.progress is not None and pod.progress.last_step_time is not None]
+    answers = [pod.progress for pod in running if pod.progress is not None]
+    if not (answers or step.status.last_step or step.around.reachable):
+        return False
+    told = [answer.last_step_time for answer in answers if answer.last_step_time is not None]
     steps = [min(now, datetime.fromtimestamp(time, UTC)) for time in told]  # clocks differ: none is ahead of ours
-    return _overdue(step, max([enough, step.status.last_step_time or enough, *steps]), step.around.spec.deadlines.stall_seconds)
+    asked = step.around.asked_since or enough if not told else enough
+    return _overdue(step, max([enough, asked, step.status.last_step_time or enough, *steps]), step.around.spec.deadlines.stall_seconds)
 
 
 def below_min_for_too_long(step: Step) -> bool:
@@ -443,7 +455,7 @@ def check_startup(step: Step) -> None:
     soon = [pod.created + PATIENCE for pod in wanted if pod.alive and pod.on_its_way]
     step.wake += [moment for moment in soon if moment > step.around.now]
     for pod in wanted:
-        if pod.alive and pod.phase is PodPhase.PENDING and _overdue(step, pod.created, limit):
+        if pod.alive and not pod.queued and pod.phase is PodPhase.PENDING and _overdue(step, pod.placed or pod.created, limit):
             message = f"{pod.name} did not start in {limit} s: {pod.waiting or 'no reason given'}"
             step.refusal = Refusal(reason=Reason.STARTUP_DEADLINE_EXCEEDED, pod=str(pod.name), message=message)
             return
@@ -463,7 +475,11 @@ def create_missing(step: Step) -> None:
     if step.meets and (store is None or store.refused):
         _create(step, step.rendezvous)
     for record, pod in step.wanted():
-        if pod is None or pod.refused:
+        if pod is not None and not pod.refused:
+            continue
+        if record.retry_time is not None and record.retry_time > step.around.now:
+            step.wake.append(record.retry_time)
+        else:
             _create(step, step.name(record))
 
 

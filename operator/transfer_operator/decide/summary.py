@@ -187,7 +187,7 @@ def _conditions(
     found = {
         ConditionType.ACCEPTED: (True, Reason.ACCEPTED, ""),
         ConditionType.WORKERS_READY: _workers_ready(snapshot, stages, workers, now),
-        ConditionType.STALLED: _stalled(stages),
+        ConditionType.STALLED: _stalled(snapshot, stages, now),
         ConditionType.SUSPENDED: _suspended(phase),
         ConditionType.COMPLETE: (phase is Phase.COMPLETE, _complete_reason(phase), ""),
         ConditionType.FAILED: (True, failure.reason, failure.message) if failure else (False, _complete_reason(phase), ""),
@@ -255,11 +255,17 @@ def _why(reason: Reason, snapshot: Snapshot, current: StageStatus, now: datetime
     return f"{REASON_TEXT[reason]} {waiting[0].name} waits: {waiting[0].waiting}" if waiting else ""
 
 
-def _stalled(stages: list[StageStatus]) -> tuple[bool, Reason, str]:
-    """True from the restart on the stall budget until a new step is seen."""
+def _stalled(snapshot: Snapshot, stages: list[StageStatus], now: datetime) -> tuple[bool | None, Reason, str]:
+    """True from the restart on the stall budget until a new step is seen; unknown where pods run and nobody can ask them."""
+    before = {stage.key: stage.restarts.stall for stage in snapshot.status.stages}
+    was = any(one.type is ConditionType.STALLED and one.status == "True" for one in snapshot.status.conditions)
     for stage in stages:
-        if stage.state is StageState.RUNNING and stage.fruitless and stage.restarts.stall:
+        if stage.state is StageState.RUNNING and (stage.restarts.stall > before.get(stage.key, 0) or (was and stage.fruitless)):
             return True, Reason.NO_STEP_WITHIN_DEADLINE, ""
+    running = {stage.key for stage in stages if stage.state is StageState.RUNNING}
+    silent = [pod for pod in snapshot.pods if pod.name.stage in running and pod.name.role is Role.WORKER and pod.phase is PodPhase.RUNNING]
+    if not snapshot.reachable and any(now - (pod.started or pod.created) >= PATIENCE for pod in silent):
+        return None, Reason.NO_ANSWER, ""
     return False, Reason.PROGRESSING, ""
 
 

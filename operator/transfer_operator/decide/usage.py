@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from transfer_api.gpu import is_gpu
 from transfer_api.stage import StageKind
 from transfer_api.status import StageStatus, UsageStatus
 from transfer_operator.decide.snapshot import Snapshot
@@ -43,4 +44,4 @@ def measure(snapshot: Snapshot, stages: list[StageStatus], ready: int, kind: Sta
 def _gpus(snapshot: Snapshot) -> int:
     """GPUs of one worker."""
     limits = snapshot.experiment.spec.workers.resources.limits
-    return sum(int(str(amount)) for name, amount in limits.items() if name.endswith("/gpu") and str(amount).isdigit())
+    return sum(int(str(amount)) for name, amount in limits.items() if is_gpu(name) and str(amount).isdigit())
