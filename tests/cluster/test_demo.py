@@ -59,10 +59,12 @@ def test_the_demo_scores_on_the_cluster_as_on_one_machine(trial: Trial, tmp_path
     trial.apply(document)
     status = trial.ends("Complete", name, seconds=3000)
 
-    file, output, storage = tmp_path / "demo.yaml", tmp_path / "output", tmp_path / "storage"
-    storage.mkdir()
-    for part in ("models", "texts", "instructions", "tasks"):
-        (storage / part).symlink_to(inputs() / part)
+    file, output, storage = tmp_path / "demo.yaml", tmp_path / "output", ROOT / "runs/.storage"
+    if not (storage / "models").exists():  # else what `make demo` or `make demo-short` has made of the same stages need not be made again
+        storage = tmp_path / "storage"
+        storage.mkdir()
+        for part in ("models", "texts", "instructions", "tasks"):
+            (storage / part).symlink_to(inputs() / part)
     file.write_text(json.dumps(document))
     command = [sys.executable, "-m", "transfer_cli.main", "run", str(file), "--storage", str(storage), "--output", str(output)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=3000, env=os.environ | {"HF_HUB_OFFLINE": "1"})
