@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from benchmarks.bars import report
 from transfer_api.spec import Precision
 from transfer_evaluator.harness import HarnessModel
 from transfer_evaluator.model import LoadedModel, load_model
+from transfer_evaluator.score import json_lines
 from transfer_evaluator.tasks import TaskLibrary, quiet
 
 INPUTS = Path("~/.cache/transfer-operator/inputs").expanduser()
@@ -178,7 +179,7 @@ def _compare(label: str, own: Measured, other: Measured) -> dict[str, float]:
 def _write_questions(folder: Path, count: int) -> tuple[list[str], list[str]]:
     """A task for each subject; its examples are its questions, as a data set of its own, so that the harness shows all of them."""
     by_subject: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for item in _read(INPUTS / "tasks" / "mmlu_dev_en.jsonl"):
+    for item in json_lines(INPUTS / "tasks" / "mmlu_dev_en.jsonl"):
         by_subject[item["subject"]].append(item)
     left, names = count, []
     for subject, items in by_subject.items():
@@ -197,7 +198,7 @@ def _write_questions(folder: Path, count: int) -> tuple[list[str], list[str]]:
 def _write_texts(folder: Path, tokenizer: Any, tokens: int) -> tuple[list[str], list[str]]:
     """The first texts that have so many tokens together, and a tenth of them."""
     texts, total = [], 0
-    for item in _read(INPUTS / "texts" / "id-train.jsonl"):
+    for item in json_lines(INPUTS / "texts" / "id-train.jsonl"):
         texts.append({"text": item["text"]})
         total += len(tokenizer.encode(item["text"]))
         if total >= tokens:
@@ -208,15 +209,11 @@ def _write_texts(folder: Path, tokenizer: Any, tokens: int) -> tuple[list[str], 
 
 
 def _write_answers(folder: Path, count: int) -> tuple[list[str], list[str]]:
-    items = list(_read(INPUTS / "instructions" / "id.jsonl"))[: count + 3]
+    items = list(json_lines(INPUTS / "instructions" / "id.jsonl"))[: count + 3]
     for name, part in (("answers", items[3:]), ("some_answers", items[3 : 3 + max(8, count // 5)])):
         files = {"dev": _lines(folder / "answers.dev.jsonl", items[:3]), "test": _lines(folder / f"{name}.jsonl", part)}
         _task(folder, {**ANSWERS, "task": name, "dataset_kwargs": {"data_files": files}})
     return ["answers"], ["some_answers"]
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def _lines(path: Path, items: Sequence[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,12 @@ def write_items(folder: Path, result: TaskResult) -> None:
     path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in result.items), encoding="utf-8")
 
 
+def json_lines(path: Path) -> Iterator[Any]:
+    """What `write_items` wrote. Texts hold U+2028 and other ends of lines that are none here, at which `splitlines` would cut."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
 def read_items(folder: Path, result: TaskResult) -> list[Item] | None:
     """The items of another evaluation's same task; None where it did not have that task.
 
@@ -139,7 +145,7 @@ def read_items(folder: Path, result: TaskResult) -> list[Item] | None:
     if not path.is_file():
         return None
     try:
-        items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        items = list(json_lines(path))
         if not all(isinstance(item, dict) and isinstance(item.get("id"), str) for item in items):
             raise ValueError("a line without id")
     except ValueError as error:

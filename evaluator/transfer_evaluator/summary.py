@@ -14,7 +14,7 @@ from transfer_api.progress import Score
 from transfer_api.results import Confusion, Sample, SampleAnswer, Switch
 from transfer_api.stage import StageKind, StagePlan
 from transfer_evaluator.language import confusion_of
-from transfer_evaluator.score import Item
+from transfer_evaluator.score import Item, json_lines
 from transfer_pod.artifact import ArtifactStore
 
 SAMPLES = 20
@@ -157,8 +157,7 @@ def _answers(folder: Path | None) -> dict[tuple[str, str], Item]:
     """Items with an answer by language and prompt, each prompt once although two suites ask it."""
     found: dict[tuple[str, str], Item] = {}
     for path in sorted(folder.glob("*.jsonl")) if folder is not None else ():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            item = json.loads(line)
+        for item in json_lines(path):
             if isinstance(item.get("prompt"), str) and isinstance(item.get("answer"), str):
                 found.setdefault((str(item.get("language", "und")), item["prompt"]), item)
     return found

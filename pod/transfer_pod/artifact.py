@@ -138,6 +138,7 @@ class ArtifactStore:
             manifest = {"key": stage.key, "stage": stage.model_dump(mode="json", by_alias=True), "files": files, **facts}
             write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
             allow_reading(folder)
+            sync(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 folder.rename(target)
@@ -145,7 +146,8 @@ class ArtifactStore:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 self._replace_provisional(stage, folder, target)
-            if not provisional:
+            sync_folder(target.parent)
+            if not provisional:  # only now: until here a power cut leaves the checkpoints
                 shutil.rmtree(self.work(stage.kind, stage.key), ignore_errors=True)
         reference = self.find(stage.kind, stage.key)
         assert reference is not None
@@ -231,6 +233,29 @@ def write_atomically(path: Path, content: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # a full disk needs its room back
         raise
+
+
+def sync(folder: Path) -> None:
+    """Brings a folder and all in it to the disk, before a rename after which nobody looks whether the files are whole."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def file_entry(path: Path) -> dict[str, Any]:

@@ -114,7 +114,9 @@ def test_p_values_are_adjusted_over_the_parts_of_a_suite_and_its_mean_stands_apa
 
 
 def test_items_come_back_as_they_were_written(tmp_path):
-    result = task(answers(1, 0), suite="my_suite", task="a.b")
+    items = answers(1, 0)
+    items[0]["answer"] = "one\u2028two\x85three\x0bfour\rfive\nsix"
+    result = task(items, suite="my_suite", task="a.b")
     write_items(tmp_path, result)
     assert read_items(tmp_path, result) == list(result.items)
     assert [path.name for path in (tmp_path / "items").iterdir()] == ["my_suite.a.b.jsonl"]

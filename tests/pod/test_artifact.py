@@ -45,6 +45,30 @@ def test_a_committed_folder_is_found_with_the_digest_of_its_manifest(store: Arti
     assert (store.open(STAGE.kind, STAGE.key) / "model" / "weights.txt").read_text() == "weights"
 
 
+def test_all_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_work_goes(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, target, fsync, rename = fill(store), store.path(STAGE.kind, STAGE.key), os.fsync, Path.rename
+    done: list[str] = []
+
+    def synced(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        done.append("the name" if path == target.parent else str(path.relative_to(folder)))
+        assert folder.parent.exists() or path != target.parent
+        fsync(descriptor)
+
+    def renamed(path: Path, to: Path) -> Path:
+        if path == folder:
+            done.append("renamed")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    store.commit(STAGE, folder)
+    assert {"model", "model/weights.txt", "."} <= set(done[: done.index("renamed")])
+    assert done[done.index("renamed") :] == ["renamed", "the name"]
+
+
 def test_who_may_read_the_storage_may_read_what_was_written_for_its_owner_alone(store: ArtifactStore) -> None:
     folder = fill(store)
     (folder / "model" / "weights.txt").chmod(0o600)

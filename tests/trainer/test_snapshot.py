@@ -109,7 +109,7 @@ def test_a_kill_in_the_middle_of_writing_one_leaves_nothing_that_counts(storage:
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr(snapshot, "_sync", kill)
+        patched.setattr(snapshot, "sync", kill)
         with pytest.raises(KilledError):
             training(folder, stage).run()
     (torn,) = snapshots.iterdir()

@@ -4,7 +4,7 @@ B rows, T tokens in a row, N labels among them, D width, V vocabulary.
 
 Packed rows hold several documents; `positions_BT` restarts at each. transformers makes the mask between documents from
 these positions, for every row of the batch, but only when there is no attention mask and no cache: so none is passed
-and `use_cache` is off (with a cache, documents see each other; tests/trainer/test_model_packing.py).
+and `use_cache` is off (with a cache, documents see each other; tests/trainer/test_loop.py).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from transfer_api.errors import ArtifactError, SpecError
 from transfer_api.stage import TrainingParameters
-from transfer_pod.artifact import storage_errors
+from transfer_pod.artifact import storage_errors, sync
 from transfer_trainer.fence import Fence
 from transfer_trainer.parallel import Team
 
@@ -94,7 +94,7 @@ class Snapshots:
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir()
                 save(part)
-                _sync(part)
+                sync(part)
                 self._fence.check()
                 part.rename(self._path(tokens))
         except FileNotFoundError:
@@ -116,11 +116,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
         return
     shutil.copy2(source, target)
-
-
-def _sync(folder: Path) -> None:
-    """Brings files to the disk: after the rename nobody looks whether they are whole, until the artifact's manifest has their hashes."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
