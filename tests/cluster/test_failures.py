@@ -97,7 +97,7 @@ def test_a_checkpoint_that_was_cut_short_fails_with_code_11(trial: Trial) -> Non
     status = trial.ends("Failed")
     assert (status["failure"]["reason"], status["failure"]["exitCode"]) == ("CheckpointUnreadable", 11)
     assert "checkpoints" in status["failure"]["message"]
-    assert "Remove" in status["failure"]["message"], "the way out"
+    assert "remove" in status["failure"]["message"], "the way out"
     assert status["restarts"]["total"] == 0
 
 

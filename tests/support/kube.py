@@ -56,7 +56,10 @@ class Kube:
             try:
                 return self._once(verb, path, body, kind, query)
             except RefusedError as error:
-                if verb != "GET" or (error.status and error.status < 500) or time.monotonic() > deadline:
+                away = verb == "GET" and (not error.status or error.status >= 500)
+                # Right after a change of the CRD; nothing was done then, whatever was asked.
+                changing = error.status == 429 and "initializing" in error.message
+                if not (away or changing) or time.monotonic() > deadline:
                     raise
             time.sleep(0.5)
 
