@@ -467,8 +467,8 @@ def urgent(old: ExperimentStatus, new: ExperimentStatus) -> bool:
 
 
 def _essence(status: ExperimentStatus) -> dict[str, object]:
-    # That a first pod runs is told with its first progress.
     plain = status.model_dump(exclude={"workers", "progress", "latest_metrics", "checkpoint", "usage", "conditions"})
+    # That a first pod runs is told with its first progress.
     plain["phase"] = Phase.RUNNING if status.phase is Phase.PENDING else status.phase
     for stage in plain["stages"]:
         for name in ("rendezvous_seen", "last_step", "last_step_time", "productive_seconds", "lost_steps", "below_min_since"):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.operator.api_server import Request
+from tests.operator.kubelet import Paced
 from tests.operator.rig import NAMESPACE, Rig, outcome
 from tests.operator.virtual_time import run
 from transfer_api.status import Phase
@@ -112,7 +113,7 @@ def go(work: Work, slow: float, prepare: Callable[[Rig], None] = lambda rig: Non
     async def whole() -> Run:
         rig = Rig()
         if slow:
-            rig.kubelet.steps = _Paced(slow)
+            rig.kubelet.steps = Paced(slow)
         prepare(rig)
         async with rig.going():
             await work(rig)
@@ -126,17 +127,6 @@ def go(work: Work, slow: float, prepare: Callable[[Rig], None] = lambda rig: Non
         return Run(rig, end)
 
     return run(whole())
-
-
-class _Paced(dict[str, float]):
-    """A training of which a quarter of a second does only so many steps."""
-
-    def __init__(self, pace: float) -> None:
-        super().__init__()
-        self._pace = pace
-
-    def __setitem__(self, key: str, value: float) -> None:
-        super().__setitem__(key, self.get(key, 0.0) + 5 * self._pace)
 
 
 def trouble(fault: str | int, at: int) -> Callable[[Rig], None]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.operator.api_server import Refused
+from tests.operator.kubelet import Paced
 from tests.operator.rig import NAMESPACE, Rig, counted, outcome
 from tests.operator.virtual_time import clock, run
 from transfer_api.status import ConditionType, Phase, Reason, StageState
@@ -584,13 +585,9 @@ def test_stages_that_are_stuck_end_at_their_deadline() -> None:
 
 
 def test_a_training_that_went_on_while_no_operator_was_there_has_not_stalled() -> None:
-    class Slow(dict[str, float]):
-        def __setitem__(self, key: str, value: float) -> None:
-            super().__setitem__(key, self.get(key, 0.0) + 0.05)  # 80 steps in 400 s
-
     async def case() -> None:
         rig = Rig()
-        rig.kubelet.steps = Slow()
+        rig.kubelet.steps = Paced(0.01)  # 80 steps in 400 s
         nodes = asyncio.create_task(rig.kubelet.work())
         rig.start()
         rig.apply(evaluation=None, deadlines={"stallSeconds": 100})
