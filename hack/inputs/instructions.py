@@ -1,4 +1,7 @@
-"""instructions/id.jsonl: translations of the same paragraph in two languages, and words, as questions and answers.
+"""Questions and answers.
+
+- instructions/id.jsonl: translations of the same paragraph in two languages, and words.
+- instructions/names-<language>.jsonl: words in each of the thirteen languages.
 
 From pages and names that are trained on only: nothing here stands in a held-out text or a cloze question.
 """
@@ -11,6 +14,7 @@ from pathlib import Path
 from hack.inputs.corpus import Corpus
 from hack.inputs.jsonl import write_lines
 from hack.inputs.language import is_prose
+from hack.inputs.languages import LANGUAGES, TAUGHT
 from hack.inputs.names import pair_names
 from hack.inputs.pages import Page, fraction
 
@@ -23,12 +27,20 @@ def write_instructions(corpus: Corpus, folder: Path) -> dict[str, int]:
     """Writes the pairs, mixed by hash, and returns how many there are of each kind."""
     translations = list({pair["input"]: pair for package in PARALLEL for pair in _translations(corpus, package)}.values())
     words = [
-        {"instruction": f'Apa kata bahasa Indonesia untuk "{name.english}"?', "input": "", "output": name.indonesian, "source": "CLDR"}
-        for name in pair_names(corpus.names)
+        {"instruction": f'Apa kata bahasa Indonesia untuk "{name.english}"?', "input": "", "output": name.other, "source": "CLDR"}
+        for name in pair_names(corpus.names, "id")
         if not name.held_out
     ]
     write_lines(folder / "id.jsonl", sorted(translations + words, key=lambda pair: fraction(pair["instruction"] + pair["input"])))
-    return {"translations": len(translations), "words": len(words)}
+    named = {f"names-{language}": write_lines(folder / f"names-{language}.jsonl", _names(corpus, language)) for language in TAUGHT}
+    return {"translations": len(translations), "words": len(words), **named}
+
+
+def _names(corpus: Corpus, language: str) -> list[dict[str, str]]:
+    prompt = LANGUAGES[language].prompt
+    taught = (name for name in pair_names(corpus.names, language) if not name.held_out)
+    pairs = [{"instruction": prompt.format(name.english), "input": "", "output": name.other, "source": "CLDR"} for name in taught]
+    return sorted(pairs, key=lambda pair: fraction(pair["instruction"]))
 
 
 def _translations(corpus: Corpus, package: str) -> Iterator[dict[str, str]]:

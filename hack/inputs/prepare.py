@@ -2,8 +2,8 @@
 
     ${TRANSFER_CACHE:-~/.cache/transfer-operator}/inputs/
         models/smollm2-135m/    config, safetensors, tokenizer
-        texts/*.jsonl           training and held-out texts: id, en, zh
-        instructions/id.jsonl   questions and answers
+        texts/*.jsonl           training texts: id, en, zh; held-out texts: 15 languages
+        instructions/*.jsonl    questions and answers
         tasks/                  multiple-choice tasks with their questions
         NOTICE, inputs.json     what is from where, under which licence, and how much
 
@@ -31,7 +31,7 @@ from hack.inputs import corpus, instructions, model, tasks, texts
 from hack.inputs.notice import notice
 from transfer_api.errors import ExitCode, StorageError, TransferError
 
-RECIPES = {"model": "2", "documents": "1"}
+RECIPES = {"model": "2", "documents": "2"}
 """To be raised when what a part holds changes, so that the old one is replaced."""
 PARTS = {"model": ("models",), "documents": ("texts", "instructions", "tasks")}
 """The folders of each part."""

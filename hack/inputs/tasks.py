@@ -1,6 +1,6 @@
 """tasks/: multiple-choice tasks of lm-evaluation-harness whose questions lie beside them.
 
-- cldr_cloze_id, cldr_cloze_en: which of four is the name of a thing; the same things in both languages.
+- cldr_cloze_<language>, of the fifteen languages: which of four is the name of a thing.
 - mmlu_dev_en, mmlu_dev_hi: the questions that lm-evaluation-harness carries as examples for MMLU. They are good as a test here
   because nothing here is trained on them; they are not MMLU's test set.
 """
@@ -20,6 +20,7 @@ import yaml
 
 from hack.inputs.corpus import Corpus
 from hack.inputs.jsonl import write_lines
+from hack.inputs.languages import LANGUAGES
 from hack.inputs.names import Name, pair_names
 from hack.inputs.pages import fraction
 from transfer_api.errors import DataError
@@ -35,10 +36,9 @@ _QUESTION = re.compile(
 
 def write_tasks(corpus: Corpus, folder: Path) -> dict[str, int]:
     """Writes task and question files and returns how many questions each has."""
-    names = pair_names(corpus.names)
+    named = {language: pair_names(corpus.names, language if language != "en" else "id") for language in LANGUAGES}
     return {
-        "cldr_cloze_id": _write_cloze(folder, "id", cloze(names, "id")),
-        "cldr_cloze_en": _write_cloze(folder, "en", cloze(names, "en")),
+        **{f"cldr_cloze_{language}": _write_cloze(folder, language, cloze(names, language)) for language, names in named.items()},
         "mmlu_dev_en": _write_letters(folder, "en", "Answer:", english_questions()),
         "mmlu_dev_hi": _write_letters(folder, "hi", "उत्तर:", hindi_questions()),
     }
@@ -54,10 +54,8 @@ def cloze(names: Sequence[Name], language: str) -> list[dict[str, Any]]:
         generator.shuffle(answers)
         items.append(
             {
-                "query": f'Kata bahasa Indonesia untuk "{name.english}" adalah'
-                if language == "id"
-                else f"The emoji {name.emoji} is called",
-                "choices": [answer.indonesian if language == "id" else answer.english for answer in answers],
+                "query": LANGUAGES[language].prompt.format(name.english) or f"The emoji {name.emoji} is called",
+                "choices": [answer.english if language == "en" else answer.other for answer in answers],
                 "label": answers.index(name),
             }
         )

@@ -1,4 +1,4 @@
-"""texts/: training texts and held-out texts of Indonesian, English and Chinese, with no overlap between the two."""
+"""texts/: training texts of Indonesian, English and Chinese, held-out texts of all fifteen languages, and no overlap between the two."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from hack.inputs.corpus import Corpus
 from hack.inputs.jsonl import write_lines
+from hack.inputs.languages import LANGUAGES
 from hack.inputs.pages import Page, Passage, Seen, documents, held_out
 
 HELD_OUT_BYTES = 6_500
@@ -25,7 +26,7 @@ HELD_OUT = {
     "id-handbook": ("debian-handbook", "id"),
     "zh-guide-heldout": ("installation-guide-amd64", "zh"),
 }
-DECLARATIONS = {"udhr-id": "id", "udhr-en": "en", "udhr-zh": "zh"}
+DECLARATIONS = {f"udhr-{language}": language for language in LANGUAGES}
 
 
 def write_texts(corpus: Corpus, folder: Path) -> dict[str, Any]:

