@@ -8,7 +8,7 @@ kills workers where ours save first, counts a peer's death as a failure of its o
     0     artifact in place             ends with 0, closes the rendezvous
     75    saved, this pod was asked     leaves the rendezvous, ends with 75
     76    saved, membership changes     joins the next round
-    77    a peer is gone                joins the next round
+    77    a peer is gone                joins the next round; after twelve times without a step in between ends with 1
     10, 11 cannot work                  ends with that code and the worker's message
     78    the attempt is over           closes the rendezvous, so that no pod of it goes on, and ends with 78
     79    hangs: stacks logged, killed   joins the next round, as after a crash
@@ -38,13 +38,16 @@ from transfer_pod.shard import finished
 from transfer_trainer.membership import Membership, RendezvousOverError, Round, membership
 from transfer_trainer.oom import memory_advice
 from transfer_trainer.watchdog import DUMP_SIGNAL, Watchdog, process_state, pulse_file, stacks_file, top, waits_for_peer
-from transfer_trainer.worker import LEAVE, PROGRESS, REGROUP, RUN_FOLDER, End, explain
+from transfer_trainer.worker import ERROR, LEAVE, LOST, PROGRESS, REGROUP, RUN_FOLDER, End, explain
 from transfer_trainer.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 CRASHES = 2
 """Crashes of this pod's workers without a finished step in between, after which the pod gives up and the operator counts it."""
+PEER_LOSSES = 12
+"""Rounds that end with "a peer is gone" without a finished step in between, after which it is taken for a lasting fault of the network.
+More than peers that crash at once can cause while the operator, which waits longer each time, replaces them."""
 POLL_SECONDS, WAITING_SECONDS = 0.1, 1.0
 STACKS_SECONDS = 3.0
 """Wait for a worker to write its stacks."""
@@ -93,8 +96,8 @@ class Launcher:
         self.file = ProgressFile(folder / PROGRESS)
         self.asked_at: float | None = None
         self._waiting = True  # in code that a signal may leave at once
-        self._crashes = 0
-        self._crash_step = -1
+        self._crashes = _Row(CRASHES)
+        self._peer_losses = _Row(PEER_LOSSES)
 
     def run(self) -> ResultMessage:
         """Serves, trains and returns the result.
@@ -170,7 +173,7 @@ class Launcher:
 
     def _round(self, members: Membership, place: Round) -> int:
         """Runs the workers of a round; returns how they ended."""
-        for pattern in (REGROUP, "error-*.json", "pulse-*", "stacks-*"):
+        for pattern in (REGROUP, f"{ERROR}-*.json", f"{LOST}-*.json", "pulse-*", "stacks-*"):
             for old in self.folder.glob(pattern):
                 old.unlink()
         processes, self._nodes = self.context.processes, place.nodes
@@ -243,7 +246,7 @@ class Launcher:
         Raises:
             SaveRequested, TransferError, WorkerCrashError: when it may not.
         """
-        reason, message = self._explanation()
+        reason, message = self._explanation(LOST if end == End.PEER_LOST else ERROR)
         if end in _FINAL:
             kind = getattr(transfer_api.errors, reason, TransferError)
             error: TransferError = kind(message)
@@ -251,14 +254,16 @@ class Launcher:
             raise error
         if self.asked_at is not None:
             raise SaveRequested("saved on request")
-        if end in (ExitCode.COMPLETE, ExitCode.SAVED, End.REGROUP, End.PEER_LOST):
+        if end in (ExitCode.COMPLETE, ExitCode.SAVED, End.REGROUP):
             return
         step = (self.file.read() or Progress()).step
-        self._crashes = self._crashes + 1 if step <= self._crash_step else 1
-        self._crash_step = step
+        if end == End.PEER_LOST:
+            if self._peer_losses.full(step):
+                raise WorkerCrashError(f"lost the others {PEER_LOSSES} times at step {step}, the last time by {message or 'a hang'}")
+            return
         what = message or (self._killed(-end) if end < 0 else f"exit code {end}")
         logger.warning("a worker crashed at step %d: %s", step, what)
-        if self._crashes >= CRASHES:
+        if self._crashes.full(step):
             raise WorkerCrashError(what)
 
     def _killed(self, number: int) -> str:
@@ -270,9 +275,9 @@ class Launcher:
         advice = memory_advice(self.context, processes=self._nodes * processes, available=memory_limit() // processes, gpu=False)
         return f"killed by {name}, for want of memory: {advice}"
 
-    def _explanation(self) -> tuple[str, str]:
+    def _explanation(self, kind: str) -> tuple[str, str]:
         """Reason and message that a worker left, or two empty strings."""
-        for path in sorted(self.folder.glob("error-*.json")):
+        for path in sorted(self.folder.glob(f"{kind}-*.json")):
             found = json.loads(path.read_text())
             return found["reason"], found["message"]
         return "", ""
@@ -298,6 +303,19 @@ class Launcher:
             signal.signal(number, signal.SIG_DFL)  # the workers die with this process
             os.kill(os.getpid(), number)
             os._exit(128 + number)  # the first process of a container does not die of its own signal
+
+
+class _Row:
+    """Counts what happens again and again without a finished step in between, up to `most` times."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._count, self._step = most, 0, -1
+
+    def full(self, step: int) -> bool:
+        """Whether it has now happened so often, the last time at this step."""
+        self._count = self._count + 1 if step <= self._step else 1
+        self._step = step
+        return self._count >= self._most
 
 
 def _gravity(code: int) -> int:

@@ -32,6 +32,8 @@ from transfer_trainer.watchdog import FLOOR, FLOOR_SECONDS, Pulse, dump_when_ask
 
 RUN_FOLDER = "TRANSFER_RUN_FOLDER"
 LEAVE, REGROUP, PROGRESS = "leave", "regroup", "progress.json"
+ERROR, LOST = "error", "lost"
+"""What the word is about that a worker leaves: a fault of its own, or of another."""
 _PEER_WORDS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe", "recvvalue", "socket")
 
 
@@ -63,6 +65,7 @@ def main() -> int:
             return End.CRASHED
         if is_peer_loss(error):
             logging.getLogger(__name__).warning("a peer is gone: %s", str(error).splitlines()[0] if str(error) else error)
+            explain(folder, int(os.environ.get("LOCAL_RANK", "0")), type(error).__name__, f"{type(error).__name__}: {error}", LOST)
             return End.PEER_LOST
         traceback.print_exc()
         _explain(folder, error)
@@ -121,6 +124,6 @@ def _explain(folder: Path, error: BaseException) -> None:
     explain(folder, int(os.environ.get("LOCAL_RANK", "0")), type(error).__name__, message)
 
 
-def explain(folder: Path, rank: int, reason: str, message: str) -> None:
+def explain(folder: Path, rank: int, reason: str, message: str, kind: str = ERROR) -> None:
     """Leaves word for the launcher why the worker with this local rank ended."""
-    write_atomically(folder / f"error-{rank}.json", json.dumps({"reason": reason, "message": message}))
+    write_atomically(folder / f"{kind}-{rank}.json", json.dumps({"reason": reason, "message": message}))
