@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from transfer_api.errors import TransferError
+from transfer_api.errors import DataError, TransferError
 
 _COME_AND_GO = (408, 425, 429)
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -19,6 +19,24 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 class HubUnreachableError(Exception):
     """The hub does not answer, or says that it cannot now. A crash on purpose: the operator tries again."""
+
+
+def newest_commit(name: str, field: str) -> str | None:
+    """The commit that a data set without a revision stands for now; None where the network is not to be used: nothing moves then.
+
+    Raises:
+        DataError: there is no such data set, or it is not for this token.
+        HubUnreachableError: the hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        commit: str | None = HfApi().dataset_info(name, token=os.environ.get("HF_TOKEN")).sha
+    except Exception as error:  # of the library and of its HTTP client
+        if _offline(error):
+            return None
+        raise hub_error(error, DataError, field, name, "Check its name; a gated data set needs HF_TOKEN") from error
+    return commit
 
 
 def hub_error(error: BaseException, kind: type[TransferError], field: str, name: str, next_step: str) -> Exception:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from tests.support import data_hub
 from tests.support.experiment import sentences
 from tests.support.tiny import save_tiny_model
 from transfer_api.errors import ArtifactError, DataError
@@ -24,6 +27,7 @@ from transfer_api.stage import DatasetParameters, StageKind, StagePlan
 from transfer_pod import documents
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
+from transfer_pod.hub import HubUnreachableError, newest_commit
 from transfer_trainer import dataset, mixture
 from transfer_trainer.packing import pack_stream
 from transfer_trainer.store import RowStore
@@ -55,7 +59,10 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def pod(storage: Path, inputs: Path, index: int = 0, pods: int = 1, **more: Any) -> PodContext:
     parameters = DatasetParameters(
         model=ModelSource(path=str(inputs / "model")), sequence_length=32, seed=0,
-        mixture=[source.model_copy(update={"path": str(inputs / source.path)}) for source in more.pop("mixture", MIXTURE)],
+        mixture=[
+            source if source.path is None else source.model_copy(update={"path": str(inputs / source.path)})
+            for source in more.pop("mixture", MIXTURE)
+        ],
     )  # fmt: skip
     stage = StagePlan(name="d", kind=StageKind.DATASET, key=KEY, parameters=parameters.model_dump(mode="json", by_alias=True))
     return PodContext(stage=stage, storage=storage, pod=f"p{index}", index=index, max_nodes=pods, **more)
@@ -185,6 +192,48 @@ def test_a_pod_that_packs_and_is_silent_is_taken_over_from(tmp_path: Path, input
 def copied(inputs: Path, folder: Path) -> list[WeightedSource]:
     (folder / "own.jsonl").write_text((inputs / "plain.jsonl").read_text())
     return [WeightedSource(path=str(folder / "own.jsonl"))]
+
+
+def test_a_hub_data_set_that_moves_between_attempts_is_read_as_the_first_one_found_it(
+    tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str | None] = []
+
+    def parts(source: WeightedSource, *_: object) -> list[documents.Part]:
+        return [documents.Part(start=number, end=number + 1) for number in range(4)]
+
+    def iter_part(source: WeightedSource, part: documents.Part, field: str) -> Iterator[str]:
+        read.append(source.revision)
+        return iter([f"{source.hub} {part.start}"])
+
+    monkeypatch.setattr(mixture, "parts", parts)
+    monkeypatch.setattr(mixture, "iter_part", iter_part)
+    monkeypatch.setattr(mixture, "newest_commit", lambda name, field: name[0] * 40)
+    sources = [WeightedSource(hub="a/set"), WeightedSource(hub="b/set", revision="1" * 40), WeightedSource(hub="c/set", weight=0)]
+    context = pod(tmp_path, inputs, mixture=sources)
+    interrupted(context, monkeypatch, 2)
+    monkeypatch.setattr(mixture, "newest_commit", lambda name, field: "f" * 40)
+    dataset.run(context, lambda progress: None)
+    assert set(read) == {"a" * 40, "1" * 40}
+
+
+@pytest.mark.parametrize(("status", "error"), [(200, None), (404, DataError), (503, HubUnreachableError)])
+def test_the_hub_says_which_commit_is_the_newest(monkeypatch: pytest.MonkeyPatch, status: int, error: type[Exception] | None) -> None:
+    with data_hub.serve() as hub:
+        hub.files["a/set"] = {"one.jsonl": b"{}"}
+        hub.status = status
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", hub.address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        with pytest.raises(error) if error else contextlib.nullcontext():
+            assert newest_commit("a/set", "f") == data_hub.COMMIT
+
+
+def test_offline_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert newest_commit("a/set", "f") is None
 
 
 def test_a_file_that_changes_between_attempts_is_refused_with_code_11(

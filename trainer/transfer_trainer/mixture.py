@@ -1,6 +1,7 @@
 """Tokenises the texts of a mixture piece by piece, over any number of pods and processes, and packs the pieces into rows.
 
     <work>/inputs.json               the files that are read: size and time of each
+    <work>/commits/commits.json      hub data sets that no revision holds still: the commit that every pod and attempt reads
     <work>/parts/<source>-<n>/       one piece: tokens, lengths, counts, digests where they are needed; there as a whole or not at all
     <work>/merge.json                who packs the pieces
 
@@ -18,6 +19,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import secrets
@@ -41,12 +43,15 @@ from transfer_api.stage import DatasetParameters
 from transfer_pod.artifact import ArtifactStore, storage_errors
 from transfer_pod.context import PodContext
 from transfer_pod.documents import PART_BYTES, Part, iter_part, no_document, parts, stamp
+from transfer_pod.hub import newest_commit
 from transfer_trainer import sieve
 from transfer_trainer.packing import StreamPacker
 from transfer_trainer.process import follow_parent
 from transfer_trainer.sieve import Sieve
 from transfer_trainer.store import TOKENS, RowWriter, SourceWriter
 from transfer_trainer.tokenising import PIECE_CHARACTERS, Tokeniser
+
+logger = logging.getLogger(__name__)
 
 LENGTHS = np.dtype(("<u4", 2))
 """Tokens and UTF-8 bytes of a document."""
@@ -104,8 +109,13 @@ class Mixture:
         Raises:
             DataError: a text cannot be used, or a source has none.
             ArtifactError: a file has changed since an earlier attempt read it.
+            HubUnreachableError: the hub does not say which commit of a data set is the newest.
         """
-        self._pieces = [self._cut(number, source) for number, source in enumerate(self._parameters.mixture)]
+        commits = self._commits()
+        held = [
+            source.model_copy(update={"revision": commits.get(source.hub or "", source.revision)}) for source in self._parameters.mixture
+        ]
+        self._pieces = [self._cut(number, source) for number, source in enumerate(held)]
         flat = [piece for pieces in self._pieces for piece in pieces]
         self._check_inputs(flat)
         pods = max(1, self._context.max_nodes)
@@ -146,6 +156,29 @@ class Mixture:
             "drops every document", field=f"{pieces[0].field}.filter", value=", ".join(f"{n} {why}" for why, n in dropped.items()),
             next_step="Loosen it, or remove the source",
         )  # fmt: skip
+
+    def _commits(self) -> dict[str, str]:
+        """Commits of the hub data sets without a revision: the newest ones when the first attempt looked.
+
+        Pieces of two commits would be packed into one dataset otherwise, when a data set moves between attempts or pods.
+        """
+        loose = {
+            source.hub: f"spec.pretraining.mixture[{number}].hub"
+            for number, source in enumerate(self._parameters.mixture)
+            if source.hub and source.revision is None and source.weight
+        }
+        folder = self._work / "commits"
+        if loose and not folder.is_dir():
+            found = {name: commit for name, field in loose.items() if (commit := newest_commit(name, field)) is not None}
+            draft = folder.with_name(f".commits.{secrets.token_hex(8)}")
+            with storage_errors(draft):
+                draft.mkdir(parents=True)
+                _write(draft / "commits.json", found)
+                _publish(draft, folder)
+        commits = (_read_json(folder / "commits.json") or {}) if loose else {}
+        for name, commit in commits.items():
+            logger.info("%s is read at revision %s", name, commit)
+        return commits
 
     def _cut(self, number: int, source: WeightedSource) -> list[Piece]:
         if not source.weight:
@@ -304,12 +337,7 @@ def make(piece: Piece, tokeniser: Tokeniser, advance: Advance) -> None:
                 advance(len(batch), tokens)
         facts = {"sha256": digest.hexdigest(), "counts": dict(counts)}
         (draft / "part.json").write_text(json.dumps(facts), encoding="utf-8")
-        try:
-            draft.rename(piece.folder)
-        except OSError:
-            if not piece.done:
-                raise
-            shutil.rmtree(draft, ignore_errors=True)
+        _publish(draft, piece.folder)
 
 
 class _Columns:
@@ -429,6 +457,16 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     temporary.write_text(json.dumps(content), encoding="utf-8")
     temporary.replace(path)
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    """Gives a folder its name; where another process was first, its folder stays."""
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
