@@ -157,22 +157,24 @@ def gpu_speed(gpus: int) -> Speed:
     )
 
 
-def stage_cost(stage: StagePlan, size: ModelSize | None, input_bytes: int | None) -> StageCost:
+def stage_cost(stage: StagePlan, size: ModelSize | None, input_bytes: int | None, *, gpu: bool = False) -> StageCost:
     """Cost of a stage.
 
     Args:
         stage: the stage as planned.
         size: the model that the stage starts from; None when its size is unknown.
         input_bytes: bytes of text that the stage reads; None when they cannot be seen (a hub data set).
+        gpu: whether it runs on GPUs, where a pass has more tokens unless the file says how many.
     """
     parameters = stage.typed_parameters()
     read = None if input_bytes is None else input_bytes // BYTES_PER_TOKEN
     match parameters:
         case TrainingParameters():
-            return _training(parameters, size, read, stage.execution)
+            return _training(parameters, size, read, stage.execution, micro_batch_tokens(stage.execution, gpu=gpu))
         case DatasetParameters():
-            # Tokens are kept in 4 bytes, a mask of answers in 1 more.
-            return StageCost(tokens=read, artifact_bytes=5 * (read or 0), formula=f"bytes / {BYTES_PER_TOKEN}")
+            # Each token with its position, in 4 bytes each, and whether it is learned from; and once more until the pieces are packed.
+            stored = read or 0
+            return StageCost(tokens=read, artifact_bytes=9 * stored, work_bytes=4 * stored, formula=f"bytes / {BYTES_PER_TOKEN}")
         case VocabularyParameters():
             grown = size.with_added_tokens(parameters.added_tokens) if size else None
             return StageCost(artifact_bytes=BYTES_PER_PARAMETER * grown.parameters if grown else 0)
@@ -183,7 +185,9 @@ def stage_cost(stage: StagePlan, size: ModelSize | None, input_bytes: int | None
             return StageCost(tokens=read, flops=flops, formula="2·N·D, texts only", state_bytes=memory)
 
 
-def _training(training: TrainingParameters, size: ModelSize | None, read: int | None, execution: Execution) -> StageCost:
+def _training(
+    training: TrainingParameters, size: ModelSize | None, read: int | None, execution: Execution, micro_batch_tokens: int
+) -> StageCost:
     step_tokens = training.rows_per_step * training.sequence_length
     tokens, steps = training.tokens, training.steps
     if steps is not None:
@@ -201,7 +205,7 @@ def _training(training: TrainingParameters, size: ModelSize | None, read: int | 
         per_token, formula = 4.0 * size.parameters + 2.0 * trained, "4·N·D + 2·A·D"
     frozen = size.parameters if training.method is Method.LORA else 0
     average = BYTES_PER_PARAMETER * trained if training.ema is not None else 0
-    at_once = min(execution.micro_batch_tokens or training.sequence_length, step_tokens)
+    at_once = min(max(1, micro_batch_tokens // training.sequence_length) * training.sequence_length, step_tokens)
     return StageCost(
         tokens=tokens,
         steps=steps,

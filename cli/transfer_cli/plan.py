@@ -85,7 +85,7 @@ def plan_rows(experiment: TransferExperiment, storage: Path, search: tuple[Path,
             grown = size.with_added_tokens(experiment.spec.vocabulary.added_tokens)
         read = _input_bytes(stage, by_key, storage, search)
         bound = _bound(stage, by_key) if read is None else None
-        cost = stage_cost(stage, grown, bound if read is None else read)
+        cost = stage_cost(stage, grown, bound if read is None else read, gpu=bool(_gpus(experiment.spec)))
         cached = store.find(stage.kind, stage.key) is not None
         processes = _processes(experiment.spec) if stage.kind.elastic else 1
         speed = _speed(stage, experiment.spec, peak)

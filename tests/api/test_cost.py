@@ -96,7 +96,8 @@ def test_other_stages() -> None:
     grown = LLAMA.parameters + 100 * 4096
     assert stage_cost(planned["vocabulary"], LLAMA, 1000).artifact_bytes == 4 * grown
     assert stage_cost(planned["vocabulary"], None, 1000).artifact_bytes == 0
-    assert stage_cost(planned["pretraining-dataset"], LLAMA, 4000).tokens == 1000
+    dataset = stage_cost(planned["pretraining-dataset"], LLAMA, 4000)
+    assert (dataset.tokens, dataset.artifact_bytes, dataset.work_bytes) == (1000, 9000, 4000)
     assert stage_cost(planned["baseline"], LLAMA, 4000).flops == 2 * LLAMA.parameters * 1000
     assert stage_cost(planned["baseline"], None, 4000) == StageCost(tokens=1000, formula="2·N·D, texts only")
 
@@ -108,6 +109,14 @@ def test_precision_and_micro_batch_decide_activations_only() -> None:
     assert wide.activation_bytes > narrow.activation_bytes > small.activation_bytes
     assert wide.state_bytes == narrow.state_bytes == small.state_bytes
     assert narrow.memory_bytes(4) == narrow.state_bytes // 4 + narrow.activation_bytes
+
+
+@pytest.mark.parametrize(("gpu", "tokens"), [(False, 1024), (True, 16384)])
+def test_without_a_micro_batch_a_pass_has_what_the_trainer_gives_it(gpu: bool, tokens: int) -> None:
+    many = {**PRETRAINING, "tokens": "1M", "globalBatchTokens": 65536}
+    default = stage_cost(stages(pretraining=many)["pretraining"], LLAMA, None, gpu=gpu)
+    said = stage_cost(stages(pretraining={**many, "microBatchTokens": tokens})["pretraining"], LLAMA, None)
+    assert default.activation_bytes == said.activation_bytes
 
 
 def test_gpus_are_counted_and_the_assumption_said() -> None:
