@@ -261,13 +261,13 @@ class _Slots(DynamicLayer):  # type: ignore[misc]
 
 def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limit: int, stops: Stops) -> list[list[int]]:
     """The same by transformers, padded on the left."""
-    end = min(stops.tokens)
+    end = min(stops.tokens, default=0)  # only fills up
     width = max(map(len, prompts))
     input_ids_BT = torch.tensor([[end] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=loaded.device)
     mask_BT = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=loaded.device)
     output_BT = loaded.model.generate(
-        input_ids_BT, attention_mask=mask_BT, do_sample=False, max_new_tokens=limit, eos_token_id=sorted(stops.tokens), pad_token_id=end,
-        stopping_criteria=StoppingCriteriaList([_Until(stops, width, len(prompts))]), use_cache=True,
+        input_ids_BT, attention_mask=mask_BT, do_sample=False, max_new_tokens=limit, eos_token_id=sorted(stops.tokens) or None,
+        pad_token_id=end, stopping_criteria=StoppingCriteriaList([_Until(stops, width, len(prompts))]), use_cache=True,
     )  # fmt: skip
     return [_before(tokens, stops.tokens) for tokens in output_BT[:, width:].tolist()]
 

@@ -103,6 +103,8 @@ class TaskResult:
     """Figures that are no ratio of item values: name to value and whether higher is better."""
     detail: bool = False
     """Part of a group whose own line stands earlier."""
+    group: str = ""
+    """Of this line or of the one that it is a part of, where a suite has several: the task of the group's line."""
     unit: str = ITEM
     """What an item is: `item` or `document`."""
     cluster: str = ""
@@ -155,12 +157,13 @@ def read_items(folder: Path, result: TaskResult) -> list[Item] | None:
 
 def score_tasks(results: Sequence[TaskResult], baseline: Callable[[TaskResult], list[Item] | None], seed: int) -> list[Score]:
     """Lines of the table: main metrics of whole tasks, then of parts of groups, then the other metrics."""
-    wholes = {result.suite for result in results if not result.detail}
-    parts = Counter(result.suite for result in results if result.detail and result.suite in wholes)
+    wholes = {_group(result) for result in results if not result.detail}
+    parts = Counter(_group(result) for result in results if result.detail and _group(result) in wholes)
     lines: list[tuple[tuple[bool, bool], Score]] = []
     for result in results:
         reference = baseline(result)
-        place = {"part_of": result.suite} if result.detail and result.suite in wholes else {"parts": parts[result.suite]}
+        group = _group(result)
+        place = {"part_of": group[1]} if result.detail and group in wholes else {"parts": parts[group]}
         for metric in result.metrics:
             score = score_metric(result, metric, reference, seed).model_copy(update=place)
             lines.append(((not metric.main, result.detail), score))
@@ -171,6 +174,10 @@ def score_tasks(results: Sequence[TaskResult], baseline: Callable[[TaskResult], 
             )  # fmt: skip
             lines.append(((True, result.detail), score.model_copy(update=place)))
     return adjust([score for _, score in sorted(lines, key=lambda line: line[0])])
+
+
+def _group(result: TaskResult) -> tuple[str, str]:
+    return result.suite, result.group or result.suite
 
 
 def adjust(scores: Sequence[Score]) -> list[Score]:

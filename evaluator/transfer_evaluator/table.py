@@ -68,14 +68,16 @@ def columns(scores: Sequence[Score], *, full: bool = False) -> tuple[str, ...]:
 
 def with_parts(scores: Sequence[Score]) -> list[Score]:
     """The scores with the tasks of a mean right after it, all else in its order."""
-    parts: dict[tuple[str, str], list[Score]] = {}
+    parts: dict[tuple[str, str, str], list[Score]] = {}
     for score in scores:
         if score.part_of:
-            parts.setdefault((score.part_of, score.metric), []).append(score)
+            parts.setdefault((score.suite, score.part_of, score.metric), []).append(score)
     arranged: list[Score] = []
     for score in scores:
         if not score.part_of:
-            arranged += [score, *parts.pop((score.suite, score.metric), [])] if score.parts else [score]
+            arranged.append(score)
+            for group in (score.task, score.suite) if score.parts else ():
+                arranged += parts.pop((score.suite, group, score.metric), [])
     return arranged + [score for orphans in parts.values() for score in orphans]
 
 

@@ -107,6 +107,15 @@ def test_answers_end_at_every_token_that_the_model_names_as_its_end(tiny):
         config.eos_token_id = before
 
 
+def test_a_model_without_an_end_answers_up_to_the_limit(tiny, monkeypatch):
+    monkeypatch.setattr(type(tiny.tokenizer), "eos_token_id", None, raising=False)
+    monkeypatch.setattr(tiny.model.generation_config, "eos_token_id", None)
+    prompts = [Prompt((5, 6, 7), 4, ()), Prompt((5, 6), 4, ())]
+    found = [answer(tiny, prompts, lambda *done: None, scorer=TokenScorer(tiny.model, tree=tree)) for tree in (True, False)]
+    assert found[0] == found[1]
+    assert all(found[0])
+
+
 def test_a_model_that_wants_a_penalty_gets_it(tiny, theirs, library):
     config, other = tiny.model.generation_config, theirs.model.generation_config
     plain = evaluate(library, "generated", HarnessModel(tiny))

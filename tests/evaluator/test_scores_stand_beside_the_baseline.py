@@ -7,6 +7,7 @@ import pytest
 from transfer_api.errors import ArtifactError
 from transfer_evaluator.perplexity import METRICS
 from transfer_evaluator.score import Metric, TaskResult, read_items, score_metric, score_tasks, write_items
+from transfer_evaluator.table import with_parts
 
 ACC = Metric(name="acc", numerator="acc")
 
@@ -110,6 +111,15 @@ def test_p_values_are_adjusted_over_the_parts_of_a_suite_and_its_mean_stands_apa
     scores = score_tasks([whole, *parts], lambda result: answers(0, 0, 0, 0, 0, 0), seed=0)
     assert [(s.task, s.part_of, s.parts, s.p_value, s.adjusted_p_value) for s in scores] == [
         ("whole", "", 2, 0.03125, 0.03125), ("a", "s", 0, 0.03125, 0.0625), ("b", "s", 0, 0.03125, 0.0625),
+    ]  # fmt: skip
+
+
+def test_parts_of_two_groups_of_one_suite_stay_with_their_own():
+    groups = [task(answers(1, 0), task=name, group=name) for name in ("one", "two")]
+    parts = [task(answers(1), task=f"{name}/{part}", detail=True, group=name) for part in "ab" for name in ("two", "one")]
+    scores = score_tasks([*groups, *parts], lambda result: None, seed=0)
+    assert [(s.task, s.part_of, s.parts) for s in with_parts(scores)] == [
+        ("one", "", 2), ("one/a", "one", 0), ("one/b", "one", 0), ("two", "", 2), ("two/a", "two", 0), ("two/b", "two", 0),
     ]  # fmt: skip
 
 

@@ -202,7 +202,7 @@ def _results(judged: _Judged, harness: str) -> list[TaskResult]:
     scored = missing < len(judged.items)
     whole = TaskResult(
         suite=LLM_EVAL, task=name, language=language, harness=harness, metrics=METRICS if scored else (), items=judged.items,
-        aggregates=aggregates,
+        aggregates=aggregates, group=name,
     )  # fmt: skip
     return [whole, *_by_category(whole)]
 
@@ -215,7 +215,7 @@ def _by_category(whole: TaskResult) -> list[TaskResult]:
     return [
         TaskResult(
             suite=LLM_EVAL, task=f"{whole.task}/{category}", language=whole.language, harness=whole.harness,
-            metrics=CATEGORY_METRICS, items=items, detail=True,
+            metrics=CATEGORY_METRICS, items=items, detail=True, group=whole.task,
         )
         for category, items in parts.items()
         if any(MEAN in item for item in items)
