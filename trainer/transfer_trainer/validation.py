@@ -35,14 +35,15 @@ class HeldOut:
 
 
 def tokenise(name: str, documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> HeldOut:
-    """The first documents of a text, up to `MOST_TOKENS` tokens; the last one is cut at a window."""
+    """The first documents of a text, up to `MOST_TOKENS` tokens; the last one is cut at a window, which is no longer than that."""
     begin = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), 0)
+    width = min(sequence_length - 1, MOST_TOKENS)
     windows: list[list[int]] = []
     size = total = 0
     for document in documents:
         ids = tokenizer(document, add_special_tokens=False)["input_ids"]
-        pieces = [ids[start : start + sequence_length - 1] for start in range(0, len(ids), sequence_length - 1)]
-        kept = pieces[: max(1, (MOST_TOKENS - total) // (sequence_length - 1))]
+        pieces = [ids[start : start + width] for start in range(0, len(ids), width)]
+        kept = pieces[: max(1, (MOST_TOKENS - total) // width)]
         text = document if len(kept) == len(pieces) else tokenizer.decode([token for piece in kept for token in piece])
         windows += [[begin, *piece] for piece in kept]
         size += len(text.encode())
