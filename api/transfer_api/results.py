@@ -74,6 +74,13 @@ class RetentionRecord(Observed):
     message: str
 
 
+class CheckpointRecord(Observed):
+    """Scores of the model on its way, with evaluation.when: EachCheckpoint."""
+
+    tokens: int = Field(description="Tokens of pretraining until then.")
+    scores: list[ReportedScore]
+
+
 class OverlapRecord(Observed):
     """How many items of a task stand in the training rows."""
 
@@ -93,6 +100,7 @@ class Results(Observed):
     verdict: str
     retention: RetentionRecord | None = Field(default=None, description="Null without evaluation.retention.")
     scores: list[ReportedScore]
+    checkpoints: list[CheckpointRecord] = Field(default=[], description="By tokens.")
     stages: list[StageRecord]
     contamination: list[OverlapRecord] = Field(default=[], description="Overlap with the training rows, with evaluation.contamination.")
     confusion: list[Confusion] = []

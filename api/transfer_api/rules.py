@@ -40,6 +40,7 @@ from transfer_api.spec import (
     Toleration,
     TolerationOperator,
     Vocabulary,
+    When,
     Workers,
 )
 
@@ -317,6 +318,26 @@ def _retention(evaluation: Evaluation) -> Violation | None:
     if float(evaluation.retention.max_loss) > 1:
         return _share("retention.maxLoss", evaluation.retention.max_loss, "0.05 for a twentieth of the base model's score")
     return None
+
+
+def _checkpoints(spec: ExperimentSpec) -> Violation | None:
+    if spec.evaluation is None or spec.evaluation.when is not When.EACH_CHECKPOINT:
+        return None
+    if spec.pretraining is not None and spec.pretraining.snapshot_tokens:
+        return None
+    return Violation(
+        field="evaluation.when", value=spec.evaluation.when.value, allowed="only with pretraining.snapshotTokens",
+        next_step="Add pretraining.snapshotTokens, such as [10M, 50M], or remove when",
+    )  # fmt: skip
+
+
+def _stop(evaluation: Evaluation) -> Violation | None:
+    if evaluation.retention is None or not evaluation.retention.stop or evaluation.when is When.EACH_CHECKPOINT:
+        return None
+    return Violation(
+        field="retention.stop", value=True, allowed="only with when: EachCheckpoint",
+        next_step="Set when: EachCheckpoint, or remove stop: at the end there is nothing left to stop",
+    )  # fmt: skip
 
 
 def _validation_texts(spec: ExperimentSpec) -> Violation | None:
@@ -633,6 +654,17 @@ RULES: tuple[Rule, ...] = (
         name="retention-compares", paths=("spec.evaluation",),
         cel="!has(self.retention) || (self.baseline && double(self.retention.maxLoss) <= 1.0)",
         message="retention needs a baseline, and a maxLoss of at most 1", check=_retention,
+    ),
+    Rule(
+        name="checkpoints-are-made", paths=("spec",),
+        cel="!has(self.evaluation) || self.evaluation.when != 'EachCheckpoint' || "
+        "(has(self.pretraining) && self.pretraining.snapshotTokens.size() > 0)",
+        message="evaluation.when: EachCheckpoint scores the models of pretraining.snapshotTokens, and there are none", check=_checkpoints,
+    ),
+    Rule(
+        name="stop-needs-checkpoints", paths=("spec.evaluation",),
+        cel="!has(self.retention) || !self.retention.stop || self.when == 'EachCheckpoint'",
+        message="retention.stop needs when: EachCheckpoint", check=_stop,
     ),
     Rule(
         name="validation-needs-texts", paths=("spec",),

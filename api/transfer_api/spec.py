@@ -481,6 +481,13 @@ class Judge(Contract):
     pace: JudgePace | None = Field(default=None, description="How the judge is asked.")
 
 
+class When(enum.StrEnum):
+    """What is scored."""
+
+    END = "End"
+    EACH_CHECKPOINT = "EachCheckpoint"
+
+
 class Retention(Contract):
     """The gate on English: the condition EnglishRetained says whether it was kept."""
 
@@ -491,6 +498,11 @@ class Retention(Contract):
     tasks: list[Suite] = Field(
         default=[], max_length=32, description="Texts or tasks to judge by. Default: every text and task in English that has a baseline."
     )
+    stop: bool = Field(
+        default=False, exclude_if=lambda value: not value,
+        description="Ends the experiment as Failed where a checkpoint has lost more; stages after pretraining wait for its scores. "
+        "Needs when: EachCheckpoint.",
+    )  # fmt: skip
 
 
 class Evaluation(Contract):
@@ -500,6 +512,10 @@ class Evaluation(Contract):
         default=[PERPLEXITY], min_length=1, max_length=32,
         description="perplexity, code-switching, language-identity, llm-eval, a suite of docs/evaluation.md (mmlu, c-eval, cmmlu, agieval, "
         "gaokao-bench, global-mmlu, belebele, xcopa), or a task or group of the harness or of taskFolders.",
+    )  # fmt: skip
+    when: When = Field(
+        default=When.END, exclude_if=lambda value: value is When.END,
+        description="End: the result. EachCheckpoint: also the model after each of pretraining.snapshotTokens, for curves over tokens.",
     )  # fmt: skip
     baseline: bool = Field(default=True, description="Score the base model too and compare item by item.")
     baseline_model: ModelSource | None = Field(

@@ -49,6 +49,7 @@ from transfer_api.spec import (
     Schedule,
     TextSource,
     WeightedSource,
+    When,
     is_harness_suite,
 )
 
@@ -163,6 +164,9 @@ class EvaluationParameters(Observed):
     limit: int | None
     precision: Precision
     contamination: bool = Field(default=False, exclude_if=lambda value: not value)
+    snapshot: int | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Tokens of the snapshot of the input that is scored."
+    )
     seed: int
 
     @model_serializer(mode="wrap")
@@ -213,6 +217,11 @@ class StagePlan(Observed):
     def shared(self) -> bool:
         """Whether several pods make it together: training, tokenising the texts of a mixture, and an evaluation in shards."""
         return self._of_workers or self.execution.shards > 1
+
+    @property
+    def snapshot(self) -> int | None:
+        """Tokens of the checkpoint that an evaluation on the way scores; None for every other stage."""
+        return self.parameters.get("snapshot")
 
     def pods(self, workers: int) -> int:
         """Pods that make it, besides a rendezvous, where so many workers are wanted."""
@@ -337,6 +346,9 @@ class _Planner:
         if spec.pretraining:
             dataset = self._add("pretraining-dataset", StageKind.DATASET, self._mixture(spec.pretraining), _roles(model=trained))
             trained = self._train("pretraining", StageKind.PRETRAINING, spec.pretraining, dataset, trained)
+            if spec.evaluation and spec.evaluation.when is When.EACH_CHECKPOINT:
+                for tokens in spec.pretraining.snapshot_tokens:
+                    self._evaluation(f"evaluation-at-{tokens}", spec.evaluation, trained, baseline, snapshot=tokens)
         if spec.instruction_tuning:
             # The tokenizer is that of the vocabulary stage or of the base model: training does not change it.
             tokenizer = next((s.key for s in self.stages if s.kind is StageKind.VOCABULARY), None)
@@ -415,6 +427,7 @@ class _Planner:
         baseline: str | None,
         rows: Mapping[str, str] | None = None,
         source: ModelSource | None = None,
+        snapshot: int | None = None,
     ) -> str:
         texts = [text.model_copy(update={"language": text.language or self.spec.language}) for text in wanted.texts]
         judged = LLM_EVAL in wanted.suites
@@ -425,7 +438,7 @@ class _Planner:
             questions=[one.model_copy(update={"language": one.language or self.spec.language}) for one in wanted.questions if judged],
             answer_tokens=wanted.answer_tokens if judged else None, judge=_settings(first), second_judge=_settings(second),
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
-            contamination=bool(rows),
+            contamination=bool(rows), snapshot=snapshot,
         )  # fmt: skip
         execution = Execution(
             shards=wanted.shards, judge_pace=first.pace if first else None, second_judge_pace=second.pace if second else None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transfer_api.progress import Score
-from transfer_evaluator.summary import Curve
+from transfer_evaluator.summary import Checkpoint, Curve
 from transfer_evaluator.table import effect_of
 
 INK = "#010203"
@@ -21,6 +21,15 @@ COLOURS = ("#3b82d6", "#d97b1f", "#2f9e73", "#c2519b", "#8a6fd1", "#9a8c1d")
 """Readable on white and on near black: contrast at least 3 : 1 with both."""
 GREY = "#8a8f98"
 EFFECT_COLOURS = {"better": "#2f9e73", "worse": "#d5483f", "equal": GREY, "alone": COLOURS[0]}
+TITLES = {
+    "bits_per_byte": "Bits per byte (lower is better)",
+    "acc": "Accuracy (higher is better)",
+    "line_pass_rate": "Answers without a line in another language (higher is better)",
+    "word_pass_rate": "Answers without a word of another language (higher is better)",
+    "code_switched": "Answers that switch between languages (lower is better)",
+    "in_language": "Answers in the language they were asked in (higher is better)",
+}
+"""Metrics that are drawn."""
 MOST_POINTS = 1500
 MOST_ROWS = 24
 SETTINGS = {
@@ -86,20 +95,47 @@ def validation_plot(curve: Curve, languages: Mapping[str, str]) -> str:
 
 def score_plots(scores: Sequence[Score]) -> list[tuple[str, str]]:
     """One plot for each metric of interest: (title, SVG)."""
-    titles = {
-        "bits_per_byte": "Bits per byte (lower is better)",
-        "acc": "Accuracy (higher is better)",
-        "line_pass_rate": "Answers without a line in another language (higher is better)",
-        "word_pass_rate": "Answers without a word of another language (higher is better)",
-        "code_switched": "Answers that switch between languages (lower is better)",
-        "in_language": "Answers in the language they were asked in (higher is better)",
-    }
     plots = []
-    for metric, title in titles.items():
+    for metric, title in TITLES.items():
         rows = [score for score in scores if score.metric == metric][:MOST_ROWS]
         if rows:
             plots.append((title, _score_plot(metric, title, rows)))
     return plots
+
+
+def checkpoint_plots(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, str]]:
+    """One plot for each metric of interest, over tokens of pretraining: (title, SVG)."""
+    plots = []
+    for metric, title in TITLES.items():
+        lines: dict[str, list[tuple[int, Score]]] = {}
+        for checkpoint in checkpoints:
+            for score in checkpoint.scores:
+                if score.metric == metric and not score.part_of:
+                    lines.setdefault(f"{score.task} ({score.language})", []).append((checkpoint.tokens, score))
+        if lines:
+            plots.append((f"{title} by tokens of pretraining", _checkpoint_plot(metric, title, lines)))
+    return plots
+
+
+def _checkpoint_plot(metric: str, title: str, lines: Mapping[str, Sequence[tuple[int, Score]]]) -> str:
+    """The base model stands at 0 tokens; the band is the interval of the difference, laid at the baseline."""
+
+    def draw(axes: Any) -> None:
+        for (label, points), colour in zip(lines.items(), COLOURS, strict=False):
+            start = next((score.baseline for _, score in points if score.baseline is not None), None)
+            values = [(0, start)] if start is not None else []
+            values += [(tokens, score.value) for tokens, score in points]
+            axes.plot(*zip(*values, strict=True), color=colour, marker="o", markersize=4, linewidth=1.6, label=label)
+            for tokens, score in points:
+                if score.interval is not None:
+                    base = score.baseline if score.difference is not None and score.baseline is not None else 0.0
+                    ends = [base + end for end in score.interval]
+                    axes.plot([tokens, tokens], ends, color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
+        axes.set_xlim(left=0)
+        axes.set_xlabel("tokens of pretraining; bar: 95 % interval")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
+
+    return _svg(f"checkpoints-{metric}", title, draw, height=3.2)
 
 
 def _score_plot(metric: str, title: str, scores: Sequence[Score]) -> str:

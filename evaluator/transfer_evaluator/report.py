@@ -14,11 +14,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from transfer_api.results import OverlapRecord, ReportedScore, Results, RetentionRecord, SampleAnswer, StageRecord
+from transfer_api.progress import Score
+from transfer_api.results import CheckpointRecord, OverlapRecord, ReportedScore, Results, RetentionRecord, SampleAnswer, StageRecord
 from transfer_api.status import ConditionType
 from transfer_evaluator.language import SCRIPTS
-from transfer_evaluator.plots import loss_plot, score_plots, validation_plot
-from transfer_evaluator.summary import Curve, ReportInput, StageFacts, StepPoint, ValidationPoint, collect
+from transfer_evaluator.plots import checkpoint_plots, loss_plot, score_plots, validation_plot
+from transfer_evaluator.summary import Checkpoint, Curve, ReportInput, StageFacts, StepPoint, ValidationPoint, collect
 from transfer_evaluator.table import (
     NAMES,
     PERPLEXITY_NOTE,
@@ -30,6 +31,7 @@ from transfer_evaluator.table import (
     number,
     probability,
     render_table,
+    score_line,
     title,
     verdict,
     with_parts,
@@ -37,7 +39,7 @@ from transfer_evaluator.table import (
 from transfer_pod.artifact import storage_errors, write_atomically
 
 __all__ = [
-    "ReportInput", "StageFacts", "Curve", "StepPoint", "ValidationPoint", "Row",
+    "ReportInput", "StageFacts", "Checkpoint", "Curve", "StepPoint", "ValidationPoint", "Row",
     "collect", "write_report", "render_table", "verdict",
 ]  # fmt: skip
 
@@ -78,12 +80,17 @@ def results(report: ReportInput) -> Results:
         language=report.language,
         verdict=verdict(report.scores, report.language),
         retention=_retention(report.status),
-        scores=[ReportedScore(**score.model_dump(), effect=effect_of(score)) for score in report.scores],
+        scores=_reported(report.scores),
+        checkpoints=[CheckpointRecord(tokens=one.tokens, scores=_reported(one.scores)) for one in report.checkpoints],
         stages=[StageRecord(**{name: getattr(stage, name) for name in StageRecord.model_fields}) for stage in report.stages],
         contamination=[OverlapRecord(**overlap) for overlap in report.contamination],
         confusion=list(report.confusion),
         samples=list(report.samples),
     )
+
+
+def _reported(scores: Sequence[Score]) -> list[ReportedScore]:
+    return [ReportedScore(**score.model_dump(), effect=effect_of(score)) for score in scores]
 
 
 def _retention(status: Mapping[str, Any]) -> RetentionRecord | None:
@@ -159,6 +166,8 @@ def _page(report: ReportInput) -> dict[str, Any]:
         "scores_and_rows": list(zip(scores, render_table(scores, full=True), strict=True)),
         "note": note(scores),
         "perplexity_note": PERPLEXITY_NOTE,
+        "checkpoint_columns": (*NAMES, "base", *(f"{one.tokens:,}" for one in report.checkpoints), "result"),
+        "checkpoints": _checkpoint_rows(report) if report.checkpoints else [],
         "contamination_columns": ("suite", "task", "items of 13 words or more", "in the training rows", "share", "shorter items"),
         "contamination": [_contamination_row(overlap) for overlap in report.contamination],
         "stage_columns": ("stage", "seed", "steps", "tokens", "processes", "lost steps", "seconds", "more", "key"),
@@ -169,6 +178,18 @@ def _page(report: ReportInput) -> dict[str, Any]:
         "retention": _retention(report.status),
         "failure": (report.status.get("failure") or {}).get("message", ""),
     }
+
+
+def _checkpoint_rows(report: ReportInput) -> list[tuple[str, ...]]:
+    """A line for each whole text or task and metric, with its score at each checkpoint."""
+    by_line = [{score_line(score): score for score in scores} for scores in (*(one.scores for one in report.checkpoints), report.scores)]
+    lines = list(dict.fromkeys(score_line(score) for scores in by_line for score in scores.values() if not score.part_of))
+    rows = []
+    for line in lines:
+        found = [scores.get(line) for scores in by_line]
+        base = next((score.baseline for score in found if score is not None and score.baseline is not None), None)
+        rows.append((*line, number(base), *(number(score.value if score else None) for score in found)))
+    return rows
 
 
 def _contamination_row(overlap: Mapping[str, Any]) -> tuple[str, ...]:
@@ -208,7 +229,7 @@ def _restarts(status: Mapping[str, Any]) -> str:
 
 def _plots(report: ReportInput) -> list[tuple[str, str]]:
     """Title and SVG of every plot that has data: scores first, then the course of training."""
-    plots = list(score_plots(report.scores))
+    plots = [*score_plots(report.scores), *checkpoint_plots(report.checkpoints)]
     for curve in report.curves:
         plots.append((f"Bits per byte of held-out texts along {curve.stage}", validation_plot(curve, report.text_languages)))
         plots.append((f"Loss along {curve.stage}", loss_plot(curve)))

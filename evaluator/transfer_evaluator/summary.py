@@ -73,6 +73,14 @@ class StageFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Scores of the model after so many tokens of pretraining."""
+
+    tokens: int
+    scores: Sequence[Score]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportInput:
     """Everything in a report."""
 
@@ -80,6 +88,7 @@ class ReportInput:
     language: str
     """BCP 47 code of the target language."""
     scores: Sequence[Score] = ()
+    checkpoints: Sequence[Checkpoint] = ()
     stages: Sequence[StageFacts] = ()
     curves: Sequence[Curve] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
@@ -107,6 +116,7 @@ def collect(
     facts: list[StageFacts] = []
     curves: list[Curve] = []
     scores: list[Score] = []
+    checkpoints: list[Checkpoint] = []
     items: dict[str, Path] = {}
     contamination: list[dict[str, Any]] = []
     languages: dict[str, str] = {}
@@ -122,13 +132,17 @@ def collect(
             items[stage.name] = folder / "items"
             # The evaluation stands last in a plan; its scores carry the baseline's beside them.
             content = _json(folder / RESULTS)
-            scores = [Score.model_validate(score) for score in content["scores"]]
+            found = [Score.model_validate(score) for score in content["scores"]]
+            if stage.snapshot is not None:
+                checkpoints.append(Checkpoint(tokens=stage.snapshot, scores=found))
+                continue
+            scores = found
             contamination = content.get("contamination", [])
         elif stage.kind.elastic:
             curves.append(read_curve(stage.name, folder / TRAINING))
     samples, confusion = read_answers(items.get("baseline"), items.get("evaluation"))
     return ReportInput(
-        experiment=experiment, language=language, scores=scores, stages=facts, curves=curves,
+        experiment=experiment, language=language, scores=scores, checkpoints=checkpoints, stages=facts, curves=curves,
         status=status or {}, items=items, text_languages=languages, contamination=contamination,
         samples=samples, confusion=confusion,
     )  # fmt: skip

@@ -66,6 +66,11 @@ def columns(scores: Sequence[Score], *, full: bool = False) -> tuple[str, ...]:
     return wanted if compared(scores) else tuple(column for column in wanted if column not in OF_DIFFERENCES)
 
 
+def score_line(score: Score) -> tuple[str, str, str, str]:
+    """What a line of the table is of: suite, task, language and metric."""
+    return score.suite, score.task, score.language, score.metric
+
+
 def with_parts(scores: Sequence[Score]) -> list[Score]:
     """The scores with the tasks of a mean right after it, all else in its order."""
     parts: dict[tuple[str, str, str], list[Score]] = {}

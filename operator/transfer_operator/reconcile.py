@@ -202,12 +202,14 @@ class Reconciler:
     def _artifacts(self, key: Key, known: Known) -> dict[str, ResultMessage]:
         """Artifacts that other experiments of the same storage have made.
 
-        Not that of the last evaluation: only a pod can read its scores again. It finds them in the storage and computes nothing.
+        Not those of evaluations whose scores are wanted, the last and those of checkpoints: only a pod can read them again. It finds them
+        in the storage and computes nothing.
         """
-        last = known.plan[-1].key if known.plan[-1].kind is StageKind.EVALUATION else None
+        scores = {stage.key for stage in known.plan if stage.snapshot is not None}
+        scores |= {known.plan[-1].key} if known.plan[-1].kind is StageKind.EVALUATION else set()
         found = {}
         for stage in known.plan:
-            maker = self.view.maker(key, stage.key) if stage.key != last else None
+            maker = self.view.maker(key, stage.key) if stage.key not in scores else None
             artifact = maker.stages[stage.key].artifact if maker is not None else None
             if artifact is not None:
                 reference = ArtifactReference(key=stage.key, path=artifact.path, digest=artifact.digest)

@@ -22,6 +22,8 @@ from transfer_pod.hub import hub_error
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 WEIGHTS = "model.safetensors"
+SNAPSHOTS = "snapshots"
+"""Folder of a training artifact beside `model/`: the models after so many tokens."""
 INDEX = "model.safetensors.index.json"
 """Says which shard has which tensor, where the weights are in several files."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -57,7 +59,8 @@ def _of_artifact(context: PodContext, key: str) -> Path:
     store = ArtifactStore(context.storage)
     for kind in (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING):
         if store.find(kind, key) is not None:
-            return store.open(kind, key) / "model"
+            folder = store.open(kind, key)
+            return folder / "model" if context.stage.snapshot is None else folder / SNAPSHOTS / str(context.stage.snapshot)
     raise ModelError(f"the stage that makes this stage's model has left no artifact {key}", next_step="Run the experiment again")
 
 

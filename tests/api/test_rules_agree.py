@@ -17,6 +17,8 @@ from transfer_api.rules import IMMUTABLE, RULES, is_transition
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION)
 EVALUATED = document(pretraining=None, evaluation=EVALUATION)
+EACH = {**EVALUATION, "when": "EachCheckpoint"}
+SNAPSHOTS = changed(ALL, "spec.pretraining.snapshotTokens", ["2K"])
 JUDGE = {"url": "https://judge.example/v1", "model": "judge-1"}
 JUDGED: dict[str, Any] = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": JUDGE}
 TEXT_FILES = ("a.jsonl", "a.txt.gz", "a.JSONL.zst", "a.parquet", "texts/*", "texts/id-?", "texts/[ab]", "s3://bucket/texts/*.txt")
@@ -87,6 +89,11 @@ CASES = [
         changed(changed(ALL, "spec.evaluation.retention", {}), "spec.evaluation.baseline", False),
         "retention needs a baseline",
     ),
+    ("checkpoints that nobody makes", changed(ALL, "spec.evaluation.when", "EachCheckpoint"), "and there are none"),
+    ("checkpoints of a model that is only scored", document(pretraining=None, evaluation=EACH), "and there are none"),
+    ("checkpoints", changed(SNAPSHOTS, "spec.evaluation", EACH), None),
+    ("a gate that stops", changed(SNAPSHOTS, "spec.evaluation", {**EACH, "retention": {"stop": True}}), None),
+    ("a gate that stops at the end", changed(ALL, "spec.evaluation.retention", {"stop": True}), "retention.stop needs when"),
     ("code-switching", changed(ALL, "spec.evaluation.suites", ["code-switching"]), None),
     (
         "code-switching in a language without questions",

@@ -41,6 +41,23 @@ def test_each_stage_reads_what_it_needs() -> None:
     assert {stage.name for stage in planned.values() if stage.kind.elastic} == {"pretraining", "instruction-tuning"}
 
 
+def test_each_checkpoint_is_scored_beside_the_baseline_and_the_rest_is_as_without() -> None:
+    plain = changed(ALL, "spec.pretraining.snapshotTokens", [2000, "4K"])
+    scored = changed(plain, "spec.evaluation.when", "EachCheckpoint")
+    planned = stages(scored)
+    names = list(planned)
+    assert names[names.index("pretraining") + 1 :][:2] == ["evaluation-at-2000", "evaluation-at-4000"]
+    for tokens in (2000, 4000):
+        stage = planned[f"evaluation-at-{tokens}"]
+        assert stage.inputs == {"model": planned["pretraining"].key, "baseline": planned["baseline"].key}
+        assert stage.snapshot == tokens
+        assert stage.parameters == {**planned["evaluation"].parameters, "snapshot": tokens}
+    assert len({stage.key for stage in planned.values()}) == len(planned)
+    assert {
+        name: key for name, key in keys(changed(plain, "spec.evaluation.when", "EachCheckpoint")).items() if "-at-" not in name
+    } == keys(plain)
+
+
 def test_evaluation_alone_scores_the_base_model_once() -> None:
     planned = stages(document(pretraining=None, evaluation=EVALUATION))
     assert list(planned) == ["evaluation"]

@@ -19,6 +19,8 @@ SCORE_FIELDS = {"suite", "task", "language", "metric", "value", "baseline", "dif
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, str]:
     place = workplace(tmp_path_factory.mktemp("whole"), workers={"min": 1, "replicas": 2, "max": 3})
+    place.spec["pretraining"]["snapshotTokens"] = [12 * 448]
+    place.spec["evaluation"]["when"] = "EachCheckpoint"
     code, text = place.run()
     assert code == 0, text
     return place, text
@@ -29,7 +31,7 @@ def test_every_stage_is_complete_and_the_status_is_that_of_the_resource(run: tup
     status = ExperimentStatus.model_validate(yaml.safe_load((place.output / "status.yaml").read_text()))
     assert status.phase is Phase.COMPLETE
     assert [stage.name for stage in status.stages] == [
-        "baseline", "pretraining-dataset", "pretraining", "instruction-dataset", "instruction-tuning", "evaluation",
+        "baseline", "pretraining-dataset", "pretraining", "evaluation-at-5376", "instruction-dataset", "instruction-tuning", "evaluation",
     ]  # fmt: skip
     assert status.results is not None
     assert status.results.scores[0].baseline is not None
@@ -52,6 +54,19 @@ def test_the_scores_are_complete_and_stand_beside_the_baseline(run: tuple[Workpl
     low, high = per_byte["interval"]
     assert low <= per_byte["difference"] <= high < 0
     assert "bits_per_byte" in text
+
+
+def test_a_checkpoint_is_scored_as_the_model_it_was(run: tuple[Workplace, str]) -> None:
+    place, _ = run
+    results = json.loads((place.output / "results.json").read_text())
+    (checkpoint,) = results["checkpoints"]
+    assert checkpoint["tokens"] == 5376
+    on_the_way, final = (next(s for s in scores if s["metric"] == "bits_per_byte") for scores in (checkpoint["scores"], results["scores"]))
+    assert on_the_way["baseline"] == final["baseline"]
+    assert on_the_way["value"] not in (final["value"], final["baseline"])
+    along = json.loads(next(place.storage.glob("artifacts/pretraining/*/training.json")).read_text())["validation"]
+    assert next(point for point in along if point["step"] == 12)["bitsPerByte"]["heldout"] == pytest.approx(on_the_way["value"], rel=0.2)
+    assert "| 5,376 |" in (place.output / "report.md").read_text()
 
 
 def test_the_report_has_the_table_and_needs_no_network(run: tuple[Workplace, str]) -> None:
@@ -88,7 +103,7 @@ def test_a_new_output_folder_finds_every_stage_in_the_storage(run: tuple[Workpla
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     assert not list((tmp_path / "again" / "logs").iterdir())
-    assert text.count("already there") == 6
+    assert text.count("already there") == 7
     assert json.loads((tmp_path / "again" / "results.json").read_text())["scores"]
 
 

@@ -20,11 +20,9 @@ from pathlib import Path
 from transfer_api.errors import ArtifactError, SpecError
 from transfer_api.stage import TrainingParameters
 from transfer_pod.artifact import storage_errors, sync
+from transfer_pod.model import SNAPSHOTS
 from transfer_trainer.fence import Fence
 from transfer_trainer.parallel import Team
-
-SNAPSHOTS = "snapshots"
-"""Folder of the artifact beside `model/`, and of the work folder."""
 
 
 def snapshot_steps(parameters: TrainingParameters, total_steps: int, section: str) -> dict[int, int]:

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from transfer_api.progress import ResultMessage
+from transfer_api.retention import judge_retention
 from transfer_api.stage import StagePlan
 from transfer_api.status import ArtifactStatus, Failure, Phase, Restarts, StageState, StageStatus, second
 from transfer_operator.decide import stage as stages
 from transfer_operator.decide.decision import Action, Decision, DeletePod, Event, Refusal
 from transfer_operator.decide.snapshot import Pod, PodPhase, Snapshot
 from transfer_operator.decide.stage import Step, Surroundings
-from transfer_operator.decide.summary import summarize
+from transfer_operator.decide.summary import scored, summarize
 from transfer_operator.decide.verdict import Done, verdict
 
 
@@ -34,6 +35,8 @@ def decide(snapshot: Snapshot, now: datetime) -> Decision:
         if step.refusal is not None:
             refusal = step.refusal
             step.change(state=StageState.FAILED, completion_time=now, message=refusal.message[:1024])
+            break
+        if (refusal := _judge_checkpoint(snapshot, step)) is not None:
             break
     if refusal is not None:
         return _fail(snapshot, steps, refusal, now)
@@ -109,9 +112,37 @@ def _may_begin(snapshot: Snapshot, step: Step, before: list[Step], others: list[
     if (maker := snapshot.makers.get(step.plan.key)) is not None:
         step.change(message=f"waits for {maker}, which makes the same stage")
         return False
+    unscored = any(other.plan.snapshot is not None and other.plan.key not in done for other in before)
+    if unscored and step.plan.snapshot is None and _stops(snapshot):
+        step.change(message="waits for the scores of the checkpoints, by which evaluation.retention may stop the experiment")
+        return False
     slots = snapshot.settings.parallel_stages
     running = sum(1 for other in others if other.state is StageState.RUNNING)
     return slots is None or running < slots
+
+
+def _stops(snapshot: Snapshot) -> bool:
+    evaluation = snapshot.experiment.spec.evaluation
+    return evaluation is not None and evaluation.retention is not None and evaluation.retention.stop
+
+
+def _judge_checkpoint(snapshot: Snapshot, step: Step) -> Refusal | None:
+    """Whether the checkpoint whose evaluation has just become complete has lost too much of English to go on; it is told in any case."""
+    evaluation = snapshot.experiment.spec.evaluation
+    complete = step.status.state is StageState.COMPLETE and _record(snapshot, step.plan).state is not StageState.COMPLETE
+    if step.plan.snapshot is None or not complete or evaluation is None or evaluation.retention is None:
+        return None
+    result = scored(snapshot, step.status)
+    if result is None:
+        return None
+    judged = judge_retention(evaluation.retention, result.scores)
+    if judged.kept is not False:
+        return None
+    message = f"after {step.plan.snapshot:,} tokens: {judged.message}"
+    if evaluation.retention.stop:
+        return Refusal(reason=judged.reason, message=message)
+    step.events.append(Event(reason=judged.reason, message=message, warning=True))
+    return None
 
 
 def _all_records(snapshot: Snapshot, steps: list[Step]) -> list[StageStatus]:

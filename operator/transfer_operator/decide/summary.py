@@ -133,7 +133,7 @@ def _evaluation(stages: list[StageStatus]) -> StageStatus | None:
     return last if last is not None and last.state is StageState.COMPLETE else None
 
 
-def _scored(snapshot: Snapshot, stage: StageStatus) -> ResultMessage | None:
+def scored(snapshot: Snapshot, stage: StageStatus) -> ResultMessage | None:
     """What a pod or the artifact says of the scores of a stage."""
     told = [pod.result for pod in snapshot.pods if pod.name.stage == stage.key and pod.result is not None]
     told += [snapshot.artifacts[stage.key]] if stage.key in snapshot.artifacts else []
@@ -143,7 +143,7 @@ def _scored(snapshot: Snapshot, stage: StageStatus) -> ResultMessage | None:
 def _results(snapshot: Snapshot, stages: list[StageStatus]) -> ResultsStatus | None:
     """The table of the last evaluation, once it is complete."""
     last = _evaluation(stages)
-    result = _scored(snapshot, last) if last is not None else None
+    result = scored(snapshot, last) if last is not None else None
     if last is None or result is None:
         return None
     scores = result.scores
@@ -201,7 +201,7 @@ def _english_retained(snapshot: Snapshot, stages: list[StageStatus], now: dateti
     last = _evaluation(stages)
     if evaluation is None or evaluation.retention is None or last is None:
         return []
-    result = _scored(snapshot, last)
+    result = scored(snapshot, last)
     if result is None:
         return [condition for condition in snapshot.status.conditions if condition.type is ConditionType.ENGLISH_RETAINED]
     judged = judge_retention(evaluation.retention, result.scores)
