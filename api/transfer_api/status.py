@@ -128,8 +128,15 @@ class Restarts(Observed):
     @computed_field(description="Sum of what is counted: all but saved.")  # type: ignore[prop-decorator]
     @property
     def total(self) -> int:
-        """What the printer column shows, which can only point at one number."""
+        """For alerts and dashboards."""
         return self.application + self.infrastructure + self.preemption + self.stall
+
+    @computed_field(description="That with its causes, for the printer column: 3 (infrastructure 2, stall 1).")  # type: ignore[prop-decorator]
+    @property
+    def summary(self) -> str:
+        """A column can only point at one field."""
+        causes = ", ".join(f"{cause.value} {self.count(cause)}" for cause in Cause if cause is not Cause.SAVED and self.count(cause))
+        return f"{self.total} ({causes})" if causes else "0"
 
     def count(self, cause: Cause) -> int:
         """Restarts of one cause."""
@@ -217,6 +224,12 @@ class WorkersStatus(Observed):
     world_size: int = Field(default=0, description="Processes in the current round of the rendezvous.")
     selector: str = Field(default="", max_length=512, description="Label selector of the worker pods, for autoscalers.")
 
+    @computed_field(description="ready/desired, for the printer column; empty while no stage runs.")  # type: ignore[prop-decorator]
+    @property
+    def summary(self) -> str:
+        """A column can only point at one field."""
+        return f"{self.ready}/{self.desired}" if self.ready or self.desired else ""
+
 
 class ProgressStatus(Observed):
     """How far the running stage is."""
@@ -228,6 +241,18 @@ class ProgressStatus(Observed):
     percentage: int = Field(default=0, ge=0, le=100)
     tokens_per_second: str = "0"
     remaining_seconds: int | None = None
+
+    @computed_field(description="Time that is left, for the printer column: 40s, 12m, 3h05m, 2d4h.")  # type: ignore[prop-decorator]
+    @property
+    def eta(self) -> str:
+        """Empty where it is not known."""
+        if self.remaining_seconds is None:
+            return ""
+        minutes, seconds = divmod(self.remaining_seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        days, hours = divmod(hours, 24)
+        return f"{days}d{hours}h" if days else f"{hours}h{minutes:02}m" if hours else f"{minutes}m" if minutes else f"{seconds}s"
+
     last_updated: datetime | None = None
 
 

@@ -125,7 +125,7 @@ def test_scale_and_columns_point_at_fields_that_exist() -> None:
 
 def test_the_columns_that_people_watch_come_without_wide() -> None:
     shown = [column["name"] for column in VERSION["additionalPrinterColumns"] if not column.get("priority")]
-    assert shown == ["Phase", "Stage", "Progress", "Workers", "Score", "Delta", "Restarts", "Age"]
+    assert shown == ["Phase", "Stage", "Progress", "ETA", "Workers", "Score", "Delta", "Restarts", "Age"]
 
 
 def test_names_are_those_that_people_type() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from transfer_api.errors import ArtifactError, DataError, ExitCode, SaveRequested, TransferError, shorten
 from transfer_api.language import check_language
-from transfer_api.status import REASON_TEXT, Cause, ExperimentStatus, Phase, Reason, Restarts, second
+from transfer_api.status import REASON_TEXT, Cause, ExperimentStatus, Phase, ProgressStatus, Reason, Restarts, WorkersStatus, second
 
 
 def test_an_error_says_field_problem_value_allowed_and_next_step() -> None:
@@ -72,3 +72,17 @@ def test_a_status_survives_being_written() -> None:
 def test_times_are_utc_and_whole_seconds() -> None:
     east = timezone(timedelta(hours=7))
     assert second(datetime(2026, 1, 1, 7, 0, 0, 999_999, tzinfo=east)) == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (0, "0s"), (59, "59s"), (60, "1m"), (3599, "59m"), (3660, "1h01m"), (86_400 + 7_300, "1d2h")],
+)
+def test_the_time_left_is_one_word(seconds: int | None, text: str) -> None:
+    assert ProgressStatus(stage="s", remaining_seconds=seconds).eta == text
+
+
+def test_columns_say_ready_of_desired_and_restarts_by_cause() -> None:
+    assert [WorkersStatus(ready=ready, desired=desired).summary for ready, desired in ((2, 3), (0, 2), (0, 0))] == ["2/3", "0/2", ""]
+    assert Restarts(saved=2).summary == "0"
+    assert Restarts(infrastructure=2, stall=1, saved=4).summary == "3 (infrastructure 2, stall 1)"

@@ -17,7 +17,8 @@ KEPT = 10
 def test_an_experiment_with_every_stage_becomes_complete_with_a_score(trial: Trial) -> None:
     document = trial.document(
         pretraining=PRETRAINING | {"ema": {"decay": "0.9"}, "snapshotTokens": [KEPT * PRETRAINING["globalBatchTokens"]]},
-        instructionTuning=TUNING, evaluation=EVALUATION | {"shards": 2}, workers={"min": 1, "replicas": 2, "max": 2},
+        instructionTuning=TUNING, evaluation=EVALUATION | {"shards": 2, "when": "EachCheckpoint"},
+        workers={"min": 1, "replicas": 2, "max": 2},
         vocabulary={"addedTokens": 20, "corpus": [{"path": "texts/id.jsonl"}]},
     )  # fmt: skip
     with trial.witness() as witness:
@@ -43,6 +44,11 @@ def test_an_experiment_with_every_stage_becomes_complete_with_a_score(trial: Tri
         assert [float(end) for end in line["interval"]] == pytest.approx(list(score["interval"]), rel=1e-4)
     assert len(trial.ledger(document)) == PRETRAINING["steps"]
 
+    between = next(stage for stage in status["stages"] if stage["name"].startswith("evaluation-at-"))
+    scored = json.loads((trial.storage / between["artifact"]["path"] / "results.json").read_text())["scores"]
+    assert {score["baseline"] for score in scored} == {score["baseline"] for score in results}
+    assert [score["value"] for score in scored] != [score["value"] for score in results]
+
     trained = trial.storage / next(stage["artifact"]["path"] for stage in status["stages"] if stage["name"] == "pretraining")
     assert len(list((trained / "snapshots").glob("*/model.safetensors"))) == 1
 
@@ -59,7 +65,7 @@ def test_an_experiment_with_every_stage_becomes_complete_with_a_score(trial: Tri
     assert len(names) == len(set(names))
     workers = [pod for pod in trial.pods() if pod["metadata"]["labels"]["transfer-operator.dev/role"] == "worker"]
     kinds = [pod["metadata"]["labels"]["transfer-operator.dev/stage"] for pod in workers]
-    assert kinds.count(StageKind.EVALUATION) == 2 * 2, "two share the baseline's evaluation, and two the result's"
+    assert kinds.count(StageKind.EVALUATION) == 3 * 2, "two share each: the baseline's evaluation, the checkpoint's and the result's"
     assert {exit_code(pod) for pod in workers} == {0}
     assert not [pod for pod in trial.pods() if pod["spec"].get("serviceAccountName") and pod["spec"]["automountServiceAccountToken"]]
 
