@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "validate": "check experiment files; needs no model and no network",
     "status": "print the status of an experiment that ran on this machine",
     "report": "write the report of a finished experiment again",
+    "seeds": "put runs of one file that differ in their seed into one table",
     "push": "hand the model of a finished run on, to a folder or a model hub",
     "ledger": "prove from its ledger that a training run read every row when it was due and none twice",
 }

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from transfer_api.errors import ExitCode, SpecError
-from transfer_api.status import ConditionType, ExperimentStatus, Phase, StageState
+from transfer_api.status import Cause, ConditionType, ExperimentStatus, Phase, StageState
 from transfer_cli.lock import is_held
 from transfer_cli.outputs import STATUS, read_status
 from transfer_cli.paths import default_output
@@ -56,8 +56,8 @@ def describe(status: ExperimentStatus, left: bool = False) -> str:
     if status.progress is not None and status.progress.total_steps and not status.phase.terminal:
         told = status.progress
         lines.append(f"Progress:  {told.percentage} % (step {told.step} of {told.total_steps}, {told.tokens_per_second} tokens/s)")
-    counts = {name: count for name, count in status.restarts.model_dump().items() if count}
-    lines.append(f"Restarts:  {', '.join(f'{name} {count}' for name, count in counts.items()) or 'none'}")
+    counts = [f"{cause.value} {count}" for cause in Cause if (count := status.restarts.count(cause))]
+    lines.append(f"Restarts:  {', '.join(counts) or 'none'}")
     if status.failure is not None:
         lines.append(f"Failure:   {status.failure.reason}: {status.failure.message}")
     lines += [f"English:   {one.reason}: {one.message}" for one in status.conditions if one.type is ConditionType.ENGLISH_RETAINED]

@@ -16,7 +16,7 @@ from typing import Any
 
 from transfer_api.progress import Score
 from transfer_api.results import CheckpointRecord, OverlapRecord, ReportedScore, Results, RetentionRecord, SampleAnswer, StageRecord
-from transfer_api.status import ConditionType
+from transfer_api.status import Cause, ConditionType
 from transfer_evaluator.language import SCRIPTS
 from transfer_evaluator.plots import checkpoint_plots, loss_plot, score_plots, validation_plot
 from transfer_evaluator.summary import Checkpoint, Curve, ReportInput, StageFacts, StepPoint, ValidationPoint, collect
@@ -223,8 +223,8 @@ def _count(value: float | None) -> str:
 
 
 def _restarts(status: Mapping[str, Any]) -> str:
-    counts = {cause: count for cause, count in (status.get("restarts") or {}).items() if count}
-    return ", ".join(f"{count} × {cause}" for cause, count in counts.items()) or "none"
+    told = status.get("restarts") or {}
+    return ", ".join(f"{told[cause]} × {cause}" for cause in Cause if told.get(cause)) or "none"
 
 
 def _plots(report: ReportInput) -> list[tuple[str, str]]:

@@ -127,7 +127,10 @@ class Cluster:
             query["continue"] = rest
 
     async def create(self, resource: Resource, namespace: str, body: Body) -> Body | None:
-        """Creates an object and returns it; None when one of its name is there already."""
+        """Creates an object and returns it; None when one of its name is there already.
+
+        No apply: a pod cannot be changed afterwards, and one that is there must be told from one that was made just now.
+        """
         try:
             return await self._request("POST", resource, resource.path(namespace), {"fieldManager": FIELD_MANAGER}, body)
         except ClusterError as error:
