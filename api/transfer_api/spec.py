@@ -382,7 +382,7 @@ class InstructionTuning(Optimization):
     )
     epochs: int | None = Field(default=None, ge=1, le=1000, description="Passes over the examples. Default: 1.")
     steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Budget in optimizer steps instead of epochs.")
-    template: Literal["Model", "ChatML", "Alpaca"] = Field(
+    template: Literal["Model", "ChatML", "Alpaca", "Llama2", "Llama3"] = Field(
         default="Model", description="Chat template: the model's own (ChatML where it has none), or a named one."
     )
 

@@ -130,6 +130,37 @@ def test_alpaca_counts_the_answers_and_the_end_of_text() -> None:
     assert text.startswith("Jawab.\n\n### Instruction:\nSiapa?\n\n### Response:\nSemua orang.")
 
 
+@pytest.mark.parametrize("begins", [False, True], ids=["plain", "with a begin-of-text token"])
+def test_llama_2_has_the_system_prompt_in_its_first_question_and_each_turn_as_a_text(begins: bool) -> None:
+    tokenizer = tokenizer_with(None)
+    begin = ""
+    if begins:
+        begin = tokenizer.bos_token
+        processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, tokenizer.bos_token_id)])
+        tokenizer.backend_tokenizer.post_processor = processor
+    example = ChatTemplate(tokenizer, "Llama2").encode(TWO_TURNS)
+    assert tokenizer.decode(example.tokens) == (
+        f"{begin}[INST] <<SYS>>\nJawab.\n<</SYS>>\n\nSiapa? [/INST] Semua orang. <|endoftext|>"
+        f"{begin}[INST] assistant [/INST] assistant\n\n sama  <|endoftext|>"
+    )
+    told = answers(tokenizer, example.tokens, example.targets)
+    assert [answer.strip() for answer in told] == ["Semua orang. <|endoftext|>", "assistant\n\n sama  <|endoftext|>"]
+
+
+def test_llama_3_ends_turns_with_its_own_token_where_the_tokenizer_has_it() -> None:
+    tokenizer = tokenizer_with(None)
+    headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": headers})
+    template = ChatTemplate(tokenizer, "Llama3")
+    example = template.encode(TWO_TURNS[:3])
+    assert tokenizer.decode(example.tokens) == (
+        "<|start_header_id|>system<|end_header_id|>\n\nJawab.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nSiapa?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nSemua orang.<|eot_id|>"
+    )
+    assert answers(tokenizer, example.tokens, example.targets) == ["Semua orang.<|eot_id|>"]
+    assert template.stop == tokenizer.convert_tokens_to_ids("<|eot_id|>")
+
+
 def test_a_turn_without_an_end_is_given_one_so_that_the_model_learns_to_stop() -> None:
     tokenizer = tokenizer_with(ENDLESS)
     example = ChatTemplate(tokenizer).encode([Message("user", "Siapa?"), Message("assistant", "Semua")])
@@ -174,6 +205,8 @@ def test_a_tokenizer_that_does_not_know_the_end_of_chatml_ends_turns_with_its_en
         pytest.param(TRIMMING, "Model", "<|endoftext|>", id="end of text"),
         pytest.param(ENDLESS, "Model", "<|endoftext|>", id="none of its own"),
         pytest.param(None, "Alpaca", "<|endoftext|>", id="Alpaca"),
+        pytest.param(None, "Llama2", "<|endoftext|>", id="Llama 2"),
+        pytest.param(None, "Llama3", "<|endoftext|>", id="Llama 3, whose end the tokenizer does not know"),
     ],
 )
 def test_generation_stops_where_answers_end(template: str | None, name: str, expected: str) -> None:
@@ -189,7 +222,7 @@ def test_a_tokenizer_without_end_of_text_is_refused() -> None:
 
 
 @pytest.mark.parametrize("begins", [False, True], ids=["plain", "with a begin-of-text token"])
-@pytest.mark.parametrize("name", ["Model", "ChatML", "Alpaca"])
+@pytest.mark.parametrize("name", ["Model", "ChatML", "Alpaca", "Llama2", "Llama3"])
 @pytest.mark.parametrize("own", [None, TRIMMING], ids=["no template", "a template of its own"])
 def test_the_saved_template_renders_in_plain_transformers_what_training_rendered(
     tmp_path: Path, own: str | None, name: str, begins: bool

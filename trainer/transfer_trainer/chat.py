@@ -34,6 +34,20 @@ ALPACA = (
     "{% else %}### Response:\n{{ message['content'] }}{{ eos_token }}{% if not loop.last %}\n\n{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
+# As Llama 2's chat models were tuned: the system prompt stands in the first question, and each turn is a text of its own.
+LLAMA2 = (
+    "{% set told = messages[0]['role'] == 'system' %}"
+    "{% for message in (messages[1:] if told else messages) %}{% if message['role'] == 'user' %}"
+    "{% if not loop.first %}{{ bos_token }}{% endif %}[INST] "
+    "{% if told and loop.first %}<<SYS>>\n{{ messages[0]['content'] }}\n<</SYS>>\n\n{% endif %}{{ message['content'] }} [/INST]"
+    "{% else %} {{ message['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+LLAMA3 = (
+    "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+_LLAMA3_END = "<|eot_id|>"
 _CHATML_END = "<|im_end|>"  # plain text to a tokenizer that does not know it, but in a template of its own the end of a turn all the same
 _SPACE = re.compile(r"\s*")
 _FIELD = "spec.instructionTuning.template"
@@ -52,7 +66,7 @@ class ChatTemplate:
 
     Args:
         tokenizer: a transformers tokenizer with a Rust backend.
-        name: Model (the tokenizer's own, ChatML where it has none), ChatML or Alpaca.
+        name: Model (the tokenizer's own, ChatML where it has none), ChatML, Alpaca, Llama2 or Llama3.
 
     Raises:
         ModelError: the tokenizer has no end-of-text token.
@@ -142,11 +156,19 @@ def _common(first: str, second: str) -> int:
 def _template(tokenizer: Any, name: str) -> str:
     if name == "Alpaca":
         return ALPACA
+    if name == "Llama2":  # a tokenizer that puts nothing before a text puts nothing between turns
+        return LLAMA2 if prefix(tokenizer) else LLAMA2.replace("{{ bos_token }}", "")
+    if name == "Llama3":
+        return _ended(LLAMA3, _LLAMA3_END, tokenizer)
     template = tokenizer.chat_template if name == "Model" else None
     if isinstance(template, dict):
         template = template.get("default")
-    # Spelled out in letters an end of turn stops no generation, so a tokenizer without that token ends turns with its end of text.
-    return template or (CHATML if _CHATML_END in tokenizer.get_vocab() else CHATML.replace(_CHATML_END, "{{ eos_token }}"))
+    return template or _ended(CHATML, _CHATML_END, tokenizer)
+
+
+def _ended(template: str, end: str, tokenizer: Any) -> str:
+    """Spelled out in letters an end of turn stops no generation, so a tokenizer without that token ends turns with its end of text."""
+    return template if end in tokenizer.get_vocab() else template.replace(end, "{{ eos_token }}")
 
 
 def prefix(tokenizer: Any) -> list[int]:
