@@ -69,7 +69,7 @@ bench: inputs ## measure what benchmarks/bars.yaml sets bars for
 	@missed=0; for each in one_machine trainer checkpointing evaluator_vs_harness judge; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
 
 .PHONY: bench-trainer
-bench-trainer: model ## measure the trainer against transformers' and TRL's, with nothing else running; about 12 minutes
+bench-trainer: inputs ## measure the trainer against transformers' and TRL's, with nothing else running; about 15 minutes
 	@missed=0; for each in trainer checkpointing; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
 
 .PHONY: bench-evaluator

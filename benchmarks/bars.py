@@ -28,6 +28,8 @@ def report(group: str, figures: Mapping[str, float], notes: Mapping[str, str] | 
         note = (notes or {}).get(name, "")
         measured, wanted = (f"{number:.3g} {bar['unit']}" for number in (value, bar["value"]))
         print(f"| {name.replace('_', ' ')} | {measured} | {sign} {wanted} | {'' if good else 'MISSED '}{note} |")
+    for name in (name for name in bars if name not in figures):
+        print(f"| {name.replace('_', ' ')} | not measured by this call | | |")
     return 1 if missed else 0
 
 

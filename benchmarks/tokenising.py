@@ -47,14 +47,14 @@ print(time.monotonic() - began, len(made))
 """
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, default=INPUTS / "models" / "smollm2-135m")
     parser.add_argument("--text", type=Path, nargs="*", default=[INPUTS / "texts" / "id-train.jsonl", INPUTS / "texts" / "en-train.jsonl"])
     parser.add_argument("--dense", type=Path, default=INPUTS / "texts" / "zh-train.jsonl", help="text of a script without spaces")
     parser.add_argument("--megabytes", type=int, default=40)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    return parser.parse_args()
+    return parser
 
 
 def longer(sources: list[Path], target: Path, megabytes: int) -> int:
@@ -117,13 +117,13 @@ def compare(name: str, sources: list[Path], wanted: argparse.Namespace) -> tuple
     return ratio, f"{rows / first:.0f} against {rows / second:.0f} rows/s; {wanted.megabytes} MB, {wanted.cores} cores"
 
 
-def main() -> int:
-    wanted = arguments()
+def measure(wanted: argparse.Namespace) -> tuple[dict[str, float], dict[str, str]]:
+    """Figures and notes for the table."""
     words, words_note = compare("words", wanted.text, wanted)
     dense, dense_note = compare("without spaces", [wanted.dense], wanted)
     figures = {"tokenising_against_map": words, "tokenising_without_spaces": dense}
-    return report("trainer", figures, {"tokenising_against_map": words_note, "tokenising_without_spaces": dense_note})
+    return figures, {"tokenising_against_map": words_note, "tokenising_without_spaces": dense_note}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report("trainer", *measure(arguments().parse_args())))
