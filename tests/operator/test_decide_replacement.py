@@ -132,6 +132,25 @@ def test_five_evictions_in_a_row_are_replaced_at_once_each():
     assert made.status.phase is Phase.RUNNING
 
 
+def test_of_each_worker_the_last_pod_that_crashed_stays_for_its_log():
+    made = training(restarts={"application": 100}).ends("w1-g1", 1).decides()
+    assert (made.created(), made.deleted()) == (["a1-w1-g2"], [])
+    made.runs().decides().after(120).steps("w0-g1", 20).decides().ends("w1-g2", 1).decides()
+    assert (made.created(), made.deleted()) == (["a1-w1-g3"], ["a1-w1-g1"])
+    assert made.runs().decides().after(120).ends("w0-g1", 137).decides().deleted() == []
+    assert made.after(11).decides().created() == ["a1-w0-g2"]
+    assert made.edit(suspend=True).decides().deleted() == ["a1-rendezvous", "a1-w0-g1", "a1-w0-g2", "a1-w1-g2", "a1-w1-g3"]
+
+
+@pytest.mark.parametrize(
+    ("code", "fields"),
+    [(75, {}), (None, {}), (143, {"disrupted": True}), (None, {"disrupted": True})],
+    ids=["saved", "lost", "evicted", "preempted"],
+)
+def test_a_pod_that_did_not_fail_by_itself_leaves_nothing_to_read(code, fields):
+    assert training().ends("w1-g1", code, **fields).decides().deleted() == ["a1-w1-g1"]
+
+
 def test_the_last_words_of_the_pod_are_kept():
     made = training().ends("w1-g1", 1, message="x" * 4000).decides()
     assert made.worker(1).message == "x" * 500

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from transfer_api.errors import ExitCode
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import ExperimentSpec
 from transfer_api.stage import StagePlan
@@ -92,6 +93,13 @@ class Step:
         for record in self.status.workers:
             if not record.retired:
                 yield record, self.pod(self.name(record))
+
+    @property
+    def last_crashes(self) -> tuple[Pod, ...]:
+        """Of each worker of the attempt the last pod that failed by itself: it holds nothing but its log, which would go with it."""
+        mine = [pod for pod in self.pods if pod.name.role is Role.WORKER and pod.name.attempt == self.status.attempt]
+        failed = [pod for pod in mine if pod.ended and not pod.disrupted and pod.exit_code not in (None, 0, ExitCode.SAVED)]
+        return tuple({pod.name.index: pod for pod in sorted(failed, key=lambda pod: pod.name.generation)}.values())
 
     @property
     def desired(self) -> int:
@@ -488,10 +496,10 @@ def _create(step: Step, name: PodName) -> None:
 
 
 def remove_strangers(step: Step) -> None:
-    """Deletes pods that no record asks for: older attempts, replaced generations, retired indices."""
+    """Deletes pods that no record asks for: older attempts, replaced generations, retired indices; but for what people want to read."""
     asked = {step.name(record) for record, _ in step.wanted()} | ({step.rendezvous} if step.meets else set())
     for pod in step.pods:
-        if pod.name not in asked:
+        if pod.name not in asked and pod not in step.last_crashes:
             step.delete(pod)
 
 
