@@ -473,7 +473,13 @@ class Judge(Contract):
     reply_format: ReplyFormat = Field(
         default=ReplyFormat.JSON_SCHEMA, description="What the server is asked to make of a reply; Text for servers that know no formats."
     )
-    repeats: int = Field(default=1, ge=1, le=16, description="How often each answer is scored; their agreement is shown.")
+    repeats: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="How often each answer is scored, every second time with the scores asked for in the other order; "
+        "their agreement is shown.",
+    )
     attempts: int = Field(
         default=3, ge=1, le=10, description="Most requests for one set of scores; without a readable reply they count as missing, not as 0."
     )

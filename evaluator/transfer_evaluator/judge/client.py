@@ -15,7 +15,7 @@ import asyncio
 import email.utils
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from transfer_api.errors import SpecError, TransferError
 from transfer_api.spec import Judge, JudgePace, ReplyFormat
-from transfer_evaluator.judge.parse import reply_schema
+from transfer_evaluator.judge.parse import NAMES, reply_schema
 from transfer_evaluator.judge.prompt import Messages
 from transfer_evaluator.judge.spending import most_input_tokens
 from transfer_evaluator.judge.store import Reply
@@ -108,8 +108,8 @@ class JudgeClient:
     async def __aexit__(self, *unused: object) -> None:
         await self._client.close()
 
-    async def ask(self, messages: Messages) -> Reply:
-        """The reply to a chat.
+    async def ask(self, messages: Messages, names: Sequence[str] = NAMES) -> Reply:
+        """The reply to a chat that asks for scores in this order.
 
         Raises:
             JudgeUnavailableError: no answer after all tries.
@@ -122,7 +122,7 @@ class JudgeClient:
             await self._turn()
             self.requests += 1
             try:
-                return await self._send(messages)
+                return await self._send(messages, names)
             except openai.APIStatusError as error:
                 self.failures += 1
                 problem = self._unless_final(error)
@@ -136,11 +136,11 @@ class JudgeClient:
                 await self._back_off(attempt, hint)
         raise JudgeUnavailableError(problem)
 
-    async def _send(self, messages: Messages) -> Reply:
+    async def _send(self, messages: Messages, names: Sequence[str]) -> Reply:
         judge = self.judge
         request: dict[str, Any] = {
             "model": judge.model, "messages": list(messages), "temperature": float(judge.temperature), "max_tokens": judge.max_tokens,
-            **_response_format(judge.reply_format),
+            **_response_format(judge.reply_format, names),
         }  # fmt: skip
         async with asyncio.timeout(self.pace.timeout_seconds):
             answer = await self._client.chat.completions.with_raw_response.create(**request)
@@ -208,10 +208,10 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _response_format(wanted: ReplyFormat) -> dict[str, Any]:
+def _response_format(wanted: ReplyFormat, names: Sequence[str]) -> dict[str, Any]:
     match wanted:
         case ReplyFormat.JSON_SCHEMA:
-            schema = {"name": "scores", "strict": True, "schema": reply_schema()}
+            schema = {"name": "scores", "strict": True, "schema": reply_schema(names)}
             return {"response_format": {"type": "json_schema", "json_schema": schema}}
         case ReplyFormat.JSON_OBJECT:
             return {"response_format": {"type": "json_object"}}

@@ -21,7 +21,7 @@ from transfer_api.errors import SpecError
 from transfer_api.spec import Judge, JudgePace
 from transfer_evaluator.judge.client import JudgeClient, JudgeUnavailableError, RequestRefusedError, Timing, prompt_bytes
 from transfer_evaluator.judge.parse import Scores, parse_reply
-from transfer_evaluator.judge.prompt import Case, Messages, build
+from transfer_evaluator.judge.prompt import Case, Messages, build, order
 from transfer_evaluator.judge.spending import Spending, SpendingReachedError, most_input_tokens
 from transfer_evaluator.judge.store import Reply, ReplyStore, request_key
 
@@ -161,7 +161,7 @@ class _Examiner:
     def _known(self, case: Case, repeat: int) -> tuple[Verdict, int]:
         """What a judge that is down has said before, if it was something."""
         for attempt in range(1, self.seat.judge.attempts + 1):
-            reply = self.seat.store.get(request_key(self.seat.judge, build(case, attempt), repeat))
+            reply = self.seat.store.get(request_key(self.seat.judge, build(case, attempt, repeat), repeat))
             if reply is None:
                 return Verdict(None, f"the judge does not answer: {self.seat.down}", unanswered=True), 0
             self.seat.kept += 1
@@ -173,7 +173,7 @@ class _Examiner:
         problem, tokens = "", 0
         for attempt in range(1, self.seat.judge.attempts + 1):
             try:
-                reply = await self._reply(build(case, attempt), repeat)
+                reply = await self._reply(build(case, attempt, repeat), repeat)
             except SpendingReachedError:
                 return Verdict(None, LIMIT_REACHED), tokens
             except RequestRefusedError as error:
@@ -200,7 +200,7 @@ class _Examiner:
         await seat.spending.reserve(*most)
         used = (0, 0)
         try:
-            reply = await self.client.ask(messages)
+            reply = await self.client.ask(messages, order(repeat))
             used = (reply.input_tokens, reply.output_tokens)
             seat.store.put(key, reply)
         finally:

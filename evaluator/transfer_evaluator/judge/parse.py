@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -66,7 +67,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def reply_schema() -> dict[str, Any]:
-    """JSON schema of a reply, in the subset that servers enforce."""
-    properties = {name: {"type": "integer", "enum": list(range(HIGHEST + 1))} for name in NAMES}
-    return {"type": "object", "properties": properties, "required": list(NAMES), "additionalProperties": False}
+def reply_schema(names: Sequence[str] = NAMES) -> dict[str, Any]:
+    """JSON schema of a reply with the scores in this order, in the subset that servers enforce."""
+    properties = {name: {"type": "integer", "enum": list(range(HIGHEST + 1))} for name in names}
+    return {"type": "object", "properties": properties, "required": list(names), "additionalProperties": False}

@@ -23,7 +23,7 @@ from transfer_evaluator.judge.agreement import Agreement, agreement
 from transfer_evaluator.judge.answering import Answerer, Answers
 from transfer_evaluator.judge.panel import Found, Seat, Verdict, ask_panel, missing_reasons
 from transfer_evaluator.judge.parse import NAMES
-from transfer_evaluator.judge.prompt import SYSTEM, Case, prompt_hash
+from transfer_evaluator.judge.prompt import Case, prompt_hash, system
 from transfer_evaluator.judge.questions import QuestionSet, read_questions
 from transfer_evaluator.judge.store import ReplyStore
 from transfer_evaluator.model import LoadedModel
@@ -32,6 +32,7 @@ from transfer_evaluator.scorer import Begin, TokenScorer
 from transfer_pod.context import PodContext
 
 HARMLESSNESS = "harmlessness"
+TURNED = ", every second time with the scores in the other order"
 MEAN = "mean_without_harmlessness"
 MEAN_OF_FIVE = "mean_of_five"
 JUDGES_FILE = "items/llm-eval/judges.json"
@@ -138,8 +139,9 @@ class LlmEval:
 
     def _harness(self) -> str:
         judges = " and ".join(
-            f"{seat.judge.model} (temperature {seat.judge.temperature}, {seat.judge.repeats} ×)" for seat in self.seats
-        )  # fmt: skip
+            f"{judge.model} (temperature {judge.temperature}, {judge.repeats} ×{TURNED if judge.repeats > 1 else ''})"
+            for judge in (seat.judge for seat in self.seats)
+        )
         return f"transfer-operator, LLM-Eval 0-3, judged by {judges}, prompt {prompt_hash()}, {self._mode}"
 
     def _item(self, questions: QuestionSet, answers: Answers, found: Found, place: int) -> Item:
@@ -156,7 +158,7 @@ class LlmEval:
 
     def _report(self) -> dict[str, Any]:
         return {
-            "prompt": {"hash": prompt_hash(), "system": SYSTEM},
+            "prompt": {"hash": prompt_hash(), "system": system()},
             "judges": [self._judge_report(place, seat) for place, seat in enumerate(self.seats)],
             "sets": [_set_report(judged) for judged in self._judged],
         }

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfer_evaluator.judge.prompt import Case, build, fence, prompt_hash
+from transfer_evaluator.judge.parse import NAMES, reply_schema
+from transfer_evaluator.judge.prompt import Case, build, fence, order, prompt_hash
 
 FULL_MARKS = '{"accuracy": 3, "fluency": 3, "informativeness": 3, "logical_coherence": 3, "harmlessness": 3}'
 INJECTIONS = [
@@ -56,3 +57,16 @@ def test_what_is_asked_again_differs_from_what_was_asked_before():
 
 def test_the_hash_of_the_wording_is_printed_with_scores_and_must_not_change_unseen():
     assert prompt_hash() == "8b97d7b114ad"
+
+
+def test_every_second_repeat_asks_for_the_scores_in_the_other_order():
+    case = Case("Siapa?", "Semua orang.", "id")
+    prompts = [build(case, repeat=repeat) for repeat in range(3)]
+    assert prompts[0] == prompts[2] == build(case)
+    assert prompts[0][1] == prompts[1][1]
+    first, second = (prompt[0]["content"] for prompt in prompts[:2])
+    places = [[text.index(f"- {name}: ") for name in NAMES] for text in (first, second)]
+    assert places[0] == sorted(places[0])
+    assert places[1] == sorted(places[1], reverse=True)
+    assert sorted(first.splitlines()[:-1]) == sorted(second.splitlines()[:-1])
+    assert list(reply_schema(order(1))["properties"]) == [*reversed(NAMES)] == reply_schema(order(1))["required"]
