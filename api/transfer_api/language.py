@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LANGUAGE_PATTERN = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*$"
-
+ENGLISH = "en"
 
 ASKED_LANGUAGES = ("ar", "bn", "en", "gu", "hi", "id", "ml", "mr", "ne", "sw", "ta", "te", "ur", "vi", "zh")
 """What the suites code-switching and language-identity can tell apart: English, Chinese and the 13 languages of arXiv 2401.01055."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from transfer_api.base import Observed
+from transfer_api.language import ENGLISH, primary
 from transfer_api.problems import faults
 
 TERMINATION_MESSAGE_BYTES = 4096  # the kubelet cuts there
@@ -125,6 +126,14 @@ SCORE_DETAILS = ("resampled", "clusters", "p_value", "test", "adjusted_p_value",
 """Left out of a termination message before any score is: results.json in the artifact has them."""
 
 
+def judged_as_english(score: Score) -> bool:
+    """Whether the gate on English counts a score where it names no tasks.
+
+    Not perplexity, which is of the same text as bits per byte, and its exponent exaggerates.
+    """
+    return score.metric != "perplexity" and primary(score.language) == ENGLISH and not score.part_of and score.baseline is not None
+
+
 class Outcome(enum.StrEnum):
     """How a pod ended."""
 
@@ -164,21 +173,27 @@ class ResultMessage(Observed):
         return int(self.numbers.get(UNJUDGED, 0))
 
     def encode(self) -> str:
-        """JSON of at most `TERMINATION_MESSAGE_BYTES` bytes. Details of scores go first, then scores from the end, then words."""
+        """JSON of at most `TERMINATION_MESSAGE_BYTES` bytes. Details of scores go first, then scores from the end, then words.
+
+        The first score, which people see, and those of English, by which the gate judges, go after all others.
+        """
         message = self
         while len(text := message._json().encode()) > TERMINATION_MESSAGE_BYTES:
             if any(score.resampled or score.p_value is not None for score in message.scores):
                 bare = {name: Score.model_fields[name].default for name in SCORE_DETAILS}
                 message = message.model_copy(update={"scores": [score.model_copy(update=bare) for score in message.scores]})
             elif message.scores:
-                message = message.model_copy(update={"scores": message.scores[:-1], "scores_left_out": message.scores_left_out + 1})
+                wanted = [place == 0 or judged_as_english(score) for place, score in enumerate(message.scores)]
+                last = max((place for place, keep in enumerate(wanted) if not keep), default=len(wanted) - 1)
+                kept = [score for place, score in enumerate(message.scores) if place != last]
+                message = message.model_copy(update={"scores": kept, "scores_left_out": message.scores_left_out + 1})
             elif message.message:
                 excess = len(text) - TERMINATION_MESSAGE_BYTES
                 keep = max(0, len(message.message) - max(excess // 4, 16))
                 message = message.model_copy(update={"message": message.message[:keep]})
             else:
-                kept = {name: value for name, value in message.numbers.items() if name == UNJUDGED}
-                message = message.model_copy(update={"numbers": kept, "reason": message.reason[:64]})
+                counted = {name: value for name, value in message.numbers.items() if name == UNJUDGED}
+                message = message.model_copy(update={"numbers": counted, "reason": message.reason[:64]})
         return text.decode()
 
     def _json(self) -> str:

@@ -97,6 +97,9 @@ class Results(Observed):
 
     experiment: str
     language: str = Field(description="BCP 47 code of the target language.")
+    recipe: str = Field(
+        default="", description="SHA-256 of what its stages are to do without their seed, by which runs are known that differ in it alone."
+    )
     verdict: str
     retention: RetentionRecord | None = Field(default=None, description="Null without evaluation.retention.")
     scores: list[ReportedScore]

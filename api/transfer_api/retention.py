@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transfer_api.language import primary
-from transfer_api.progress import Score
+from transfer_api.progress import Score, judged_as_english
 from transfer_api.spec import Retention
 from transfer_api.status import Reason
-
-ENGLISH = "en"
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,7 @@ def loss_interval(score: Score) -> tuple[float, float] | None:
 
 
 def _counts(score: Score, retention: Retention) -> bool:
-    if score.metric == "perplexity":  # of the same text as bits per byte, and its exponent exaggerates
-        return False
-    if retention.tasks:
-        return score.task in retention.tasks
-    return primary(score.language) == ENGLISH and not score.part_of
+    return score.task in retention.tasks and score.metric != "perplexity" if retention.tasks else judged_as_english(score)
 
 
 def _lines(lines: Sequence[tuple[Score, float, float]]) -> str:

@@ -327,7 +327,7 @@ class ExperimentStatus(Observed):
     start_time: datetime | None = None
     completion_time: datetime | None = None
     conditions: list[Condition] = Field(default=[], max_length=16)
-    stages: list[StageStatus] = Field(default=[], max_length=16)
+    stages: list[StageStatus] = Field(default=[], max_length=48)
     workers: WorkersStatus = WorkersStatus()
     progress: ProgressStatus | None = None
     latest_metrics: list[Metric] = Field(default=[], max_length=64)

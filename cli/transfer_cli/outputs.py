@@ -68,6 +68,15 @@ def write_outputs(
     return scores_of_result(store, plan)
 
 
+def write_report_alone(
+    experiment: TransferExperiment, plan: tuple[StagePlan, ...], status: ExperimentStatus, *, storage: Path, output: Path
+) -> None:
+    """Writes the report of an experiment that ended before its result, without a model."""
+    (output / STAMP).unlink(missing_ok=True)
+    with output_errors(output):
+        _report(experiment, plan, status, storage, output)
+
+
 def scores_of_result(store: ArtifactStore, plan: tuple[StagePlan, ...]) -> list[Score]:
     """All scores of the last evaluation; none where nothing is evaluated."""
     last = next((stage for stage in reversed(plan) if stage.kind is StageKind.EVALUATION), None)

@@ -8,10 +8,10 @@ from pathlib import Path
 from transfer_api.errors import ExitCode, SpecError
 from transfer_api.load import load_experiment
 from transfer_api.stage import input_paths, plan_stages
-from transfer_api.status import ExperimentStatus, Phase
+from transfer_api.status import ExperimentStatus, Phase, Reason, StageState
 from transfer_cli import preflight
 from transfer_cli.display import open_console, score_table
-from transfer_cli.outputs import STAMP, read_status, write_outputs
+from transfer_cli.outputs import STAMP, read_status, write_outputs, write_report_alone
 from transfer_cli.paths import default_output, default_storage
 from transfer_pod.artifact import ArtifactStore
 
@@ -29,7 +29,8 @@ def run(options: argparse.Namespace) -> int:
     storage = (options.storage or default_storage()).absolute()
     output = (options.output or default_output(experiment.metadata.name)).absolute()
     status = read_status(output)
-    if status is None or status.phase is not Phase.COMPLETE:
+    stopped = status is not None and status.failure is not None and status.failure.reason is Reason.BEYOND_MARGIN
+    if status is None or not (status.phase is Phase.COMPLETE or stopped):
         raise SpecError(
             "is not complete", field="metadata.name", value=experiment.metadata.name, next_step=f"Run `transfer run {options.file}` first"
         )
@@ -38,6 +39,10 @@ def run(options: argparse.Namespace) -> int:
     plan = plan_stages(experiment.spec, digests)
     if [stage.key for stage in plan] != [stage.key for stage in status.stages]:
         raise _changed(options.file, [path for path in input_paths(experiment.spec) if path not in digests])
+    if stopped:
+        write_report_alone(experiment, plan, status, storage=storage, output=output)
+        open_console().print(f"Written: {output}/report.html, report.md, results.json; stopped before a result")
+        return ExitCode.COMPLETE
     (output / STAMP).unlink(missing_ok=True)
     scores = write_outputs(experiment, plan, status, storage=storage, output=output)
     console = open_console()
@@ -54,7 +59,8 @@ def _check_storage(status: ExperimentStatus, storage: Path) -> None:
         SpecError: it lacks an artifact of the run.
     """
     store = ArtifactStore(storage)
-    absent = [stage.name for stage in status.stages if store.find(stage.kind, stage.key) is None]
+    made = [stage for stage in status.stages if status.phase is Phase.COMPLETE or stage.state is StageState.COMPLETE]
+    absent = [stage.name for stage in made if store.find(stage.kind, stage.key) is None]
     if absent:
         raise SpecError(
             f"does not hold what this run has made ({', '.join(absent)})", field="--storage", value=str(storage),

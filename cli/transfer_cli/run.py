@@ -29,7 +29,7 @@ from transfer_cli import lock, preflight
 from transfer_cli.display import Display, open_display
 from transfer_cli.local import LocalBackend
 from transfer_cli.main import INTERRUPTED
-from transfer_cli.outputs import STATUS, output_errors, read_status, write_outputs
+from transfer_cli.outputs import STATUS, output_errors, read_status, write_outputs, write_report_alone
 from transfer_cli.paths import default_output, default_storage
 from transfer_operator.decide import CreatePod, Decision, Settings, Snapshot, decide
 from transfer_pod.artifact import ArtifactStore, write_atomically
@@ -213,6 +213,9 @@ class Session:
             return ExitCode.SAVED
         failure = status.failure
         display.failed(status, self.output)
+        if failure is not None and failure.reason is Reason.BEYOND_MARGIN:  # the curves are what people want to see now
+            write_report_alone(self.experiment, self.plan, status, storage=self.storage, output=self.output)
+            display.line(f"Report: {self.output}/report.html")
         unreadable = failure is not None and failure.reason is Reason.CHECKPOINT_UNREADABLE
         return ExitCode.UNREADABLE if unreadable else ExitCode.CANNOT_WORK
 

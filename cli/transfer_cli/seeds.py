@@ -36,11 +36,13 @@ def run(options: argparse.Namespace) -> int:
 
     scores = combine_runs([_read(name) for name in options.runs])
     if options.json is not None:
-        lines = [{**dataclasses.asdict(score), "effect": score.effect} for score in scores]
+        lines = [{**dataclasses.asdict(score), "effect": score.effect, "seed_share": score.combined.seed_share} for score in scores]
         options.json.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     console = open_console()
     console.print(_table(scores, len(options.runs)))
     console.print("Interval: 95 %, over seeds and items. Seed: its share of the variance of the mean; the rest is that of the items.")
+    if not all(score.items_counted for score in scores):
+        console.print("–: no mean of items, so its interval is over seeds alone.")
     return ExitCode.COMPLETE
 
 
@@ -70,7 +72,8 @@ def _table(scores: Sequence[CombinedScore], runs: int) -> Table:
             score.suite, score.task, score.language, score.metric, number(score.baseline), number(score.value),
             f"{number(score.lowest)} to {number(score.highest)}",
             number(score.combined.mean, sign=True) + mark if score.compared else "–",
-            f"{number(low, sign=score.compared)} to {number(high, sign=score.compared)}", f"{100 * score.combined.seed_share:.0f} %",
+            f"{number(low, sign=score.compared)} to {number(high, sign=score.compared)}",
+            f"{100 * score.combined.seed_share:.0f} %" if score.items_counted else "–",
             style={"better": "green", "worse": "red"}.get(score.effect, ""),
         )  # fmt: skip
     return table

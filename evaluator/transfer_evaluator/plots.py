@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ INK = "#010203"
 """Stands for the page's text colour and is replaced by `currentColor`."""
 COLOURS = ("#3b82d6", "#d97b1f", "#2f9e73", "#c2519b", "#8a6fd1", "#9a8c1d")
 """Readable on white and on near black: contrast at least 3 : 1 with both."""
+STYLES = ("-", "--", ":")
+"""For the lines after those that have a colour of their own."""
 GREY = "#8a8f98"
 EFFECT_COLOURS = {"better": "#2f9e73", "worse": "#d5483f", "equal": GREY, "alone": COLOURS[0]}
 TITLES = {
@@ -121,11 +124,12 @@ def _checkpoint_plot(metric: str, title: str, lines: Mapping[str, Sequence[tuple
     """The base model stands at 0 tokens; the band is the interval of the difference, laid at the baseline."""
 
     def draw(axes: Any) -> None:
-        for (label, points), colour in zip(lines.items(), COLOURS, strict=False):
+        for place, (label, points) in enumerate(lines.items()):
+            colour, style = COLOURS[place % len(COLOURS)], STYLES[place // len(COLOURS) % len(STYLES)]
             start = next((score.baseline for _, score in points if score.baseline is not None), None)
             values = [(0, start)] if start is not None else []
             values += [(tokens, score.value) for tokens, score in points]
-            axes.plot(*zip(*values, strict=True), color=colour, marker="o", markersize=4, linewidth=1.6, label=label)
+            axes.plot(*zip(*values, strict=True), color=colour, linestyle=style, marker="o", markersize=4, linewidth=1.6, label=label)
             for tokens, score in points:
                 if score.interval is not None:
                     base = score.baseline if score.difference is not None and score.baseline is not None else 0.0
@@ -135,7 +139,7 @@ def _checkpoint_plot(metric: str, title: str, lines: Mapping[str, Sequence[tuple
         axes.set_xlabel("tokens of pretraining; bar: 95 % interval")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
 
-    return _svg(f"checkpoints-{metric}", title, draw, height=3.2)
+    return _svg(f"checkpoints-{metric}", title, draw, height=3 + 0.2 * math.ceil(len(lines) / 2))
 
 
 def _score_plot(metric: str, title: str, scores: Sequence[Score]) -> str:

@@ -78,6 +78,7 @@ def results(report: ReportInput) -> Results:
     return Results(
         experiment=report.experiment,
         language=report.language,
+        recipe=report.recipe,
         verdict=verdict(report.scores, report.language),
         retention=_retention(report.status),
         scores=_reported(report.scores),

@@ -59,8 +59,11 @@ class CombinedScore:
     lowest: float
     highest: float
     baseline: float | None
+    """Mean too: where examples stand before questions, the seed chooses them."""
     compared: bool
     """Whether `combined` is of the difference to the baseline, or of the value."""
+    items_counted: bool
+    """Whether the doubt of the items is in the interval; figures that are no mean of items have none."""
     combined: Combined
     higher_is_better: bool
 
@@ -118,7 +121,9 @@ def _line(scores: Sequence[Score]) -> CombinedScore:
     return CombinedScore(
         suite=first.suite, task=first.task, language=first.language, metric=first.metric, value=fmean(score.value for score in scores),
         lowest=min(score.value for score in scores), highest=max(score.value for score in scores),
-        baseline=first.baseline if compared else None, compared=compared, higher_is_better=first.higher_is_better,
+        baseline=fmean(score.baseline or 0.0 for score in scores) if compared else None, compared=compared,
+        higher_is_better=first.higher_is_better,
+        items_counted=all(score.interval is not None for score in scores),
         combined=combine(values, [_item_error(score) for score in scores]),
     )  # fmt: skip
 
@@ -147,19 +152,13 @@ def _check(runs: Sequence[Results]) -> None:
             next_step="Give each run a seed of its own (spec.seed)",
         )  # fmt: skip
     for run in runs[1:]:
-        if _shape(run) != _shape(runs[0]):
+        if not run.recipe or run.recipe != runs[0].recipe:
             raise SpecError(
                 "differ in more than their seed", field="RUN", value=f"{runs[0].experiment} and {run.experiment}",
-                allowed="the same stages, steps, tokens and ways of measuring",
-                next_step="Run the same file with another seed and name",
+                allowed="runs of the same file with other seeds",
+                next_step="Run the same file with another seed and name; `transfer report FILE` renews a report of an older version",
             )  # fmt: skip
 
 
 def _seed(run: Results) -> int | None:
     return next((stage.seed for stage in run.stages if stage.seed is not None), None)
-
-
-def _shape(run: Results) -> object:
-    """What runs have in common that differ in their seed alone, as far as a report tells."""
-    stages = [(stage.name, stage.numbers.get("steps")) for stage in run.stages]
-    return run.language, stages, sorted({(*score_line(score), score.harness) for score in run.scores})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,8 @@ class ReportInput:
     experiment: str
     language: str
     """BCP 47 code of the target language."""
+    recipe: str = ""
+    """SHA-256 of what the stages are to do, without their seeds."""
     scores: Sequence[Score] = ()
     checkpoints: Sequence[Checkpoint] = ()
     stages: Sequence[StageFacts] = ()
@@ -142,10 +145,15 @@ def collect(
             curves.append(read_curve(stage.name, folder / TRAINING))
     samples, confusion = read_answers(items.get("baseline"), items.get("evaluation"))
     return ReportInput(
-        experiment=experiment, language=language, scores=scores, checkpoints=checkpoints, stages=facts, curves=curves,
+        experiment=experiment, language=language, recipe=_recipe(plan), scores=scores, checkpoints=checkpoints, stages=facts, curves=curves,
         status=status or {}, items=items, text_languages=languages, contamination=contamination,
         samples=samples, confusion=confusion,
     )  # fmt: skip
+
+
+def _recipe(plan: Sequence[StagePlan]) -> str:
+    stages = [[stage.name, {name: value for name, value in stage.parameters.items() if name != "seed"}] for stage in plan]
+    return hashlib.sha256(json.dumps(stages, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def read_answers(base: Path | None, adapted: Path | None) -> tuple[list[Sample], list[Confusion]]:

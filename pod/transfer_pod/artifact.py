@@ -94,16 +94,19 @@ class ArtifactStore:
         result = self.result(kind, key)
         return None if result is not None and result.provisional else result
 
-    def open(self, kind: StageKind, key: str, *, verify: bool = True) -> Path:
-        """Folder of a finished artifact, every file checked against the manifest unless `verify` is false.
+    def open(self, kind: StageKind, key: str, *, verify: bool = True, part: str = "") -> Path:
+        """Folder of a finished artifact, or of a `part` of it, every file of that checked against the manifest unless `verify` is false.
 
         Raises:
             ArtifactError: incomplete, cut short or altered; the message names the file.
         """
         folder = self.path(kind, key)
-        for name, entry in self.manifest(kind, key)["files"].items():
+        named = {name: entry for name, entry in self.manifest(kind, key)["files"].items() if name.startswith(f"{part}/" if part else "")}
+        if not named:
+            raise ArtifactError(f"{folder} has no {part}", next_step=_REMOVE.format(folder))
+        for name, entry in named.items():
             _check(folder, name, entry, verify=verify)
-        return folder
+        return folder / part
 
     def file(self, kind: StageKind, key: str, name: str) -> Path:
         """One file of a finished artifact, checked against the manifest as `open` checks all.

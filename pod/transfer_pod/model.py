@@ -59,8 +59,8 @@ def _of_artifact(context: PodContext, key: str) -> Path:
     store = ArtifactStore(context.storage)
     for kind in (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING):
         if store.find(kind, key) is not None:
-            folder = store.open(kind, key)
-            return folder / "model" if context.stage.snapshot is None else folder / SNAPSHOTS / str(context.stage.snapshot)
+            tokens = context.stage.snapshot
+            return store.open(kind, key, part="model" if tokens is None else f"{SNAPSHOTS}/{tokens}")
     raise ModelError(f"the stage that makes this stage's model has left no artifact {key}", next_step="Run the experiment again")
 
 

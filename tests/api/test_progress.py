@@ -37,6 +37,15 @@ def test_scores_that_do_not_fit_are_counted() -> None:
     assert back.artifact == ARTIFACT
 
 
+def test_the_first_score_and_those_of_english_are_the_last_to_go() -> None:
+    english = SCORE.model_copy(update={"task": "udhr-en", "language": "en-US", "baseline": 1.0})
+    other = SCORE.model_copy(update={"language": "id"})
+    back = read(ResultMessage(outcome=Outcome.COMPLETE, scores=[other] * 50 + [english] + [other] * 50 + [english]).encode())
+    assert back.scores_left_out > 0
+    assert back.scores[0].language == "id"
+    assert [score.task for score in back.scores].count("udhr-en") == 2
+
+
 def test_details_of_scores_go_before_any_score_does() -> None:
     detailed = SCORE.model_copy(update={"resampled": "document", "p_value": 0.04, "adjusted_p_value": 0.08, "part_of": "g"})
     few = read(ResultMessage(outcome=Outcome.COMPLETE, scores=[detailed] * 5).encode())

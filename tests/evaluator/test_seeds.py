@@ -6,10 +6,13 @@ import math
 import numpy as np
 import pytest
 
+from tests.operator.builders import TRAINING, experiment
 from transfer_api.errors import SpecError
 from transfer_api.results import ReportedScore, Results, StageRecord
+from transfer_api.stage import plan_stages
 from transfer_cli.main import main
 from transfer_evaluator.seeds import combine, combine_runs
+from transfer_evaluator.summary import collect
 
 WIDTH = 2 * 1.959964
 
@@ -23,9 +26,9 @@ def score(value: float, *, error: float = 0.01, baseline: float | None = 1.0, ta
     )  # fmt: skip
 
 
-def results(seed: int, *scores: ReportedScore, steps: float = 40.0) -> Results:
-    stage = StageRecord(name="pretraining", kind="pretraining", key="k", digest="d", complete=True, seed=seed, numbers={"steps": steps})
-    return Results(experiment=f"run-{seed}", language="id", verdict="", scores=list(scores), stages=[stage])
+def results(seed: int, *scores: ReportedScore, recipe: str = "one") -> Results:
+    stage = StageRecord(name="pretraining", kind="pretraining", key="k", digest="d", complete=True, seed=seed, numbers={})
+    return Results(experiment=f"run-{seed}", language="id", recipe=recipe, verdict="", scores=list(scores), stages=[stage])
 
 
 def test_what_the_seed_does_and_what_the_items_do_are_told_apart():
@@ -69,13 +72,27 @@ def test_lines_that_all_runs_have_stand_beside_the_baseline():
     assert (alone.effect, alone.baseline, alone.combined.mean) == ("alone", None, pytest.approx(2.05))
 
 
+def test_a_figure_that_is_no_mean_of_items_says_so():
+    (line,) = combine_runs([results(seed, score(value).model_copy(update={"interval": None})) for seed, value in ((1, 0.8), (2, 0.82))])
+    assert not line.items_counted
+    assert line.combined.item_error == 0
+
+
+def test_seeds_differ_in_the_recipe_of_no_stage(tmp_path):
+    recipes = set()
+    for seed, steps in ((1, 100), (2, 100), (2, 200)):
+        plan = plan_stages(experiment(seed=seed, pretraining={**TRAINING["pretraining"], "steps": steps}).spec)
+        recipes.add(collect(tmp_path, plan, experiment="x", language="id").recipe)
+    assert len(recipes) == 2
+
+
 @pytest.mark.parametrize(
     ("runs", "says"),
     [
         pytest.param([results(1, score(0.8))], "one run", id="one run"),
         pytest.param([results(1, score(0.8)), results(1, score(0.8))], "same seed", id="the same seed"),
-        pytest.param([results(1, score(0.8)), results(2, score(0.8), steps=80.0)], "more than their seed", id="other steps"),
-        pytest.param([results(1, score(0.8)), results(2, score(0.8, task="x"))], "more than their seed", id="other texts"),
+        pytest.param([results(1, score(0.8)), results(2, score(0.8), recipe="two")], "more than their seed", id="another file"),
+        pytest.param([results(1, score(0.8), recipe=""), results(2, score(0.8), recipe="")], "more than their seed", id="an old report"),
     ],
 )
 def test_runs_that_do_not_belong_together_are_refused(runs, says):
@@ -94,7 +111,7 @@ def test_the_command_reads_the_reports_of_runs(tmp_path, capsys, monkeypatch):
     assert main(["seeds", *names, "--json", str(tmp_path / "all.json")]) == 0
     assert "udhr-id" in capsys.readouterr().out
     (line,) = json.loads((tmp_path / "all.json").read_text())
-    assert (line["effect"], line["combined"]["mean"]) == ("better", pytest.approx(-0.19))
+    assert (line["effect"], line["combined"]["mean"], line["seed_share"] > 0) == ("better", pytest.approx(-0.19), True)
     assert main(["seeds", names[0], str(tmp_path / "none")]) == 2
     (tmp_path / "run-2" / "results.json").write_text("{}")
     assert main(["seeds", *names]) == 11

@@ -259,6 +259,48 @@ def test_without_stop_a_checkpoint_that_has_lost_too_much_is_told_once_and_nothi
     assert Reason.BEYOND_MARGIN not in made.decides().events()
 
 
+def test_a_stop_that_cannot_be_judged_is_told():
+    made = on_the_way(stop=True)
+    score_checkpoint(made, 1024, LOST.model_copy(update={"language": "id"}))
+    assert made.events().count(Reason.RETENTION_NOT_MEASURED) == 1
+    assert made.status.phase is not Phase.FAILED
+
+
+def test_an_experiment_that_a_checkpoint_stops_says_that_english_was_lost():
+    made = on_the_way(stop=True)
+    score_checkpoint(made, 1024, LOST)
+    condition = made.condition(ConditionType.ENGLISH_RETAINED)
+    assert (condition.status, condition.reason) == ("False", Reason.BEYOND_MARGIN)
+
+
+def test_as_many_checkpoints_as_a_file_may_name_have_room_in_the_status():
+    pretraining = {**TRAINING["pretraining"], "snapshotTokens": [512 * (number + 1) for number in range(32)]}
+    tuning = {"data": [{"path": "pairs.jsonl"}], "sequenceLength": 64, "globalBatchTokens": 512}
+    vocabulary = {"addedTokens": 100, "corpus": [{"path": "id.txt"}]}
+    made = world(
+        pretraining=pretraining,
+        instructionTuning=tuning,
+        vocabulary=vocabulary,
+        evaluation={**EVALUATION["evaluation"], "when": "EachCheckpoint"},
+    )
+    assert len(made.decides().status.stages) == 39
+
+
+def test_a_worker_alone_that_crashed_in_a_later_round_does_not_hide_its_successor():
+    made = training(workers={"min": 1, "replicas": 1, "max": 1}).steps("w0-g1", 50, round=1).decides()
+    made.ends("w0-g1", 1).decides().runs().decides()
+    for step in (45, 60):
+        made.after(60).steps("w0-g2", step, round=0).decides()
+        assert made.status.progress.step == step
+    assert (made.stage().last_step, made.stage().fruitless) == (60, 0)
+
+
+def test_nothing_is_left_to_wait_for_while_nothing_runs():
+    made = training().steps("w0-g1", 20, remaining_seconds=3600).after(60).decides()
+    assert made.status.progress.eta == "1h00m"
+    assert made.edit(suspend=True).settles().status.progress.eta == ""
+
+
 def test_without_a_gate_nothing_is_said_of_english():
     assert all(one.type is not ConditionType.ENGLISH_RETAINED for one in training().decides().status.conditions)
 

@@ -123,6 +123,18 @@ def test_an_altered_file_of_the_same_size_passes_only_where_verification_is_left
     assert store.open(STAGE.kind, STAGE.key, verify=False) == folder
 
 
+def test_a_part_is_checked_without_the_rest(store: ArtifactStore) -> None:
+    folder = committed(store)
+    (folder / "other.txt").write_text("was not there")
+    (folder / "rows.txt").unlink(missing_ok=True)
+    assert store.open(STAGE.kind, STAGE.key, part="model") == folder / "model"
+    with pytest.raises(ArtifactError, match="has no snapshots/5"):
+        store.open(STAGE.kind, STAGE.key, part="snapshots/5")
+    (folder / "model/weights.txt").write_text("WEIGHTS")
+    with pytest.raises(ArtifactError, match="not the file that was written"):
+        store.open(STAGE.kind, STAGE.key, part="model")
+
+
 def test_one_file_is_checked_without_the_others(store: ArtifactStore) -> None:
     folder = committed(store)
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]

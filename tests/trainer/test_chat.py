@@ -141,10 +141,13 @@ def test_llama_2_has_the_system_prompt_in_its_first_question_and_each_turn_as_a_
     example = ChatTemplate(tokenizer, "Llama2").encode(TWO_TURNS)
     assert tokenizer.decode(example.tokens) == (
         f"{begin}[INST] <<SYS>>\nJawab.\n<</SYS>>\n\nSiapa? [/INST] Semua orang. <|endoftext|>"
-        f"{begin}[INST] assistant [/INST] assistant\n\n sama  <|endoftext|>"
+        f"{begin}[INST] assistant [/INST] assistant\n\n sama <|endoftext|>"
     )
     told = answers(tokenizer, example.tokens, example.targets)
-    assert [answer.strip() for answer in told] == ["Semua orang. <|endoftext|>", "assistant\n\n sama  <|endoftext|>"]
+    assert [answer.strip() for answer in told] == ["Semua orang. <|endoftext|>", "assistant\n\n sama <|endoftext|>"]
+    for refused in (TWO_TURNS[2:], [*TWO_TURNS[:3], TWO_TURNS[0]]):
+        with pytest.raises(DataError, match="one system prompt"):
+            ChatTemplate(tokenizer, "Llama2").encode(refused)
 
 
 def test_llama_3_ends_turns_with_its_own_token_where_the_tokenizer_has_it() -> None:

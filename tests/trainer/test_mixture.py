@@ -209,12 +209,17 @@ def test_a_hub_data_set_that_moves_between_attempts_is_read_as_the_first_one_fou
     monkeypatch.setattr(mixture, "parts", parts)
     monkeypatch.setattr(mixture, "iter_part", iter_part)
     monkeypatch.setattr(mixture, "newest_commit", lambda name, field: name[0] * 40)
-    sources = [WeightedSource(hub="a/set"), WeightedSource(hub="b/set", revision="1" * 40), WeightedSource(hub="c/set", weight=0)]
+    sources = [
+        WeightedSource(hub="a/set"),
+        WeightedSource(hub="b/set", revision="1" * 40),
+        WeightedSource(hub="c/set", weight=0),
+        WeightedSource(hub="a/set", subset="other", revision="2" * 40),
+    ]
     context = pod(tmp_path, inputs, mixture=sources)
     interrupted(context, monkeypatch, 2)
     monkeypatch.setattr(mixture, "newest_commit", lambda name, field: "f" * 40)
     dataset.run(context, lambda progress: None)
-    assert set(read) == {"a" * 40, "1" * 40}
+    assert set(read) == {"a" * 40, "1" * 40, "2" * 40}
 
 
 @pytest.mark.parametrize(("status", "error"), [(200, None), (404, DataError), (503, HubUnreachableError)])

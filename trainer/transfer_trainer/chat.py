@@ -39,8 +39,9 @@ LLAMA2 = (
     "{% set told = messages[0]['role'] == 'system' %}"
     "{% for message in (messages[1:] if told else messages) %}{% if message['role'] == 'user' %}"
     "{% if not loop.first %}{{ bos_token }}{% endif %}[INST] "
-    "{% if told and loop.first %}<<SYS>>\n{{ messages[0]['content'] }}\n<</SYS>>\n\n{% endif %}{{ message['content'] }} [/INST]"
-    "{% else %} {{ message['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+    "{% if told and loop.first %}<<SYS>>\n{{ messages[0]['content'] }}\n<</SYS>>\n\n{% endif %}{{ message['content'] | trim }} [/INST]"
+    "{% elif message['role'] == 'assistant' and not loop.first %} {{ message['content'] | trim }} {{ eos_token }}"
+    "{% else %}{{ raise_exception('Llama 2 knows one system prompt, at the beginning, and then a question') }}{% endif %}{% endfor %}"
 )
 LLAMA3 = (
     "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"

@@ -113,7 +113,7 @@ class Mixture:
         """
         commits = self._commits()
         held = [
-            source.model_copy(update={"revision": commits.get(source.hub or "", source.revision)}) for source in self._parameters.mixture
+            source.model_copy(update={"revision": source.revision or commits.get(source.hub or "")}) for source in self._parameters.mixture
         ]
         self._pieces = [self._cut(number, source) for number, source in enumerate(held)]
         flat = [piece for pieces in self._pieces for piece in pieces]
@@ -171,6 +171,8 @@ class Mixture:
         if loose and not folder.is_dir():
             found = {name: commit for name, field in loose.items() if (commit := newest_commit(name, field)) is not None}
             draft = folder.with_name(f".commits.{secrets.token_hex(8)}")
+            if len(found) < len(loose):  # without a network nothing can move; a later attempt that has one asks
+                return {}
             with storage_errors(draft):
                 draft.mkdir(parents=True)
                 _write(draft / "commits.json", found)

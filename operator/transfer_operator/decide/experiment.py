@@ -136,10 +136,10 @@ def _judge_checkpoint(snapshot: Snapshot, step: Step) -> Refusal | None:
     if result is None:
         return None
     judged = judge_retention(evaluation.retention, result.scores)
-    if judged.kept is not False:
+    if judged.kept or (judged.kept is None and not evaluation.retention.stop):
         return None
     message = f"after {step.plan.snapshot:,} tokens: {judged.message}"
-    if evaluation.retention.stop:
+    if evaluation.retention.stop and judged.kept is False:
         return Refusal(reason=judged.reason, message=message)
     step.events.append(Event(reason=judged.reason, message=message, warning=True))
     return None

@@ -253,9 +253,16 @@ def note_progress(step: Step) -> None:
 
 
 def latest_progress(pods: tuple[Pod, ...]) -> Progress | None:
-    """The progress of the pod that is furthest: in the newest attempt and round, at the highest step."""
-    told = [(pod.name.attempt, pod.progress) for pod in pods if pod.progress is not None]
-    found = max(told, key=lambda one: (one[0], one[1].round, one[1].step), default=None)
+    """The progress of the pod that is furthest: in the newest attempt and round, at the highest step.
+
+    Of each worker only the newest generation that tells any: pods without a rendezvous all begin with round 0, and one that crashed in a
+    later round would be taken for the furthest for ever.
+    """
+    newest: dict[tuple[int, int], tuple[PodName, Progress]] = {}
+    for pod in sorted(pods, key=lambda pod: pod.name.generation):
+        if pod.progress is not None:
+            newest[pod.name.attempt, pod.name.index] = pod.name, pod.progress
+    found = max(newest.values(), key=lambda one: (one[0].attempt, one[1].round, one[1].step), default=None)
     return found[1] if found else None
 
 

@@ -93,7 +93,7 @@ def _progress(
     if old is not None and any(stage.name == old.stage and stage.state is StageState.COMPLETE for stage in stages):
         old = old.model_copy(update={"step": old.total_steps, "percentage": 100, "remaining_seconds": None})
     if current is None:
-        return old
+        return old.model_copy(update={"remaining_seconds": None}) if old is not None else None
     if told is None:
         return old if old is not None and old.stage == current.name else ProgressStatus(stage=current.name)
     due = old is None or old.last_updated is None or (now - old.last_updated).total_seconds() >= snapshot.settings.status_seconds
@@ -137,7 +137,7 @@ def scored(snapshot: Snapshot, stage: StageStatus) -> ResultMessage | None:
     """What a pod or the artifact says of the scores of a stage."""
     told = [pod.result for pod in snapshot.pods if pod.name.stage == stage.key and pod.result is not None]
     told += [snapshot.artifacts[stage.key]] if stage.key in snapshot.artifacts else []
-    return next((result for result in told if result.scores), None)
+    return min((result for result in told if result.scores), key=lambda result: result.scores_left_out, default=None)
 
 
 def _results(snapshot: Snapshot, stages: list[StageStatus]) -> ResultsStatus | None:
@@ -192,11 +192,13 @@ def _conditions(
         ConditionType.COMPLETE: (phase is Phase.COMPLETE, _complete_reason(phase), ""),
         ConditionType.FAILED: (True, failure.reason, failure.message) if failure else (False, _complete_reason(phase), ""),
     }
-    return [_condition(snapshot, kind, *value, now) for kind, value in found.items()] + _english_retained(snapshot, stages, now)
+    return [_condition(snapshot, kind, *value, now) for kind, value in found.items()] + _english_retained(snapshot, stages, failure, now)
 
 
-def _english_retained(snapshot: Snapshot, stages: list[StageStatus], now: datetime) -> list[Condition]:
+def _english_retained(snapshot: Snapshot, stages: list[StageStatus], failure: Failure | None, now: datetime) -> list[Condition]:
     """The gate of `evaluation.retention`, from the scores; what was said once stays, since the pods that told go."""
+    if failure is not None and failure.reason is Reason.BEYOND_MARGIN:
+        return [_condition(snapshot, ConditionType.ENGLISH_RETAINED, False, failure.reason, failure.message, now)]
     evaluation = snapshot.experiment.spec.evaluation
     last = _evaluation(stages)
     if evaluation is None or evaluation.retention is None or last is None:
