@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.operator.builders import experiment
+from tests.operator.builders import EVALUATION, TRAINING, experiment
 from tests.operator.cluster import Cluster
 from transfer_api.status import Cause, Phase
 from transfer_operator.decide import PodPhase, Role, Settings
@@ -105,19 +105,27 @@ def misfortune(cluster: Cluster, what: str, value, chosen: str | None) -> None:
         cluster.vanishes(chosen)
 
 
+ON_THE_WAY = {
+    "pretraining": {**TRAINING["pretraining"], "snapshotTokens": [1024]},
+    "evaluation": {**EVALUATION["evaluation"], "when": "EachCheckpoint", "retention": {"stop": True}},
+}
+
+
 @example(
     events=[("look", None), ("a pod refuses", 0), ("look", None), ("the user suspends", False), ("look", None)],
-    workers={"min": 1, "replicas": 2, "max": 4}, budgets={}, slots=None,
+    workers={"min": 1, "replicas": 2, "max": 4}, budgets={}, slots=None, checkpoints=False,
 )  # fmt: skip
 @given(
     events=st.lists(WILD, max_size=60),
     workers=st.sampled_from([{"min": 1, "replicas": 2, "max": 4}, {"min": 2, "replicas": 3}, {"min": 1, "replicas": 1}]),
     budgets=st.sampled_from([{}, BUDGETS]),
     slots=st.sampled_from([None, 1]),
+    checkpoints=st.booleans(),
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-def test_whatever_happens_the_invariants_hold_and_it_ends_when_bad_events_stop(events, workers, budgets, slots):
-    spec = experiment(workers=workers, restarts=budgets, deadlines={"stallSeconds": 120, "belowMinSeconds": 100})
+def test_whatever_happens_the_invariants_hold_and_it_ends_when_bad_events_stop(events, workers, budgets, slots, checkpoints):
+    more = ON_THE_WAY if checkpoints else {}
+    spec = experiment(workers=workers, restarts=budgets, deadlines={"stallSeconds": 120, "belowMinSeconds": 100}, **more)
     cluster = Cluster(experiment=spec, settings=Settings(parallel_stages=slots))
     for event in events:
         act(cluster, *event)
