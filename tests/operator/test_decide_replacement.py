@@ -144,8 +144,8 @@ def test_of_each_worker_the_last_pod_that_crashed_stays_for_its_log():
 
 @pytest.mark.parametrize(
     ("code", "fields"),
-    [(75, {}), (None, {}), (143, {"disrupted": True}), (None, {"disrupted": True})],
-    ids=["saved", "lost", "evicted", "preempted"],
+    [(75, {}), (None, {}), (143, {"disrupted": True}), (None, {"disrupted": True}), (137, {"lost": True})],
+    ids=["saved", "lost", "evicted", "preempted", "killed from outside"],
 )
 def test_a_pod_that_did_not_fail_by_itself_leaves_nothing_to_read(code, fields):
     assert training().ends("w1-g1", code, **fields).decides().deleted() == ["a1-w1-g1"]

@@ -322,6 +322,7 @@ def none_twice(witness: Witness) -> None:
         labels = one.body["metadata"]["labels"]
         place = tuple(labels[f"{LABEL}/{name}"] for name in ("experiment", "stage-key", "role", "index"))
         goes = one.type == "DELETED" or "deletionTimestamp" in one.body["metadata"]
-        ended = one.body["status"].get("phase") in ("Succeeded", "Failed")
+        # Its container may have ended a moment before its phase says so.
+        ended = one.body["status"].get("phase") in ("Succeeded", "Failed") or exit_code(one.body) is not None
         (set.discard if goes or ended else set.add)(living.setdefault(place, set()), one.name)
         assert len(living[place]) <= 1, f"two pods live for {place}: {living[place]}"

@@ -98,7 +98,7 @@ class Step:
     def last_crashes(self) -> tuple[Pod, ...]:
         """Of each worker of the attempt the last pod that failed by itself: it holds nothing but its log, which would go with it."""
         mine = [pod for pod in self.pods if pod.name.role is Role.WORKER and pod.name.attempt == self.status.attempt]
-        failed = [pod for pod in mine if pod.ended and not pod.disrupted and pod.exit_code not in (None, 0, ExitCode.SAVED)]
+        failed = [pod for pod in mine if pod.ended and not (pod.disrupted or pod.lost) and pod.exit_code not in (None, 0, ExitCode.SAVED)]
         return tuple({pod.name.index: pod for pod in sorted(failed, key=lambda pod: pod.name.generation)}.values())
 
     @property
