@@ -26,7 +26,7 @@ inputs: setup ## fetch and prepare model, texts, questions and instructions of t
 	@$(bin)/python -m hack.inputs.prepare --storage $(STORAGE)
 
 .PHONY: demo
-demo: ## teach a small English model Indonesian and score it: set-up, inputs and the run, about 10 minutes
+demo: ## teach a small English model Indonesian and score it: set-up, inputs and the run, 10 to 18 minutes
 	@hack/demo examples/indonesian.yaml
 
 .PHONY: demo-short

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 LANGUAGE_PATTERN = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*$"
 ENGLISH = "en"
 
@@ -22,6 +24,6 @@ def check_language(code: str) -> str:
     """
     import langcodes  # 0.1 s, and only files with a language need it
 
-    if len(code) > 35 or not langcodes.tag_is_valid(code):
+    if len(code) > 35 or not re.match(LANGUAGE_PATTERN, code) or not langcodes.tag_is_valid(code):
         raise ValueError("is not a language code that exists; write a BCP 47 code such as id, zh-Hans or sw")
     return code

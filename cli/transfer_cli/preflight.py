@@ -18,15 +18,15 @@ from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
 from transfer_api.spec import LLM_EVAL, ExperimentSpec, Method, ModelSource, TransferExperiment
-from transfer_api.stage import StageKind, StagePlan, asked_suites, models_of, plan_stages
+from transfer_api.stage import StageKind, StagePlan, asked_suites, is_address, models_of, plan_stages
 from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
-from transfer_cli.inputs import fingerprints, model_size, sources
+from transfer_cli.inputs import PACKED, fingerprints, model_size, sources
 from transfer_cli.outputs import STATUS, models
 from transfer_evaluator.mirror import FIELD as MIRROR
 from transfer_evaluator.suites import check_suites
 from transfer_pod.artifact import ArtifactStore, storage_errors
-from transfer_pod.context import NOT_THERE, find_input
+from transfer_pod.context import NOT_THERE, expand, find_input
 from transfer_pod.documents import check_source, find_data
 from transfer_pod.model import check_lora, check_model_folder, linear_sides, read_config
 
@@ -66,6 +66,7 @@ def check(
             lambda: _writable(output, "output", "--output"),
             lambda: _no_other_model(output),
             lambda: _port(metrics_port),
+            lambda: _enough_text(spec, (storage, *search)),
             lambda: _gpus(spec),
             lambda: _judge_tokens(spec),
         ]
@@ -109,6 +110,30 @@ def _judge_tokens(spec: ExperimentSpec) -> None:
             raise SpecError(
                 "Secrets are a cluster's, and there is no token of the judge here", field=f"spec.evaluation.{field}.tokenSecret",
                 value=judge.token_secret.name, next_step=f"Put it into the variable {variable}",
+            )  # fmt: skip
+
+
+def _enough_text(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
+    """Refuses a budget that no tokenizer could fill: a token is a byte or more. What is nearer is known once the texts are counted."""
+    training = spec.pretraining
+    if training is None or training.epochs is not None:
+        return
+    wanted = training.tokens or (training.steps or 0) * training.global_batch_tokens
+    weights = sum(source.weight for source in training.mixture)
+    for number, source in enumerate(training.mixture):
+        if source.path is None or is_address(source.path) or not weights:
+            continue
+        try:
+            files = [file for file in expand(find_input(source.path, roots)) if file.is_file()]
+        except DataError:
+            continue  # said elsewhere
+        size = sum(file.stat().st_size for file in files)
+        share = wanted * source.weight // weights
+        if files and not any(file.suffix in PACKED for file in files) and share > training.max_epochs * size:
+            raise DataError(
+                f"has {size:,} bytes, and so no more tokens; the budget asks for {share:,} of it in at most {training.max_epochs} epochs",
+                field=f"spec.pretraining.mixture[{number}].path", value=source.path,
+                next_step="Add text, ask for less, or raise maxEpochs",
             )  # fmt: skip
 
 
@@ -312,10 +337,23 @@ def _room(folder: Path, field: str, needed: int, what: str) -> None:
 
 
 def disk_needed(spec: ExperimentSpec, plan: Sequence[StagePlan], storage: Path, search: Sequence[Path]) -> int:
-    """Bytes still to be written into the storage: artifacts of the stages to come, and the checkpoints of the largest of them."""
+    """Bytes still to be written into the storage: artifacts of the stages to come, and the checkpoints of the largest of them.
+
+    Less what a run that was stopped has left of them: it goes on from there, on a disk that is as full as it made it.
+    """
     store = ArtifactStore(storage)
-    costs = [cost for stage, cost in _costs(spec, plan, storage, search) if store.find(stage.kind, stage.key) is None]
-    return sum(cost.artifact_bytes for cost in costs) + max((cost.work_bytes for cost in costs), default=0)
+    to_come = [(stage, cost) for stage, cost in _costs(spec, plan, storage, search) if store.find(stage.kind, stage.key) is None]
+    needed = sum(cost.artifact_bytes for _, cost in to_come) + max((cost.work_bytes for _, cost in to_come), default=0)
+    return max(0, needed - sum(_bytes_below(store.work(stage.kind, stage.key)) for stage, _ in to_come))
+
+
+def _bytes_below(folder: Path) -> int:
+    """Of all files; one that goes while it is looked at counts as nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
 
 
 def copy_needed(spec: ExperimentSpec, plan: Sequence[StagePlan], storage: Path, output: Path, search: Sequence[Path]) -> int:

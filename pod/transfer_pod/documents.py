@@ -247,7 +247,7 @@ def _files(path: Path | Remote, endings: tuple[str, ...], field: str) -> list[Da
         if isinstance(file, Path) and file.is_dir():
             raise DataError(
                 "is a folder", field=f"{field}.path", value=str(file), allowed="a file or a glob",
-                next_step=f"Write which files of it, such as {file.name}/*.jsonl",
+                next_step=f"Write which files of it, such as {path}/*.jsonl",
             )  # fmt: skip
         if not file.name.lower().endswith(endings):
             raise DataError(

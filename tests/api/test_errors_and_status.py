@@ -46,7 +46,7 @@ def test_languages_that_exist_are_kept_as_written(code: str) -> None:
     assert check_language(code) == code
 
 
-@pytest.mark.parametrize("code", ["xx", "indonesian", "", "id_ID!", "a" * 40])
+@pytest.mark.parametrize("code", ["xx", "indonesian", "", "id_ID!", "id_ID", "root", "x-foo", "i-klingon", "a" * 40])
 def test_languages_that_do_not_exist_are_refused(code: str) -> None:
     with pytest.raises(ValueError, match="BCP 47"):
         check_language(code)

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.documents import EVALUATION, TUNING, VOCABULARY, changed, document
+from tests.support.documents import EVALUATION, PRETRAINING, TUNING, VOCABULARY, changed, document
 from tests.support.folders import PARAMETERS, write_experiment, write_model
 from transfer_api.errors import ExitCode
 from transfer_api.load import SpecErrors, load_experiment
 from transfer_api.stage import StagePlan, plan_stages
 from transfer_cli import inputs, preflight
 from transfer_cli.paths import default_output, default_storage
+from transfer_pod.artifact import ArtifactStore
 
 ALL = document(instructionTuning=TUNING, evaluation=EVALUATION)
 
@@ -258,6 +259,27 @@ def test_the_copy_of_the_model_counts_for_the_disk_of_the_output(tmp_path: Path,
     (output / "model").mkdir()
     (output / "status.yaml").touch()
     check(tmp_path)  # the copy takes the place of the one that lies there
+
+
+def test_what_a_stopped_run_has_left_is_not_needed_again(tmp_path: Path) -> None:
+    wanted = document(evaluation=EVALUATION)
+    fresh = needed(tmp_path / "a", wanted)
+    spec = load_experiment(tmp_path / "a" / "experiment.yaml").spec
+    training = next(stage for stage in plan_stages(spec) if stage.kind.elastic)
+    work = ArtifactStore(tmp_path / "a" / "storage").work(training.kind, training.key) / "checkpoints" / "step-5"
+    work.mkdir(parents=True)
+    (work / "weights").write_bytes(b"0" * 1000)
+    assert preflight.disk_needed(spec, plan_stages(spec), tmp_path / "a" / "storage", (tmp_path / "a",)) == fresh - 1000
+
+
+def test_a_budget_that_no_tokenizer_could_fill_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    few = {"mixture": [{"path": "id.txt", "weight": 3}, {"path": "en.txt", "weight": 1}], "globalBatchTokens": 8, "sequenceLength": 8}
+    write_experiment(tmp_path, document(pretraining={**PRETRAINING, **few, "tokens": "1M"}))
+    size = (tmp_path / "id.txt").stat().st_size
+    told = refusal(tmp_path)
+    assert "spec.pretraining.mixture[0].path" in told
+    assert f"has {size:,} bytes, and so no more tokens" in told
+    assert "maxEpochs" in told
 
 
 def test_vocabulary_counts_for_the_disk(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def write_model(folder: Path, **config: Any) -> Path:
 def write_experiment(folder: Path, wanted: dict[str, Any] | None = None) -> Path:
     """experiment.yaml with everything beside it that `document` and the smallest stages read."""
     write_model(folder / "model")
-    for name, text in (("id.txt", "Semua orang.\n\nMereka.\n"), ("en.txt", "All people.\n"), ("test.txt", "Satu.\n\nDua.\n")):
+    much = "Semua orang.\n\nMereka.\n" * 2000  # bytes enough for a budget of 41K tokens
+    for name, text in (("id.txt", much), ("en.txt", "All people.\n" * 2000), ("test.txt", "Satu.\n\nDua.\n")):
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "pairs.jsonl").write_text(json.dumps({"instruction": "Say one", "input": "", "output": "satu"}) + "\n")
     path = folder / "experiment.yaml"

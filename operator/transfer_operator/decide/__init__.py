@@ -8,7 +8,7 @@ resync, and a crash between any two writes is repaired by the next call.
 
 An experiment is a list of stages (`transfer_api.stage.plan_stages`), each of which lives like this:
 
-          its artifact is in the storage already
+          its artifact is in the storage already (also found while it runs or is suspended)
           ┌───────────────────────────────────────────────────────────────────────┐
           │       inputs complete,                 a pod ended with 0             ▼
           │       a slot is free                   and named its artifact
@@ -20,6 +20,10 @@ An experiment is a list of stages (`transfer_api.stage.plan_stages`), each of wh
               a slot is free           │ │
                            Suspended ──┘ │
                                ▲─────────┘
+
+One failed stage ends the experiment; what ran beside it is left as `Suspended`. A stage that another experiment makes (`makers`) is waited
+for. An evaluation of a checkpoint may end the experiment by what it scored, although it is Complete itself (`evaluation.retention.stop`).
+The experiment is Pending until a first pod runs, then Running (or Suspended), and at last Complete or Failed, which nothing changes.
 
 While a stage runs, one record for each worker index says which generation of its pod is wanted. A pod of that generation that ended
 or vanished is an incident: the record moves on to the next generation and one counter grows by one, both in the same status

@@ -1,4 +1,4 @@
-"""What the end of a pod means: the table "Exit codes of experiment pods", as code."""
+"""What the end of a pod means: the tables "Exit codes" and "Restarts" of docs/concepts.md, as code."""
 
 from __future__ import annotations
 
