@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
     output = output_of(options.name)
     status = read_status(output)
     if status is None:
-        raise SpecError("has no run here", field="RUN", value=options.name, next_step=f"Looked for {output / STATUS}")
+        step = f"Looked for {output / STATUS}; a run with --output goes by that folder"
+        raise SpecError("has no run here", field="RUN", value=options.name, next_step=step)
     store = ArtifactStore((options.storage or default_storage()).absolute())
     code = ExitCode.COMPLETE
     trained = [stage for stage in status.stages if stage.kind.elastic]

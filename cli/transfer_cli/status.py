@@ -26,7 +26,8 @@ def run(options: argparse.Namespace) -> int:
     output = output_of(options.name)
     status = read_status(output)
     if status is None:
-        raise SpecError("has no run here", field="name", value=options.name, next_step=f"Looked for {output / STATUS}")
+        step = f"Looked for {output / STATUS}; a run with --output goes by that folder"
+        raise SpecError("has no run here", field="name", value=options.name, next_step=step)
     left = interrupted(output, status)
     if options.format == "text":
         sys.stdout.write(describe(status, left))
