@@ -139,4 +139,4 @@ def test_names_are_those_that_people_type() -> None:
 @pytest.mark.parametrize("value", ["2e-5", "1e-4"])
 def test_decimals_are_quoted_for_readers_of_another_yaml(value: str) -> None:
     assert f"'{value}'" in crd_yaml()
-    assert yaml.safe_load(crd_yaml()) == crd()
+    assert yaml.load(crd_yaml(), Loader=yaml.CSafeLoader) == crd()

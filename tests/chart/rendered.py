@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,14 @@ def text(*options: str) -> str:
 
 
 def objects(*options: str) -> list[Object]:
-    """All of its objects."""
-    return [document for document in yaml.safe_load_all(text(*options)) if document]
+    """All of its objects, to be changed at will."""
+    return copy.deepcopy(_parsed(*options))
+
+
+@functools.cache
+def _parsed(*options: str) -> list[Object]:
+    # The CRD alone takes PyYAML's own parser a second.
+    return [document for document in yaml.load_all(text(*options), Loader=yaml.CSafeLoader) if document]
 
 
 def of_kind(kind: str, *options: str) -> list[Object]:
