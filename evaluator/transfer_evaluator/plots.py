@@ -131,9 +131,7 @@ def _checkpoint_plot(metric: str, title: str, lines: Mapping[str, Sequence[tuple
             values += [(tokens, score.value) for tokens, score in points]
             axes.plot(*zip(*values, strict=True), color=colour, linestyle=style, marker="o", markersize=4, linewidth=1.6, label=label)
             for tokens, score in points:
-                if score.interval is not None:
-                    base = score.baseline if score.difference is not None and score.baseline is not None else 0.0
-                    ends = [base + end for end in score.interval]
+                if ends := _band(score):
                     axes.plot([tokens, tokens], ends, color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
         axes.set_xlim(left=0)
         axes.set_xlabel("tokens of pretraining; bar: 95 % interval")
@@ -148,11 +146,8 @@ def _score_plot(metric: str, title: str, scores: Sequence[Score]) -> str:
     def draw(axes: Any) -> None:
         for place, score in enumerate(scores):
             colour = EFFECT_COLOURS[effect_of(score)]
-            start = score.baseline if score.baseline is not None and score.difference is not None else 0.0
-            if score.interval is not None:
-                axes.plot(
-                    [start + end for end in score.interval], [place, place], color=colour, linewidth=5, alpha=0.4, solid_capstyle="butt"
-                )
+            if ends := _band(score):
+                axes.plot(ends, [place, place], color=colour, linewidth=5, alpha=0.4, solid_capstyle="butt")
             if score.baseline is not None:
                 axes.plot([score.baseline, score.value], [place, place], color=colour, linewidth=1.2)
                 axes.plot(score.baseline, place, "o", markersize=7, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.3)
@@ -164,6 +159,12 @@ def _score_plot(metric: str, title: str, scores: Sequence[Score]) -> str:
         axes.set_xlabel("○ baseline, ● result, bar: 95 % interval")
 
     return _svg(f"scores-{metric}", title, draw, height=0.9 + 0.36 * len(scores))
+
+
+def _band(score: Score) -> list[float]:
+    """Ends of the interval, that of a difference laid at the baseline; empty where there is none."""
+    start = score.baseline if score.baseline is not None and score.difference is not None else 0.0
+    return [start + end for end in score.interval or ()]
 
 
 def _svg(name: str, label: str, draw: Callable[[Any], None], *, height: float, width: float = 5.8) -> str:

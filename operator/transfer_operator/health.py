@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from transfer_api.status import Phase
+from transfer_api.status import Cause, Phase
 from transfer_operator import metrics
 from transfer_operator.queue import WorkQueue
 from transfer_operator.settings import OperatorSettings
@@ -105,8 +105,8 @@ class FleetCollector(Collector):
             workers.add_metric([namespace, name, "desired"], status.workers.desired)
             workers.add_metric([namespace, name, "ready"], status.workers.ready)
             stalled.add_metric([namespace, name], any(one.type == "Stalled" and one.status == "True" for one in status.conditions))
-            for cause in ("application", "infrastructure", "preemption", "stall", "saved"):
-                restarts.add_metric([namespace, name, cause], getattr(status.restarts, cause))
+            for cause in Cause:
+                restarts.add_metric([namespace, name, cause.value], status.restarts.count(cause))
         for phase, number in count.items():
             phases.add_metric([phase], number)
         text = "Experiments whose status cannot be read, so that nothing is done for them; they are in no phase."

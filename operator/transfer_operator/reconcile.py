@@ -17,6 +17,7 @@ from transfer_api.progress import ArtifactReference, Outcome, Progress, ResultMe
 from transfer_api.spec import API_VERSION, ExperimentSpec
 from transfer_api.stage import StageKind, StagePlan
 from transfer_api.status import (
+    Cause,
     Condition,
     ConditionType,
     ExperimentStatus,
@@ -298,8 +299,8 @@ class Reconciler:
     def _measure(self, known: Known, memory: Memory, new: ExperimentStatus) -> None:
         """What metrics tell of the step from one status to the next."""
         old = known.status
-        for cause in ("application", "infrastructure", "preemption", "stall", "saved"):
-            metrics.RESTARTS.labels(cause).inc(max(0, getattr(new.restarts, cause) - getattr(old.restarts, cause)))
+        for cause in Cause:
+            metrics.RESTARTS.labels(cause.value).inc(max(0, new.restarts.count(cause) - old.restarts.count(cause)))
         if new.results is not None and old.results is None:
             metrics.RESULTS_WRITTEN.inc()
         if (

@@ -299,6 +299,8 @@ def test_nothing_is_left_to_wait_for_while_nothing_runs():
     made = training().steps("w0-g1", 20, remaining_seconds=3600).after(60).decides()
     assert made.status.progress.eta == "1h00m"
     assert made.edit(suspend=True).settles().status.progress.eta == ""
+    progress = made.status.progress
+    assert made.after(60).decides().status.progress is progress, "what is not new is not measured by"
 
 
 def test_without_a_gate_nothing_is_said_of_english():

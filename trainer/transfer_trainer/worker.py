@@ -65,7 +65,7 @@ def main() -> int:
             return End.CRASHED
         if is_peer_loss(error):
             logging.getLogger(__name__).warning("a peer is gone: %s", str(error).splitlines()[0] if str(error) else error)
-            explain(folder, int(os.environ.get("LOCAL_RANK", "0")), type(error).__name__, f"{type(error).__name__}: {error}", LOST)
+            _explain(folder, error, LOST)
             return End.PEER_LOST
         traceback.print_exc()
         _explain(folder, error)
@@ -119,9 +119,9 @@ def is_peer_loss(error: BaseException) -> bool:
     return lost or isinstance(error, (DistError, FencedError))
 
 
-def _explain(folder: Path, error: BaseException) -> None:
+def _explain(folder: Path, error: BaseException, kind: str = ERROR) -> None:
     message = str(error) if isinstance(error, TransferError) else f"{type(error).__name__}: {error}"
-    explain(folder, int(os.environ.get("LOCAL_RANK", "0")), type(error).__name__, message)
+    explain(folder, int(os.environ.get("LOCAL_RANK", "0")), type(error).__name__, message, kind)
 
 
 def explain(folder: Path, rank: int, reason: str, message: str, kind: str = ERROR) -> None:

@@ -13,7 +13,7 @@ from transfer_operator.decide import stage as stages
 from transfer_operator.decide.decision import Action, Decision, DeletePod, Event, Refusal
 from transfer_operator.decide.snapshot import Pod, PodPhase, Snapshot
 from transfer_operator.decide.stage import Step, Surroundings
-from transfer_operator.decide.summary import scored, summarize
+from transfer_operator.decide.summary import gate_of, scored, summarize
 from transfer_operator.decide.verdict import Done, verdict
 
 
@@ -113,7 +113,8 @@ def _may_begin(snapshot: Snapshot, step: Step, before: list[Step], others: list[
         step.change(message=f"waits for {maker}, which makes the same stage")
         return False
     unscored = any(other.plan.snapshot is not None and other.plan.key not in done for other in before)
-    if unscored and step.plan.snapshot is None and _stops(snapshot):
+    gate = gate_of(snapshot)
+    if unscored and step.plan.snapshot is None and gate is not None and gate.stop:
         step.change(message="waits for the scores of the checkpoints, by which evaluation.retention may stop the experiment")
         return False
     slots = snapshot.settings.parallel_stages
@@ -121,25 +122,20 @@ def _may_begin(snapshot: Snapshot, step: Step, before: list[Step], others: list[
     return slots is None or running < slots
 
 
-def _stops(snapshot: Snapshot) -> bool:
-    evaluation = snapshot.experiment.spec.evaluation
-    return evaluation is not None and evaluation.retention is not None and evaluation.retention.stop
-
-
 def _judge_checkpoint(snapshot: Snapshot, step: Step) -> Refusal | None:
     """Whether the checkpoint whose evaluation has just become complete has lost too much of English to go on; it is told in any case."""
-    evaluation = snapshot.experiment.spec.evaluation
+    gate = gate_of(snapshot)
     complete = step.status.state is StageState.COMPLETE and _record(snapshot, step.plan).state is not StageState.COMPLETE
-    if step.plan.snapshot is None or not complete or evaluation is None or evaluation.retention is None:
+    if step.plan.snapshot is None or not complete or gate is None:
         return None
     result = scored(snapshot, step.status)
     if result is None:
         return None
-    judged = judge_retention(evaluation.retention, result.scores)
-    if judged.kept or (judged.kept is None and not evaluation.retention.stop):
+    judged = judge_retention(gate, result.scores)
+    if judged.kept or (judged.kept is None and not gate.stop):
         return None
     message = f"after {step.plan.snapshot:,} tokens: {judged.message}"
-    if evaluation.retention.stop and judged.kept is False:
+    if gate.stop and judged.kept is False:
         return Refusal(reason=judged.reason, message=message)
     step.events.append(Event(reason=judged.reason, message=message, warning=True))
     return None

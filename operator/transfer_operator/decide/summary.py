@@ -7,6 +7,7 @@ from typing import Literal
 
 from transfer_api.progress import LATEST_UNIX_TIME, Progress, ResultMessage, Score
 from transfer_api.retention import judge_retention
+from transfer_api.spec import Retention
 from transfer_api.stage import StageKind
 from transfer_api.status import (
     REASON_TEXT,
@@ -93,7 +94,8 @@ def _progress(
     if old is not None and any(stage.name == old.stage and stage.state is StageState.COMPLETE for stage in stages):
         old = old.model_copy(update={"step": old.total_steps, "percentage": 100, "remaining_seconds": None})
     if current is None:
-        return old.model_copy(update={"remaining_seconds": None}) if old is not None else None
+        # The same object where nothing is new: usage is measured where progress is.
+        return old if old is None or old.remaining_seconds is None else old.model_copy(update={"remaining_seconds": None})
     if told is None:
         return old if old is not None and old.stage == current.name else ProgressStatus(stage=current.name)
     due = old is None or old.last_updated is None or (now - old.last_updated).total_seconds() >= snapshot.settings.status_seconds
@@ -195,18 +197,23 @@ def _conditions(
     return [_condition(snapshot, kind, *value, now) for kind, value in found.items()] + _english_retained(snapshot, stages, failure, now)
 
 
+def gate_of(snapshot: Snapshot) -> Retention | None:
+    """The gate on English, where the experiment has one."""
+    evaluation = snapshot.experiment.spec.evaluation
+    return evaluation.retention if evaluation is not None else None
+
+
 def _english_retained(snapshot: Snapshot, stages: list[StageStatus], failure: Failure | None, now: datetime) -> list[Condition]:
     """The gate of `evaluation.retention`, from the scores; what was said once stays, since the pods that told go."""
     if failure is not None and failure.reason is Reason.BEYOND_MARGIN:
         return [_condition(snapshot, ConditionType.ENGLISH_RETAINED, False, failure.reason, failure.message, now)]
-    evaluation = snapshot.experiment.spec.evaluation
-    last = _evaluation(stages)
-    if evaluation is None or evaluation.retention is None or last is None:
+    gate, last = gate_of(snapshot), _evaluation(stages)
+    if gate is None or last is None:
         return []
     result = scored(snapshot, last)
     if result is None:
         return [condition for condition in snapshot.status.conditions if condition.type is ConditionType.ENGLISH_RETAINED]
-    judged = judge_retention(evaluation.retention, result.scores)
+    judged = judge_retention(gate, result.scores)
     return [_condition(snapshot, ConditionType.ENGLISH_RETAINED, judged.kept, judged.reason, judged.message, now)]
 
 
