@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.support.experiment import wait_for
-from tests.support.trial import EVALUATION, PRETRAINING, Trial, lives
+from tests.support.kube import Body, Witness
+from tests.support.testbed import containers
+from tests.support.trial import EVALUATION, LONG, PRETRAINING, Trial, exit_code, lives, none_twice
 
 
 def changed_source(path: str, **changes: object) -> dict:
@@ -99,6 +105,81 @@ def test_a_checkpoint_that_was_cut_short_fails_with_code_11(trial: Trial) -> Non
     assert "checkpoints" in status["failure"]["message"]
     assert "remove" in status["failure"]["message"], "the way out"
     assert status["restarts"]["total"] == 0
+
+
+@contextlib.contextmanager
+def struck_down(trial: Trial) -> Iterator[None]:
+    """Every process that trains dies by SIGSEGV as soon as it is there, as with a broken driver."""
+    over = threading.Event()
+
+    def strike() -> None:
+        while not over.wait(0.05):
+            for pod in trial.pods(stage="pretraining", role="worker"):
+                if pod["status"].get("phase") == "Running" and containers(pod):
+                    for pid in trial.bed.training_processes(pod):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGSEGV)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_workers_that_crash_again_and_again_spend_their_budget_more_and_more_slowly(trial: Trial) -> None:
+    with trial.witness() as witness, struck_down(trial):
+        trial.apply(trial.document(pretraining=PRETRAINING | LONG, restarts={"application": 2}))
+        status = trial.ends("Failed", seconds=300)
+    none_twice(witness)
+    failure = status["failure"]
+    assert (failure["reason"], failure["exitCode"]) == ("RestartLimitExceeded", 1)
+    assert "SIGSEGV" in failure["message"]
+    assert "spec.restarts.application" in failure["message"], "the way out"
+    assert (status["restarts"]["application"], status["restarts"]["total"]) == (3, 3), "each pod once, not each of its processes"
+    waits = [made_of(witness, count + 1) - end_of(witness, count) for count in (1, 2)]
+    assert waits[0] < 5 < 9 < waits[1], f"replaced after {waits} s: the first at once, the second after a while"
+
+
+def made_of(witness: Witness, generation: int) -> float:
+    """When the pod of worker 0 of the pretraining was made."""
+    return next(one.time for one in witness.created() if of_generation(one.body, generation))
+
+
+def end_of(witness: Witness, generation: int) -> float:
+    """When its end was told."""
+    return next(one.time for one in witness.seen if of_generation(one.body, generation) and exit_code(one.body) is not None)
+
+
+def of_generation(pod: Body, generation: int) -> bool:
+    labels = pod["metadata"]["labels"]
+    wanted = {"stage": "pretraining", "role": "worker", "generation": str(generation)}
+    return all(labels.get(f"transfer-operator.dev/{name}") == value for name, value in wanted.items())
+
+
+def test_a_worker_that_stands_still_is_begun_again_on_the_budget_of_stalls(trial: Trial) -> None:
+    """Launcher and all: where the launcher lives, it finds out by itself."""
+    document = trial.long(replicas=1)
+    document["spec"]["deadlines"] = {"stallSeconds": 20}
+    trial.apply(document)
+    trial.steps(document, 1, seconds=180)
+    wait_for(lambda: len(trial.ledger(document)) > 450, 60, "two checkpoints")
+    before = len(trial.ledger(document))
+    victim = trial.worker(0)
+    with trial.witness() as witness:
+        struck = time.time()
+        trial.bed.signal(victim, signal.SIGSTOP)
+        trial.waits(lambda status: status["restarts"]["stall"] == 1, "a stall is counted", seconds=60)
+        told = time.time() - struck
+        trial.steps(document, 1, since=struck + 5, seconds=150)
+    none_twice(witness)
+    assert told >= 20, "not before its time"
+    assert trial.stage()["attempt"] == 2
+    assert trial.status()["restarts"]["total"] == 1, "nothing else is counted when the one that stood still is removed"
+    lines = [line for line in trial.ledger(document, kinds=("step", "lost")) if line["time"] > struck + 5]
+    assert min(line["step"] for line in lines) > before - 2 * 200, "it did not begin at the beginning"
 
 
 def test_an_image_that_cannot_be_pulled_fails_after_the_deadline_with_its_name(trial: Trial) -> None:

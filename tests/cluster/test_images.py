@@ -13,6 +13,16 @@ from tests.support.trial import Trial
 
 LOOK = """
 import importlib.util, json, os, shutil, sys
+def size(folder):
+    seen, total, device = set(), 0, os.stat(folder).st_dev
+    for place, folders, files in os.walk(folder):
+        folders[:] = [one for one in folders if os.lstat(os.path.join(place, one)).st_dev == device]
+        for one in files:
+            found = os.lstat(os.path.join(place, one))
+            if found.st_ino not in seen:
+                seen.add(found.st_ino)
+                total += found.st_size
+    return total / 1e6
 def writable(folder):
     try: open(folder + "/probe", "w").close(); return True
     except OSError: return False
@@ -21,6 +31,7 @@ json.dump({
   "writable": [one for one in ("/", "/opt/venv", "/opt/transfer", "/tmp") if writable(one)],
   "installers": [one for one in ("pip", "pip3", "uv", "gcc", "cc", "ld") if shutil.which(one)],
   "imported": [importlib.import_module(one).__name__ for one in sys.argv[1].split(",")],
+  "megabytes": size("/"),
   "heavy": [one for one in ("torch", "kopf", "kubernetes") if importlib.util.find_spec(one)],
 }, sys.stdout)
 """
@@ -54,6 +65,8 @@ def test_an_image_works_without_rights_and_holds_nothing_to_build_with(trial: Tr
     told = kubectl("logs", "-n", trial.name, "look", check=False)
     assert ended == "Succeeded", told
     found = json.loads(told.splitlines()[-1])
+    # As docker counts: the bytes of all files, without what a file system adds to each.
+    assert 50 < found.pop("megabytes") < (300 if image == "operator" else 7000), told
     assert found == {
         "user": [65532, 65532], "home": "/tmp", "writable": ["/tmp"], "installers": [], "imported": modules.split(","), "heavy": heavy,
     }  # fmt: skip

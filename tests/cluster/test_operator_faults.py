@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.support.experiment import wait_for
-from tests.support.kube import Body
+from tests.support.kube import Body, kubectl
 from tests.support.trial import EVALUATION, PRETRAINING, Trial, none_twice
 
 STEPS = 1500
@@ -40,6 +40,37 @@ def test_operators_killed_at_five_points_of_a_life_change_nothing(trial: Trial) 
     assert status["restarts"]["total"] == 1
     assert [line["step"] for line in trial.ledger(document)] == list(range(1, STEPS + 1))
     assert status["results"]["scores"]
+    trial.bed.operators_ready()
+
+
+def test_minutes_without_any_operator_cost_nothing_but_the_replacement(trial: Trial) -> None:
+    """Training goes on; what happened meanwhile is found, and counted once, by the operator that comes back."""
+    document = trial.train()
+    deployment = ["deployment/transfer-operator", "-n", "transfer-operator"]
+    with trial.witness() as witness:
+        kubectl("scale", *deployment, "--replicas=0")
+        wait_for(lambda: not trial.bed.operators(), 60, "no operator is left")
+        alone = time.time()
+        try:
+            victim = trial.worker(1)
+            trial.evict(victim)
+            trial.apply(trial.document("meanwhile", pretraining=None, evaluation=EVALUATION))
+            trial.steps(document, 1, since=alone)
+            wait_for(lambda: time.time() - alone > 90, 120, "longer than any Lease, and than Kubernetes waits for a node")
+            assert trial.status()["restarts"]["total"] == 0, "nobody writes"
+            assert not trial.status("meanwhile")
+        finally:
+            back = time.time()
+            kubectl("scale", *deployment, "--replicas=2")
+        trial.replaced(victim)
+        trial.steps(document, 2, since=back)
+        trial.ends("Complete", "meanwhile")
+    none_twice(witness)
+    restarts = trial.status()["restarts"]
+    assert restarts["total"] == 1, "the pod that was evicted"
+    assert trial.stage()["attempt"] == 1
+    lines = trial.ledger(document)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1)), "no step was lost or done twice"
     trial.bed.operators_ready()
 
 

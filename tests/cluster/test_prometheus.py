@@ -15,7 +15,7 @@ import yaml
 
 from tests.support.experiment import wait_for
 from tests.support.testbed import ROOT
-from tests.support.trial import Trial
+from tests.support.trial import EVALUATION, Trial
 from transfer_cli.local import free_port
 
 
@@ -94,7 +94,7 @@ def prometheus(trial: Trial, tmp_path: Path) -> Iterator[Prometheus]:
     process.wait(20)
 
 
-def test_prometheus_has_the_series_of_operator_and_training_pods(trial: Trial, prometheus: Prometheus, tmp_path: Path) -> None:
+def test_prometheus_has_the_series_of_operator_training_and_evaluation(trial: Trial, prometheus: Prometheus, tmp_path: Path) -> None:
     document = trial.train()
     write_targets(trial, tmp_path)
     mine = f'namespace="{trial.name}",experiment="tiny"'
@@ -119,6 +119,17 @@ def test_prometheus_has_the_series_of_operator_and_training_pods(trial: Trial, p
     wait_for(
         lambda: prometheus.value(f'transfer_operator_experiment_restarts{{{mine},cause="preemption"}}') == 1, 30, "the eviction is counted"
     )
+
+    texts = [{"name": "all", "path": "texts/id.jsonl"}]
+    trial.apply(trial.document("scored", pretraining=None, evaluation=EVALUATION | {"texts": texts}))
+    scored = f'{{namespace="{trial.name}",experiment="scored"}}'
+
+    def items() -> float | None:
+        write_targets(trial, tmp_path)
+        return prometheus.value(f"max(transfer_stage_step{scored})")
+
+    wait_for(items, 120, "the progress of the evaluation pod")
+    assert prometheus.ask(f"transfer_stage_total_steps{scored}")
     undocumented = {
         series["metric"]["__name__"] for series in prometheus.ask('{__name__=~"transfer_.+"}')
     } - documented()  # fmt: skip
