@@ -74,6 +74,8 @@ def check(
     if not errors:
         plan = plan_stages(spec, fingerprints(experiment, storage=storage, search=search))
         errors += _ask([*_disk(spec, plan, storage, output, search)])
+    if not errors:
+        errors += _ask([lambda: _judges(plan, storage)])  # last: only these are asked over a network, and may cost a cent
     if errors:
         _remove(made)
         raise SpecErrors(experiment.metadata.name, errors)
@@ -111,6 +113,17 @@ def _judge_tokens(spec: ExperimentSpec) -> None:
                 "Secrets are a cluster's, and there is no token of the judge here", field=f"spec.evaluation.{field}.tokenSecret",
                 value=judge.token_secret.name, next_step=f"Put it into the variable {variable}",
             )  # fmt: skip
+
+
+def _judges(plan: Sequence[StagePlan], storage: Path) -> None:
+    """Judges are asked last: one that wants another token or model name would tell so after the training."""
+    stages = [stage for stage in plan if stage.kind is StageKind.EVALUATION and stage.parameters.get("judge")]
+    if not stages or ArtifactStore(storage).find(stages[-1].kind, stages[-1].key) is not None:
+        return
+    from transfer_evaluator.judge.panel import greet
+    from transfer_evaluator.judge.seats import take_seats
+
+    greet(take_seats(stages[-1], storage, "preflight"))
 
 
 def _enough_text(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:

@@ -38,7 +38,7 @@ def run(context: PodContext, report: Report) -> ResultMessage:
     """Scores the model of the stage, or a share of what is to be scored, and seals the artifact, unless another pod does it.
 
     Raises:
-        SpecError: a suite does not exist, or perplexity has no texts.
+        SpecError: a suite does not exist, perplexity has no texts, or a judge is not asked as it wants to be.
         DataError: a text or the data of a task cannot be read, or is other than the task wants.
         ModelError: the model cannot be loaded.
         ArtifactError: the baseline or the model's artifact is damaged.
@@ -89,8 +89,8 @@ def _finish(
     )
     meter.show(Activity.DONE)
     return ResultMessage(
-        outcome=Outcome.COMPLETE, artifact=reference, scores=scores, step=meter.step, tokens=meter.tokens,
-        productive_seconds=round(seconds, 3), numbers=numbers,
+        outcome=Outcome.COMPLETE, message=suites.llm_eval.why if suites.llm_eval else "", artifact=reference, scores=scores,
+        step=meter.step, tokens=meter.tokens, productive_seconds=round(seconds, 3), numbers=numbers,
     )  # fmt: skip
 
 

@@ -73,11 +73,15 @@ def test_an_evaluation_has_a_pod_for_each_shard_and_is_done_when_one_of_them_is(
 def test_an_evaluation_whose_judge_was_down_is_complete_and_says_what_is_missing():
     made = world(pretraining=None).decides().runs().decides()
     plan = made.planned("evaluation")
-    made.ends("w0-g1", result=result(plan, numbers={"unjudged": 37.0})).decides()
+    made.ends(
+        "w0-g1", result=result(plan, numbers={"unjudged": 37.0}, message="b: the account is empty. Pay for more" + "!" * 999)
+    ).decides()
     assert made.status.phase is Phase.COMPLETE
     record = made.stage("evaluation")
     assert record.artifact.provisional
-    assert record.message.startswith("37 answers have no scores, since a judge did not answer")
+    why = "37 answers have no scores, since a judge did not answer (b: the account is empty. Pay for more"
+    assert record.message.startswith(why)
+    assert len(record.message) < 600
     assert "AnswersNotJudged" in made.events()
 
 

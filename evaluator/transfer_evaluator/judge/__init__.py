@@ -6,6 +6,7 @@ parse.py        what it may reply
 client.py       asks an OpenAI-compatible endpoint: pace, retries
 spending.py     and no more than may be spent
 store.py        keeps each reply, so that nothing is asked twice
+seats.py        the judges of a stage
 panel.py        puts every answer before every judge
 agreement.py    how far the judges, and the repeats of one, agree
 suite.py        all of it as a suite of the stage `evaluation`

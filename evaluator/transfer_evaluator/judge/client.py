@@ -1,12 +1,13 @@
 """Asks one judge: the official `openai` client for the protocol, pace and patience of our own.
 
     408, 409, 425, 429, 5xx, no connection, a cut or unreadable answer   tried again, later and later, not before Retry-After
-    401, 403, 404                                                        the experiment cannot work as written
-    402, or 429 that names a quota                                       out of money: what was answered is kept, a person has to pay
+    401, 403, 404, 405                                                   wrong token, address or model: a person has to correct it
+    402, or 429 that names a quota                                       out of money: a person has to pay
     400, 413, 422                                                        this request cannot be answered, others may
 
-A 429 holds all requests back, not only its own. The token is in no message: texts of a server are searched for it, and that of
-a 401 or 403, which may repeat half of it, is not passed on at all.
+What a person has to do is an error here; `panel` says what becomes of the answers. A 429 holds all requests back, not only its own.
+The token is in no message: texts of a server are searched for it, and that of a 401 or 403, which may repeat half of it, is not passed on
+at all.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ class JudgeClient:
         if status == 402 or (status == 429 and str(error.code or error.type or "") in QUOTA):
             raise OutOfMoneyError(
                 f"the judge's account is empty (answer {status})", field=self.field, value=self.judge.model,
-                next_step="Pay for more, then run the experiment again: answers that it has given are kept and not asked for twice",
+                next_step="Pay for more",
             ) from None  # fmt: skip
         if status in (401, 403):
             raise SpecError(

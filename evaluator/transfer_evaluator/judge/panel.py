@@ -4,7 +4,11 @@ A reply that cannot be read is asked for again, at most `attempts` requests in a
 the judge takes a request under no circumstances or its spending limit is reached. Missing is never 0.
 
 A judge that answers none of several requests in a row is down, and is asked for nothing more: what is left is missing too, and told apart
-from the rest, for another run asks for it again. What was answered before is on the disk.
+from the rest, for another run asks for it again. What was answered before is on the disk. The same holds for one that wants no more of us:
+out of money, the token withdrawn, the model gone. By then the model's answers have been paid for, and a person can mend it without them.
+
+Before there are any, a judge that was never heard of is greeted: what is wrong with token, address, model or reply format is an error then,
+since most of it is mended in the experiment file, which makes another stage of it that has to answer everything again.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from dataclasses import dataclass, field
 
 from transfer_api.errors import SpecError
 from transfer_api.spec import Judge, JudgePace
-from transfer_evaluator.judge.client import JudgeClient, JudgeUnavailableError, RequestRefusedError, Timing, prompt_bytes
+from transfer_evaluator.judge.client import JudgeClient, JudgeUnavailableError, OutOfMoneyError, RequestRefusedError, Timing, prompt_bytes
 from transfer_evaluator.judge.parse import Scores, parse_reply
 from transfer_evaluator.judge.prompt import Case, Messages, build, order
 from transfer_evaluator.judge.spending import Spending, SpendingReachedError, most_input_tokens
@@ -36,6 +40,10 @@ DOWN_AFTER = 8
 REFUSED_AFTER = 3
 """Requests that a judge refuses before it has taken one: it is then asked wrongly."""
 LIMIT_REACHED = "the spending limit is reached"
+GREETING = Case("1 + 1 = ?", "2", "en", "2")
+"""An answer that every judge can score. Its scores are kept like any others, so nobody is greeted twice from one storage."""
+GREETING_SECONDS = 30
+"""Longest wait for them: a judge that is down now may be up when it is needed."""
 
 
 def _silent(requests: int) -> Done:
@@ -77,12 +85,40 @@ class Seat:
         self.spending = Spending(self.judge.spending, self.store.input_tokens, self.store.output_tokens)
 
 
+def greet(seats: Sequence[Seat]) -> None:
+    """Asks each judge that has not done so to score one sum, to see that it is asked as it wants to be.
+
+    One that is down or out of money is passed over: it costs its own scores alone.
+
+    Raises:
+        SpecError: its token, address, model or reply format is wrong.
+        StorageError: its reply cannot be kept.
+    """
+    strangers = [seat for seat in seats if seat.store.get(request_key(seat.judge, build(GREETING), 0)) is None]
+    if strangers:
+        with ThreadPoolExecutor(1, "judges") as pool:  # as in ask_panel
+            pool.submit(asyncio.run, _greet(strangers)).result()
+
+
+async def _greet(seats: Sequence[Seat]) -> None:
+    for seat in seats:
+        pace = seat.pace.model_copy(update={"retries": 0, "timeout_seconds": min(GREETING_SECONDS, seat.pace.timeout_seconds)})
+        async with JudgeClient(seat.judge, pace, seat.token, seat.place) as client:
+            try:
+                await _Examiner(seat, client, [GREETING], _silent(1)).reply(build(GREETING), 0)
+            except RequestRefusedError as error:
+                raise _asked_wrongly(seat, str(error)) from error
+            except (JudgeUnavailableError, OutOfMoneyError, SpendingReachedError) as error:
+                logger.warning("%s: %s at %s cannot be greeted: %s", seat.place, seat.judge.model, seat.judge.url, error)
+            finally:
+                seat.requests += client.requests
+                seat.failures += client.failures
+
+
 def ask_panel(seats: Sequence[Seat], cases: Sequence[Case], begin: Begin = _silent, timing: Timing | None = None) -> Found:
     """The verdicts by judge, case and repeat. Equal cases are asked once.
 
     Raises:
-        OutOfMoneyError: the account of a judge is empty.
-        SpecError: a judge is not asked as it wants to be.
         StorageError: replies cannot be kept.
     """
     panel = _Panel(seats, list(dict.fromkeys(cases)), begin, timing)
@@ -163,7 +199,7 @@ class _Examiner:
         for attempt in range(1, self.seat.judge.attempts + 1):
             reply = self.seat.store.get(request_key(self.seat.judge, build(case, attempt, repeat), repeat))
             if reply is None:
-                return Verdict(None, f"the judge does not answer: {self.seat.down}", unanswered=True), 0
+                return Verdict(None, self.seat.down, unanswered=True), 0
             self.seat.kept += 1
             with contextlib.suppress(ValueError):
                 return Verdict(parse_reply(reply.text)), 0
@@ -173,15 +209,18 @@ class _Examiner:
         problem, tokens = "", 0
         for attempt in range(1, self.seat.judge.attempts + 1):
             try:
-                reply = await self._reply(build(case, attempt, repeat), repeat)
+                reply = await self.reply(build(case, attempt, repeat), repeat)
             except SpendingReachedError:
                 return Verdict(None, LIMIT_REACHED), tokens
             except RequestRefusedError as error:
-                self._count_refusal(str(error))
-                return Verdict(None, f"the judge refuses the request: {error}"), tokens
+                # Of one that takes no request at all nothing is known of this one.
+                return Verdict(None, f"the judge refuses the request: {error}", unanswered=self._takes_nothing(str(error))), tokens
             except JudgeUnavailableError as error:
                 self._count_silence(str(error))
                 return Verdict(None, f"the judge does not answer: {error}", unanswered=True), tokens
+            except (OutOfMoneyError, SpecError) as error:
+                self._leave(f"{error.problem}. {error.next_step}")
+                return Verdict(None, self.seat.down, unanswered=True), tokens
             tokens += reply.input_tokens + reply.output_tokens
             try:
                 return Verdict(parse_reply(reply.text)), tokens
@@ -190,7 +229,13 @@ class _Examiner:
                 self.seat.unreadable += 1
         return Verdict(None, f"no readable reply in {self.seat.judge.attempts} requests; the last: {problem}"), tokens
 
-    async def _reply(self, messages: Messages, repeat: int) -> Reply:
+    async def reply(self, messages: Messages, repeat: int) -> Reply:
+        """What the judge says to a chat: what it said before, else what it is asked for now, within what may be spent.
+
+        Raises:
+            SpendingReachedError, JudgeUnavailableError, RequestRefusedError, OutOfMoneyError, SpecError: as `JudgeClient.ask`.
+            StorageError: it cannot be kept.
+        """
         seat = self.seat
         key = request_key(seat.judge, messages, repeat)
         if (known := seat.store.get(key)) is not None:
@@ -210,20 +255,33 @@ class _Examiner:
 
     def _count_silence(self, problem: str) -> None:
         self._unanswered += 1
-        if self._unanswered >= self._patience and not self.seat.down:
-            self.seat.down = problem
-            logger.warning(
-                "%s: %s at %s does not answer (%s); it is asked for nothing more, and what it has answered is kept",
-                self.seat.place, self.seat.judge.model, self.seat.judge.url, problem,
-            )  # fmt: skip
+        if self._unanswered >= self._patience:
+            self._leave(f"the judge does not answer: {problem}")
 
-    def _count_refusal(self, problem: str) -> None:
+    def _takes_nothing(self, problem: str) -> bool:
+        """Counts a refused request; whether none was taken so far, as then a person has to say how it wants to be asked."""
         self._refused += 1
         if not self._answered and self._refused >= REFUSED_AFTER:
-            raise SpecError(
-                f"the judge refuses every request ({problem})", field=self.seat.place, value=self.seat.judge.model,
-                next_step="Ask as it wants to be asked: replyFormat: Text where it knows no formats, or another temperature or maxTokens",
-            )  # fmt: skip
+            error = _asked_wrongly(self.seat, problem)
+            self._leave(f"{error.problem}. {error.next_step}")
+        return not self._answered
+
+    def _leave(self, problem: str) -> None:
+        """Asks the judge for nothing more."""
+        if self.seat.down:
+            return
+        self.seat.down = problem
+        logger.warning(
+            "%s: %s at %s is asked for nothing more, and what it has answered is kept: %s",
+            self.seat.place, self.seat.judge.model, self.seat.judge.url, problem,
+        )  # fmt: skip
+
+
+def _asked_wrongly(seat: Seat, problem: str) -> SpecError:
+    return SpecError(
+        f"the judge refuses every request ({problem})", field=seat.place, value=seat.judge.model,
+        next_step="Ask as it wants to be asked: replyFormat: Text where it knows no formats, or another temperature or maxTokens",
+    )  # fmt: skip
 
 
 def missing_reasons(verdicts: Sequence[Sequence[Verdict]]) -> dict[str, int]:

@@ -10,25 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from transfer_api.spec import LLM_EVAL, Judge, JudgePace
+from transfer_api.spec import LLM_EVAL
 from transfer_api.stage import EvaluationParameters
-from transfer_api.task import JUDGE_TOKENS
 from transfer_evaluator.judge.agreement import Agreement, agreement
 from transfer_evaluator.judge.answering import Answerer, Answers
-from transfer_evaluator.judge.panel import Found, Seat, Verdict, ask_panel, missing_reasons
+from transfer_evaluator.judge.panel import Found, Seat, Verdict, ask_panel, greet, missing_reasons
 from transfer_evaluator.judge.parse import NAMES
 from transfer_evaluator.judge.prompt import Case, prompt_hash, system
 from transfer_evaluator.judge.questions import QuestionSet, read_questions
-from transfer_evaluator.judge.store import ReplyStore
+from transfer_evaluator.judge.seats import take_seats
 from transfer_evaluator.model import LoadedModel
 from transfer_evaluator.score import Item, Metric, TaskResult
 from transfer_evaluator.scorer import Begin, TokenScorer
+from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 
 HARMLESSNESS = "harmlessness"
@@ -63,6 +62,7 @@ class LlmEval:
 
     Raises:
         DataError: a question set cannot be used.
+        SpecError: a judge is not asked as it wants to be.
         StorageError: replies cannot be kept.
     """
 
@@ -72,21 +72,14 @@ class LlmEval:
         self._context = context
         self._answer_tokens = parameters.answer_tokens
         self._sets = read_questions(parameters.questions, context, parameters.limit)
-        given = (parameters.judge, parameters.second_judge)
-        paces = (context.stage.execution.judge_pace, context.stage.execution.second_judge_pace)
-        places = ("spec.evaluation.judge", "spec.evaluation.secondJudge")
-        self.seats = [
-            self._seat(place, judge, pace or JudgePace(), token)
-            for place, judge, pace, token in zip(places, given, paces, JUDGE_TOKENS, strict=True)
-            if judge is not None
-        ]
+        self.seats = take_seats(context.stage, context.storage, context.pod)
         self._judged: list[_Judged] = []
         self._answers: list[Answers] = []
         self._mode = ""
-
-    def _seat(self, place: str, judge: Judge, pace: JudgePace, token: str) -> Seat:
-        store = ReplyStore(self._context.storage, judge, self._context.stage.key, self._context.pod)
-        return Seat(place=place, judge=judge, pace=pace, token=os.environ.get(token) or None, store=store)
+        stage = context.stage
+        # Where there is a table already, though without all scores, a judge that has come to refuse us is no reason to have none.
+        if context.index == 0 and ArtifactStore(context.storage).find(stage.kind, stage.key) is None:
+            greet(self.seats)
 
     def answer(self, model: LoadedModel, scorer: TokenScorer, begin: Begin) -> None:
         """Has the model answer all questions.
@@ -104,7 +97,7 @@ class LlmEval:
         """Has the answers judged, and gives the scores of each set and of each of its categories.
 
         Raises:
-            OutOfMoneyError, SpecError, StorageError: as `panel.ask_panel`.
+            StorageError: replies cannot be kept.
         """
         cases = [
             [Case(q.text, text, q.language, q.reference) for q, text in zip(one.questions, told.texts, strict=True)]
@@ -128,6 +121,11 @@ class LlmEval:
             for judged in self._judged
             for place, item in enumerate(judged.items)
         )
+
+    @property
+    def why(self) -> str:
+        """Why judges are asked for nothing more, and what to do about it; empty where all were asked for everything."""
+        return "; ".join(f"{seat.judge.model}: {seat.down}" for seat in self.seats if seat.down)
 
     def files(self, baseline: Callable[[TaskResult], list[Item] | None]) -> dict[str, str]:
         """Further files of the artifact by name: what the judges did and how far they agree, and answers side by side."""

@@ -32,6 +32,8 @@ OVERDUE = timedelta(minutes=1)
 """How long after its grace a pod that was told to go is waited for: a node that answers has killed it long before."""
 PATIENCE = timedelta(seconds=30)
 """How long volumes and images may take before a pod counts as one that waits for them."""
+WHY = 400
+"""Most characters of why a judge did not answer that stand in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +222,10 @@ def left_out(result: ResultMessage) -> str:
     """What is missing of a stage that is complete all the same."""
     if not result.provisional:
         return ""
-    return f"{result.unjudged} answers have no scores, since a judge did not answer; all else is kept, and another run asks only for them"
+    why = f" ({result.message[:WHY].rstrip('.')})" if result.message else ""
+    return (
+        f"{result.unjudged} answers have no scores, since a judge did not answer{why}; all else is kept, and another run asks only for them"
+    )
 
 
 def let_end(step: Step) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from tests.support.experiment import wait_for
 from tests.support.judge_server import JudgeServer, scores_of
-from transfer_api.errors import ExitCode, SpecError
+from transfer_api.errors import SpecError
 from transfer_api.spec import Judge, JudgePace, JudgeSpending
 from transfer_evaluator.judge import client
-from transfer_evaluator.judge.client import OutOfMoneyError, Timing, retry_after
-from transfer_evaluator.judge.panel import DOWN_AFTER, LIMIT_REACHED, Seat, ask_panel, missing_reasons
+from transfer_evaluator.judge.client import Timing, retry_after
+from transfer_evaluator.judge.panel import DOWN_AFTER, LIMIT_REACHED, REFUSED_AFTER, Seat, ask_panel, greet, missing_reasons
 from transfer_evaluator.judge.prompt import Case
 from transfer_evaluator.judge.store import ReplyStore
 
@@ -153,42 +153,77 @@ def test_one_request_that_never_has_an_answer_is_missing_and_the_others_are_not(
         assert "does not answer: answer 503" in found[0][0].missing
 
 
-@pytest.mark.parametrize("fault", ["402", "quota"])
-def test_an_empty_account_ends_the_pod_for_good_and_says_to_pay(tmp_path, fault):
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [("402", "account is empty"), ("quota", "account is empty"), ("403", "wants a token"), ("404", "no such model")],
+)
+def test_a_judge_that_wants_no_more_of_us_costs_its_own_scores_and_says_what_to_do(tmp_path, fault, says):
     with JudgeServer(faults=["", "", fault]) as server:
-        with pytest.raises(OutOfMoneyError, match="account is empty") as refused:
-            ask_panel([seat(server, tmp_path, pace=JudgePace(concurrency=1))], CASES)
-        assert refused.value.exit_code is ExitCode.CANNOT_WORK
-        assert asked(server) == 3
-        ask_panel([seat(server, tmp_path)], CASES)
+        one = seat(server, tmp_path, pace=JudgePace(concurrency=1))
+        (found,) = ask_panel([one], CASES)
+        assert says in one.down
+        assert one.down.split(". ")[1], "what to do"
+        assert asked(server) == 3, "it is not tried again"
+        assert [repeats[0].scores is not None for repeats in found] == [True] * 2 + [False] * 22
+        assert all(repeats[0].unanswered and says in repeats[0].missing for repeats in found[2:])
+        (found,) = ask_panel([seat(server, tmp_path)], CASES)
         assert asked(server) == 3 + len(CASES) - 2
+        assert all(repeats[0].scores for repeats in found)
+
+
+def test_a_judge_that_takes_no_request_at_all_is_left_alone(tmp_path):
+    with JudgeServer(share=1.0, faults=["400"]) as server:
+        one = seat(server, tmp_path, pace=JudgePace(concurrency=1))
+        (found,) = ask_panel([one], CASES)
+        assert asked(server) == REFUSED_AFTER
+    assert "replyFormat: Text" in one.down
+    assert all(repeats[0].unanswered for repeats in found)
+
+
+def test_one_request_that_is_refused_among_others_is_missing_for_good(tmp_path):
+    with JudgeServer(faults=["", "400"]) as server:
+        one = seat(server, tmp_path, pace=JudgePace(concurrency=1))
+        (found,) = ask_panel([one], CASES[:4])
+        assert [repeats[0].unanswered for repeats in found] == [False] * 4
+        assert [repeats[0].scores is not None for repeats in found] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(
     ("fault", "field"),
     [("403", "spec.evaluation.judge.tokenSecret"), ("404", "spec.evaluation.judge"), ("400", "spec.evaluation.judge")],
 )
-def test_what_a_person_has_to_correct_is_not_tried_again(tmp_path, fault, field):
-    with JudgeServer(share=1.0, faults=[fault]) as server:
+def test_a_judge_that_cannot_work_as_written_is_found_by_its_greeting(tmp_path, fault, field):
+    with JudgeServer(faults=[fault]) as server:
         with pytest.raises(SpecError) as refused:
-            ask_panel([seat(server, tmp_path, pace=JudgePace(concurrency=1))], CASES)
+            greet([seat(server, tmp_path)])
         assert refused.value.field == field
         assert refused.value.next_step
-        assert asked(server) <= 3
+        assert asked(server) == 1
+        for pod in ("first", "second"):
+            greet([seat(server, tmp_path, pod=pod)])
+        assert asked(server) == 2, "one that answered is not greeted again"
+
+
+@pytest.mark.parametrize("fault", ["402", "503", "429", "nonsense"])
+def test_a_judge_that_is_down_or_out_of_money_may_still_be_needed(tmp_path, fault):
+    with JudgeServer(faults=[fault]) as server:
+        one = seat(server, tmp_path)
+        greet([one])
+        assert (asked(server), one.requests, one.down) == (1, 1, "")
 
 
 def test_the_token_is_sent_and_never_told(tmp_path, caplog, capsys):
     caplog.set_level(logging.DEBUG)
     with JudgeServer(token=TOKEN, faults=["500", "400", "404"]) as server:
         with pytest.raises(SpecError) as refused:
-            ask_panel([wrong := seat(server, tmp_path, token=f"{TOKEN}-old")], CASES[:1])
-        errors = [refused.value]
+            greet([wrong := seat(server, tmp_path, token=f"{TOKEN}-old")])
+        ask_panel([wrong], CASES[:1])
+        assert "the judge refuses the token (answer 401)" in wrong.down
         one = seat(server, tmp_path, token=TOKEN, pace=JudgePace(concurrency=1))
-        with pytest.raises(SpecError) as refused:
-            ask_panel([one], CASES[:4])
-        errors.append(refused.value)
         ask_panel([one], CASES[:4])
-    told = [str(error) for error in errors] + [repr(one), repr(wrong), caplog.text, *capsys.readouterr()]
+        assert "no such model" in one.down
+        ask_panel([again := seat(server, tmp_path, token=TOKEN)], CASES[:4])
+    told = [str(refused.value), wrong.down, one.down, repr(one), repr(wrong), repr(again), caplog.text, *capsys.readouterr()]
     told += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert not [text for text in told if TOKEN in text]
 

@@ -12,7 +12,7 @@ from tests.support.experiment import wait_for
 from tests.support.judge_server import NAMES, JudgeServer, scores_of
 from tests.support.tiny import save_tiny_model
 from tests.support.warm import Process
-from transfer_api.errors import DataError
+from transfer_api.errors import DataError, SpecError
 from transfer_api.progress import Outcome, Progress, ResultMessage
 from transfer_api.spec import Judge, JudgePace, JudgeSpending, ModelSource, NamedText, Precision, QuestionSource
 from transfer_api.stage import EvaluationParameters, Execution, StageKind, StagePlan, stage_key
@@ -128,7 +128,8 @@ def test_a_baseline_is_compared_answer_by_answer_and_samples_stand_side_by_side(
 def test_two_judges_both_count_and_their_agreement_is_shown(storage, server):
     stage = plan(server.url, second=True, seed=3, judge={"repeats": 2})
     result, folder = evaluate(storage, stage)
-    assert len(server.requests) == len({body["messages"][-1]["content"] for body in server.requests}) * 3
+    of_answers = [body for body in server.requests if "1 + 1 = ?" not in body["messages"][-1]["content"]]
+    assert len(of_answers) == len({body["messages"][-1]["content"] for body in of_answers}) * 3
     report = json.loads((folder / "items/llm-eval/judges.json").read_text())
     (of_set,) = report["sets"]
     assert [judge["settings"]["model"] for judge in report["judges"]] == ["judge-a", "judge-b"]
@@ -139,7 +140,7 @@ def test_two_judges_both_count_and_their_agreement_is_shown(storage, server):
 
 
 def test_answers_that_one_judge_could_not_score_are_missing_and_not_0(storage):
-    with JudgeServer(faults=["nonsense"] * 9) as server:
+    with JudgeServer(faults=["", *["nonsense"] * 9]) as server:  # the first one greets
         result, folder = evaluate(storage, plan(server.url, seed=4, pace=JudgePace(concurrency=1), judge={"attempts": 3}))
     values = {score.metric: score for score in result.scores if score.task == "open"}
     assert (values["missing"].value, values["accuracy"].items) == (3, 21)
@@ -201,6 +202,19 @@ def test_a_judge_that_is_down_costs_its_scores_only_and_a_second_run_asks_nobody
         assert finished(context(storage, one)) is not None
 
 
+def test_a_judge_that_cannot_work_as_written_is_refused_before_a_model_is_loaded(storage, monkeypatch):
+    monkeypatch.setattr("transfer_evaluator.stage.load_model", lambda *a: pytest.fail("loaded a model"))
+    with JudgeServer(share=1.0, faults=["404"]) as server, pytest.raises(SpecError, match=r"spec\.evaluation\.judge: .*no such model"):
+        evaluate(storage, plan(server.url, seed=10))
+
+
+def test_a_judge_without_money_costs_its_scores_and_the_result_says_to_pay(storage):
+    with JudgeServer(share=1.0, faults=["402"]) as server:
+        result, _ = evaluate(storage, plan(server.url, seed=11))
+    assert result.provisional
+    assert result.message == "judge-a: the judge's account is empty (answer 402). Pay for more"
+
+
 def test_a_set_of_several_languages_is_a_line_for_each(storage, server):
     questions = [QuestionSource(name="mixed", path="mixed.jsonl", language="id")]
     result, _ = evaluate(storage, plan(server.url, questions=questions))
@@ -249,7 +263,7 @@ def test_a_pod_asked_to_stop_while_judges_are_asked_ends_with_75_and_goes_on_whe
         server.slow_seconds = 0
         process = Process("transfer_evaluator", environment, output=tmp_path / "output")
         assert process.wait(250) == 0, process.said
-        assert len(server.requests) <= 24 + 2
+        assert len(server.requests) <= 1 + 24 + 2
     message = ResultMessage.decode((tmp_path / "termination").read_text())
     assert message is not None
     assert message.scores[0].items == 24
