@@ -47,13 +47,17 @@ class SampleAnswer(Observed):
     text: str
     detected: str = Field(default="", description="Language that it is in; none where it is too short to tell, empty where nobody looked.")
     switches: list[Switch] = []
+    scores: dict[str, float] = Field(default={}, description="What the judges gave it, each from 0 to 3; empty where none did.")
 
 
 class Sample(Observed):
     """One prompt and what the base and the adapted model answered."""
 
     language: str = Field(description="BCP 47 code of the language it was asked in.")
+    questions: str = Field(default="", description="The set of open questions that it is of; empty for a prompt of our own.")
+    category: str = Field(default="", description="Of the question; empty where there is none.")
     prompt: str
+    reference: str = Field(default="", description="A right answer; empty where there is none.")
     base: SampleAnswer | None = Field(description="Null where the base model was not asked.")
     adapted: SampleAnswer
 
@@ -107,7 +111,11 @@ class Results(Observed):
     stages: list[StageRecord]
     contamination: list[OverlapRecord] = Field(default=[], description="Overlap with the training rows, with evaluation.contamination.")
     confusion: list[Confusion] = []
-    samples: list[Sample] = Field(default=[], description="The first 20 of each language; all answers are in items/.")
+    samples: list[Sample] = Field(
+        default=[],
+        description="The first 20 of each language, and 20 of each set of open questions, chosen by the hash of the question; all answers "
+        "are in items/.",
+    )
 
 
 def results_schema() -> str:

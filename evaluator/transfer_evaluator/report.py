@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.progress import Score
-from transfer_api.results import CheckpointRecord, OverlapRecord, ReportedScore, Results, RetentionRecord, SampleAnswer, StageRecord
+from transfer_api.results import CheckpointRecord, OverlapRecord, ReportedScore, Results, RetentionRecord, Sample, SampleAnswer, StageRecord
 from transfer_api.status import Cause, ConditionType
 from transfer_evaluator.language import SCRIPTS
 from transfer_evaluator.plots import checkpoint_plots, loss_plot, score_plots, validation_plot
@@ -108,24 +108,24 @@ def _retention(status: Mapping[str, Any]) -> RetentionRecord | None:
 
 
 def _answers(report: ReportInput) -> dict[str, Any]:
-    """Sample answers by language, cut where they leave it, and the table of languages asked in and answered in."""
-    languages = list(dict.fromkeys(sample.language for sample in report.samples))
+    """Sample answers by language and set of questions, cut where they leave it, and the table of languages asked in and answered in."""
+    groups: dict[tuple[str, str], list[Sample]] = {}
+    for sample in report.samples:
+        groups.setdefault((sample.language, sample.questions), []).append(sample)
     samples = [
         (
             language,
-            [
-                (sample.prompt, _marked(sample.base) if sample.base else None, _marked(sample.adapted))
-                for sample in report.samples
-                if sample.language == language
-            ],
+            f"{language}, {name}" if name else language,
+            [(one, _marked(one.base, one) if one.base else None, _marked(one.adapted, one)) for one in rows],
         )
-        for language in languages
+        for (language, name), rows in groups.items()
     ]
     found = {name for row in report.confusion for name in (*row.base, *row.adapted)}
     answered = [name for name in SCRIPTS if name in found] + sorted(found - set(SCRIPTS))
     return {
         "samples": samples,
-        "sides": any(base for _, rows in samples for _, base, _ in rows),
+        "sides": any(sample.base for sample in report.samples),
+        "judged": any(sample.questions for sample in report.samples),
         "answered": answered,
         "confusion": [
             (row.asked, [(name, row.base.get(name, 0) if row.base else None, row.adapted.get(name, 0)) for name in answered])
@@ -134,8 +134,8 @@ def _answers(report: ReportInput) -> dict[str, Any]:
     }
 
 
-def _marked(answer: SampleAnswer) -> dict[str, Any]:
-    """An answer as pieces of text, each with the language that it is a switch to, or none."""
+def _marked(answer: SampleAnswer, sample: Sample) -> dict[str, Any]:
+    """An answer as pieces of text, each with the language that it is a switch to, or none, and what is known of it in words."""
     pieces: list[tuple[str, str]] = []
     at = 0
     for switch in sorted(answer.switches, key=lambda switch: (switch.start, -switch.end)):
@@ -143,7 +143,9 @@ def _marked(answer: SampleAnswer) -> dict[str, Any]:
             pieces += [(answer.text[at : switch.start], ""), (answer.text[switch.start : switch.end], switch.language)]
             at = switch.end
     pieces.append((answer.text[at:], ""))
-    return {"pieces": [piece for piece in pieces if piece[0]], "detected": answer.detected}
+    scores = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in answer.scores.items())
+    known = answer.detected or scores or ("not judged" if sample.questions else "")
+    return {"pieces": [piece for piece in pieces if piece[0]], "known": known}
 
 
 def _script() -> dict[str, str]:

@@ -20,6 +20,8 @@ from transfer_pod.artifact import ArtifactStore
 
 SAMPLES = 20
 """Most sample answers of one language."""
+JUDGED = Path("llm-eval", "samples.jsonl")
+"""Below the items of an evaluation: answers to open questions, chosen and put side by side by the suite."""
 TRAINING = "training.json"
 RESULTS = "results.json"
 
@@ -103,7 +105,7 @@ class ReportInput:
     contamination: Sequence[Mapping[str, Any]] = ()
     """Overlap of each task with the training rows, where it was counted."""
     samples: Sequence[Sample] = ()
-    """At most `SAMPLES` of each language."""
+    """At most `SAMPLES` of each language, and of each set of open questions."""
     confusion: Sequence[Confusion] = ()
 
 
@@ -159,7 +161,8 @@ def _recipe(plan: Sequence[StagePlan]) -> str:
 def read_answers(base: Path | None, adapted: Path | None) -> tuple[list[Sample], list[Confusion]]:
     """Sample answers of both models side by side, and how many answers are in which language, from the items of both.
 
-    An item with the texts `prompt` and `answer` is a sample. Without items of an adapted model those of the base model stand in its place.
+    An item with the texts `prompt` and `answer` is a sample; answers that were judged have been chosen already, and come after the others.
+    Without items of an adapted model those of the base model stand in its place.
     """
     if adapted is None:
         base, adapted = None, base
@@ -172,7 +175,28 @@ def read_answers(base: Path | None, adapted: Path | None) -> tuple[list[Sample],
             samples.append(Sample(language=language, prompt=prompt, base=_answer(other) if other else None, adapted=_answer(item)))
     counted, before = _languages(ours), _languages(theirs)
     confusion = [Confusion(asked=language, base=before.get(language, {}), adapted=counts) for language, counts in counted.items()]
-    return samples, confusion
+    return samples + _judged(adapted), confusion
+
+
+def _judged(folder: Path | None) -> list[Sample]:
+    path = folder / JUDGED if folder is not None else None
+    return [_judged_sample(line) for line in json_lines(path)] if path is not None and path.is_file() else []
+
+
+def _judged_sample(line: Mapping[str, Any]) -> Sample:
+    sides = [SampleAnswer(text=side["text"], scores=side["scores"]) if side else None for side in (line.get("base"), _own(line))]
+    base, adapted = sides
+    assert adapted is not None
+    return Sample(
+        language=line["language"], questions=line["set"], category=line["category"], prompt=line["question"], reference=line["reference"],
+        base=base, adapted=adapted,
+    )  # fmt: skip
+
+
+def _own(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The answer of the model itself, which has no side where nothing stands beside it."""
+    own: Mapping[str, Any] = line.get("adapted") or line["answer"]
+    return own
 
 
 def _answers(folder: Path | None) -> dict[tuple[str, str], Item]:

@@ -57,7 +57,18 @@ def samples() -> list[Sample]:
             base = SampleAnswer(text="The farmer works in the field.", detected="en")
             adapted = SampleAnswer(text=answer, detected=language, switches=[switch])
             found.append(Sample(language=language, prompt=asked[place].text, base=base, adapted=adapted))
-    return found
+    return found + judged()
+
+
+def judged() -> list[Sample]:
+    """An open question in a script from the right, one in an Indic one, with their scores; the base model's answer has none."""
+    full = {"accuracy": 2.5, "fluency": 3.0, "informativeness": 1.0, "logical_coherence": 2.0, "harmlessness": 3.0}
+    return [
+        Sample(language=language, questions="open", category="everyday", prompt=questions(language)[4].text,
+               reference=questions(language)[5].text, base=SampleAnswer(text="The farmer works."),
+               adapted=SampleAnswer(text=questions(language)[6].text, scores=full))
+        for language in ("ur", "te")
+    ]  # fmt: skip
 
 
 def report_input() -> ReportInput:

@@ -153,6 +153,30 @@ def test_answers_of_both_models_stand_side_by_side_and_each_prompt_once(tmp_path
     assert (alone.base, alone.adapted.text) == (None, "English words")
 
 
+def test_judged_answers_stand_side_by_side_with_their_scores(tmp_path):
+    sides = {
+        side: {"text": side, "scores": scores} for side, scores in (("base", {}), ("adapted", {"accuracy": 2.5, "logical_coherence": 1}))
+    }
+    line = {"set": "open", "id": "1-x", "category": "c", "language": "ur", "question": "?", "reference": "r"}
+    for folder, more in (("both", sides), ("alone", {"answer": sides["adapted"]})):
+        (tmp_path / folder / "llm-eval").mkdir(parents=True)
+        (tmp_path / folder / "llm-eval" / "samples.jsonl").write_text(json.dumps({**line, **more}) + "\n")
+    (sample,), _ = read_answers(tmp_path / "nothing", tmp_path / "both")
+    assert (sample.questions, sample.language, sample.reference) == ("open", "ur", "r")
+    assert (sample.base.text, sample.base.scores, sample.adapted.scores["accuracy"]) == ("base", {}, 2.5)
+    (alone,), _ = read_answers(tmp_path / "alone", None)
+    assert (alone.base, alone.adapted.text) == (None, "adapted")
+    write_report(tmp_path, ReportInput(experiment="x", language="ur", samples=[sample]))
+    page = (tmp_path / "report.html").read_text()
+    assert "<summary>ur, open (1)</summary>" in page
+    assert '<span class="quiet">accuracy 2.5, logical coherence 1</span>' in page
+    assert '<span class="quiet">not judged</span>' in page
+    assert json.loads((tmp_path / "results.json").read_text())["samples"][0]["adapted"]["scores"] == {
+        "accuracy": 2.5,
+        "logical_coherence": 1,
+    }
+
+
 class Wellformed(html.parser.HTMLParser):
     VOID = frozenset({"meta", "br", "link", "hr"})
 
