@@ -23,6 +23,8 @@ from transfer_evaluator.table import columns, render_table, title, verdict
 from transfer_operator.decide import Event
 
 PLAIN_LINE_EVERY_S = 10.0
+SCREEN_LINES = 40
+"""Longest table that is printed with the tasks and categories of a mean below it."""
 BITS_PER_BYTE = "bits_per_byte/"
 MARKS = {
     StageState.WAITING: "·",
@@ -180,8 +182,13 @@ def _panel(status: ExperimentStatus, progress: Progress | None) -> Group | Text:
 
 
 def score_table(scores: list[Score]) -> Table:
-    """The table of scores, as the report has it."""
-    table = Table(title=title(scores), title_justify="left")
+    """The table of the report; where that is longer than a screen, its means without their parts."""
+    whole = [score for score in scores if not score.part_of]
+    left_out = len(scores) - len(whole) if len(scores) > SCREEN_LINES else 0
+    if left_out:
+        scores = whole
+    caption = f"The {left_out:,} lines of single tasks and categories are in the report." if left_out else None
+    table = Table(title=title(scores), title_justify="left", caption=caption, caption_justify="left")
     for number, heading in enumerate(columns(scores)):
         table.add_column(heading, justify="left" if number < 4 else "right", no_wrap=number >= 4)
     for row in render_table(scores):

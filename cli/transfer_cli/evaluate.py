@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import ExitCode, SpecError
-from transfer_api.spec import API_VERSION, LANGUAGE_SUITES, NAME_LENGTH, PERPLEXITY, TransferExperiment
+from transfer_api.spec import API_VERSION, LANGUAGE_SUITES, LLM_EVAL, NAME_LENGTH, PERPLEXITY, TransferExperiment
 
 DEFAULT_LANGUAGE = "en"
+JUDGES = 2
+"""Most of them."""
 FETCH = "fetch"
 """In the place of a model; a folder of that name is ./fetch."""
 FILE = "experiment.yaml"
 """In the output folder."""
 OF_A_HUB = re.compile(r"(?P<name>[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*)(@(?P<revision>[0-9a-f]{40}))?")
+JUDGE = re.compile(r"(?P<model>.+?)=(?P<url>https?://.+)")
 TEXT = re.compile(r"((?P<language>[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)=)?(?P<path>.+)", re.S)
 
 
@@ -37,6 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--texts", nargs="+", metavar="[LANGUAGE=]FILE", default=[], help="held-out texts of the suite perplexity")
     parser.add_argument("--task-folders", nargs="+", metavar="DIR", default=[], help="folders with task files of your own")
+    parser.add_argument(
+        "--questions", nargs="+", metavar="[LANGUAGE=]FILE", default=[],
+        help="open questions of the suite llm-eval: JSON Lines, Parquet, or OWNER/NAME@COMMIT on the hub",
+    )  # fmt: skip
+    parser.add_argument(
+        "--judge", nargs="+", metavar="JUDGE", default=[],
+        help="one or two that score the answers: MODEL=URL, or a YAML file with the fields of evaluation.judge; their tokens are "
+        "JUDGE_TOKEN and SECOND_JUDGE_TOKEN",
+    )  # fmt: skip
+    parser.add_argument("--answer-tokens", type=int, metavar="N", help="most tokens of an answer to an open question (default: 512)")
     parser.add_argument("--mirror", metavar="DIR", help="data sets of the suites, filled by `transfer evaluate fetch` (default: the hub)")
     parser.add_argument("--shots", type=int, metavar="N", help="examples before each question (default: as the suite says)")
     parser.add_argument("--limit", type=int, metavar="N", help="most items of one task or text")
@@ -104,18 +117,23 @@ def build(options: argparse.Namespace) -> tuple[TransferExperiment, dict[str, An
 
     languages = _split(options.languages) or [DEFAULT_LANGUAGE]
     texts = [_text(text, languages[0]) for text in options.texts]
-    suites = _split(options.suites) or ([PERPLEXITY] if texts else [])
+    suites = _split(options.suites) or [*([PERPLEXITY] if texts else []), *([LLM_EVAL] if options.questions else [])]
     if not suites:
         raise SpecError(
             "names nothing to measure", field="--suites", allowed="suites of docs/evaluation.md, parted by commas",
-            next_step="Add --suites mmlu, or --texts FILE for perplexity",
+            next_step="Add --suites mmlu, --texts FILE for perplexity, or --questions FILE --judge MODEL=URL for llm-eval",
         )  # fmt: skip
-    evaluation: dict[str, Any] = {"suites": _in_each(suites, languages), "baseline": options.baseline is not None}
+    asked = _in_each(suites, languages, [Path(folder) for folder in options.task_folders])
+    evaluation: dict[str, Any] = {"suites": asked, "baseline": options.baseline is not None}
+    judges = _judges(options.judge)
     wanted = {
         "baselineModel": _model(options.baseline, "--baseline") if options.baseline is not None else None,
         "texts": _named_apart(texts),
         "taskFolders": [_place(folder) for folder in options.task_folders],
         "mirror": _place(options.mirror) if options.mirror is not None else None,
+        "questions": _named_apart([_question_set(given, languages[0]) for given in options.questions]),
+        "answerTokens": options.answer_tokens,
+        **dict(zip(("judge", "secondJudge"), judges, strict=False)),
         "shots": options.shots,
         "limit": options.limit,
         "shards": options.shards,
@@ -135,13 +153,16 @@ def _split(names: str | None) -> list[str]:
     return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
-def _in_each(suites: list[str], languages: list[str]) -> list[str]:
-    """Suites that exist in several languages, once in each."""
-    return list(
-        dict.fromkeys(
-            name for suite in suites for name in ([f"{suite}_{one}" for one in languages] if suite in LANGUAGE_SUITES else [suite])
-        )
-    )
+def _in_each(suites: list[str], languages: list[str], folders: list[Path] | None = None) -> list[str]:
+    """Suites that exist in several languages, once in each; so are tasks of the folders that are only named with their language."""
+    from transfer_evaluator.suites import named
+
+    ours = named("task|group", {*suites, *(f"{suite}_{one}" for suite in suites for one in languages)}, folders or [])
+    found: list[str] = []
+    for suite in suites:
+        each = [f"{suite}_{one}" for one in languages]
+        found += each if suite in LANGUAGE_SUITES or (suite not in ours and any(one in ours for one in each)) else [suite]
+    return list(dict.fromkeys(found))
 
 
 def _model(given: str, option: str) -> dict[str, Any]:
@@ -163,12 +184,42 @@ def _place(path: str) -> str:
     return str(Path(path).absolute()) if Path(path).exists() else path
 
 
-def _text(given: str, language: str) -> dict[str, Any]:
+def _text(given: str, language: str, option: str = "--texts") -> dict[str, Any]:
     found = TEXT.fullmatch(given)
     if found is None:
-        raise SpecError("names no file", field="--texts", value=given, allowed="FILE or LANGUAGE=FILE", next_step="Correct it")
+        raise SpecError("names no file", field=option, value=given, allowed="FILE or LANGUAGE=FILE", next_step="Correct it")
     path = Path(found["path"])
     return {"name": _plain(path.name.partition(".")[0]), "path": _place(found["path"]), "language": found["language"] or language}
+
+
+def _question_set(given: str, language: str) -> dict[str, Any]:
+    """Open questions of a file, or of a data set of the hub."""
+    found = TEXT.fullmatch(given)
+    of_hub = OF_A_HUB.fullmatch(found["path"]) if found and not Path(found["path"]).exists() else None
+    if found is None or of_hub is None or of_hub["revision"] is None:
+        return _text(given, language, "--questions")
+    name = {"name": _plain(of_hub["name"].partition("/")[2]), "hub": of_hub["name"], "revision": of_hub["revision"]}
+    return {**name, "language": found["language"] or language}
+
+
+def _judges(given: list[str]) -> list[dict[str, Any]]:
+    """Judges by model and address, or as a file of their own has them."""
+    if len(given) > JUDGES:
+        raise SpecError("are too many", field="--judge", value=given, allowed="one or two", next_step="Name fewer")
+    return [{"model": found["model"], "url": found["url"]} if (found := JUDGE.fullmatch(one)) else _judge_file(one) for one in given]
+
+
+def _judge_file(path: str) -> dict[str, Any]:
+    import yaml
+
+    problem = "is neither MODEL=URL nor a file with the fields of evaluation.judge"
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problem, content = f"{problem}: {' '.join(str(error).split())}", None
+    if not isinstance(content, dict):
+        raise SpecError(problem, field="--judge", value=path, next_step="Write --judge MODEL=https://.../v1, or correct the file")
+    return content
 
 
 def _named_apart(texts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -28,10 +28,10 @@ def check_suites(suites: Iterable[str], folders: Sequence[Path]) -> None:
     given = set(suites)
     check_languages(given)
     wanted = set(filter(is_harness_suite, given))
-    wanted -= _named("task", wanted, folders)
-    groups = _named("group", wanted, folders)  # its members may be misspelt, which only the library sees
+    wanted -= named("task", wanted, folders)
+    groups = named("group", wanted, folders)  # its members may be misspelt, which only the library sees
     wanted -= {suite for suite in wanted - groups if find(suite) is not None}
-    doubtful = groups | ((wanted - groups) - _named("task|group", wanted - groups, [harness_tasks()]))
+    doubtful = groups | ((wanted - groups) - named("task|group", wanted - groups, [harness_tasks()]))
     if doubtful:
         from transfer_evaluator.tasks import TaskLibrary, quiet
 
@@ -55,7 +55,7 @@ def check_languages(suites: Iterable[str]) -> None:
             )  # fmt: skip
 
 
-def _named(kind: str, names: set[str], folders: Sequence[Path]) -> set[str]:
+def named(kind: str, names: set[str], folders: Sequence[Path]) -> set[str]:
     """Which of the names a task file gives to itself."""
     if not names:
         return set()

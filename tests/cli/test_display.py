@@ -32,6 +32,18 @@ def test_a_failure_is_told_once_and_whole(capsys: pytest.CaptureFixture[str], tm
     assert f"Log: {tmp_path}/logs/evaluation-w0-g1.log" in told
 
 
+def test_a_table_longer_than_a_screen_is_printed_without_the_parts_of_its_means(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = scores()[0].model_copy(update={"task": "all-of-it", "parts": 60})
+    parts = [scores()[0].model_copy(update={"task": f"part-{n}", "part_of": "all-of-it"}) for n in range(60)]
+    open_console().print(score_table([whole, *parts]))
+    told = capsys.readouterr().out
+    assert "all-of-it" in told
+    assert "part-1" not in told
+    assert "The 60 lines of single tasks and categories are in the report." in told
+    open_console().print(score_table([whole, *parts[:9]]))
+    assert "part-1" in capsys.readouterr().out
+
+
 def test_other_events_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     Display(open_console(), "id", None).update(ExperimentStatus(), None, [Event(reason=Reason.RESUMED, message="going on", warning=False)])
     assert "going on" in capsys.readouterr().out

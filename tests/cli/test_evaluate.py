@@ -89,6 +89,46 @@ def test_a_model_of_the_hub_is_named_with_its_commit() -> None:
         built("org/some.model", "--suites", "mmlu")
 
 
+def test_questions_and_judges_are_those_of_a_file(place: Path) -> None:
+    (place / "hi.jsonl").write_text('{"question": "?"}')
+    (place / "second.yaml").write_text("url: http://127.0.0.1:8000/v1\nmodel: b\nspending: {tokens: 1M}\n")
+    spec = built("base", "--questions", "hi=hi.jsonl", f"zh=llmeval-fdu/LLMEval-1@{COMMIT}", "--languages", "id", "--answer-tokens", "64",
+                 "--judge", "org/judge=http://127.0.0.1/v1", "second.yaml")  # fmt: skip
+    assert spec["evaluation"] == {
+        "suites": ["llm-eval"], "baseline": False, "answerTokens": 64,
+        "questions": [
+            {"name": "hi", "path": str(place / "hi.jsonl"), "language": "hi"},
+            {"name": "llmeval-1", "hub": "llmeval-fdu/LLMEval-1", "revision": COMMIT, "language": "zh"},
+        ],
+        "judge": {"model": "org/judge", "url": "http://127.0.0.1/v1"},
+        "secondJudge": {"url": "http://127.0.0.1:8000/v1", "model": "b", "spending": {"tokens": "1M"}},
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("judges", "message"),
+    [
+        (["nothing.yaml"], "--judge: is neither MODEL=URL nor a file with the fields of evaluation.judge: "),
+        (["id.txt"], "--judge: is neither MODEL=URL"),
+        (["a=http://x/v1", "b=http://x/v1", "c=http://x/v1"], "--judge: are too many"),
+        (["a=http://x/v1", "a=http://x/v1"], "secondJudge stands beside judge and is another model"),
+    ],
+)
+def test_judges_that_are_none_are_refused(judges: list[str], message: str) -> None:
+    with pytest.raises((SpecError, SpecErrors)) as refused:
+        built("base", "--questions", "id.txt", "--judge", *judges)
+    assert message in str(refused.value)
+
+
+def test_cloze_sets_that_are_named_with_their_language_are_asked_in_each(place: Path) -> None:
+    (place / "tasks").mkdir()
+    for name in ("cloze_id", "cloze_sw", "other"):
+        (place / "tasks" / f"{name}.yaml").write_text(f"task: {name}\ndataset_path: json\n")
+    spec = built("base", "--suites", "cloze,other,mmlu", "--task-folders", "tasks", "--languages", "id,sw")
+    assert spec["evaluation"]["suites"] == ["cloze_id", "cloze_sw", "other", "mmlu"]
+
+
 @pytest.mark.usefixtures("place")
 def test_two_texts_of_one_name_are_told_apart(place: Path) -> None:
     (place / "more").mkdir()
