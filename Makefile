@@ -66,7 +66,7 @@ generate: setup ## write crds/ and docs/reference.md from the models, and the ch
 
 .PHONY: bench
 bench: inputs ## measure what benchmarks/bars.yaml sets bars for
-	@missed=0; for each in one_machine trainer checkpointing evaluator_vs_harness judge; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
+	@missed=0; for each in one_machine trainer checkpointing evaluator_vs_harness shard_lost judge; do $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
 
 .PHONY: bench-trainer
 bench-trainer: inputs ## measure the trainer against transformers' and TRL's, with nothing else running; about 15 minutes
@@ -74,7 +74,7 @@ bench-trainer: inputs ## measure the trainer against transformers' and TRL's, wi
 
 .PHONY: bench-evaluator
 bench-evaluator: inputs ## measure the evaluator beside lm-evaluation-harness's own model against benchmarks/bars.yaml, with nothing else running
-	@missed=0; for each in evaluator_vs_harness judge; do HF_HUB_OFFLINE=1 $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
+	@missed=0; for each in evaluator_vs_harness shard_lost judge; do HF_HUB_OFFLINE=1 $(bin)/python -m benchmarks.$$each || missed=1; done; exit $$missed
 
 .PHONY: cluster
 cluster: ## start a Kubernetes on this machine, by kind where Docker runs, else without it (root); docs/cluster.md
