@@ -21,6 +21,7 @@ from transfer_api.errors import SpecError
 from transfer_api.language import ASKED_LANGUAGES, primary
 from transfer_api.spec import (
     CODE_SWITCHING,
+    GAOKAO_OPEN,
     Anomalies,
     CheckpointInterval,
     Ema,
@@ -379,6 +380,12 @@ def _llm_eval(evaluation: Evaluation) -> Violation | None:
     )  # fmt: skip
 
 
+def _exam_judge(evaluation: Evaluation) -> Violation | None:
+    if GAOKAO_OPEN not in evaluation.suites or evaluation.judge is not None:
+        return None
+    return Violation(field="judge", allowed="a judge", next_step=f"Add evaluation.judge, or leave {GAOKAO_OPEN} out of suites")
+
+
 def _second_judge(evaluation: Evaluation) -> Violation | None:
     first, second = evaluation.judge, evaluation.second_judge
     if second is None or (first is not None and (first.url, first.model) != (second.url, second.model)):
@@ -622,6 +629,11 @@ RULES: tuple[Rule, ...] = (
         name="llm-eval-needs-judge", paths=("spec.evaluation",),
         cel="!('llm-eval' in self.suites) || (has(self.judge) && self.questions.size() > 0)",
         message="the suite llm-eval needs questions and a judge", check=_llm_eval,
+    ),
+    Rule(
+        name="exam-needs-judge", paths=("spec.evaluation",),
+        cel="!('gaokao-bench_open' in self.suites) || has(self.judge)",
+        message="the suite gaokao-bench_open needs a judge", check=_exam_judge,
     ),
     Rule(
         name="second-judge", paths=("spec.evaluation",),

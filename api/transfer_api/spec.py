@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -388,16 +389,24 @@ class InstructionTuning(Optimization):
 
 
 PERPLEXITY = "perplexity"
-"""Held-out texts; like the next three no task of lm-evaluation-harness but ours."""
+"""Held-out texts; like the next four no task of lm-evaluation-harness but ours."""
 CODE_SWITCHING = "code-switching"
 """Answers in the experiment's language; `code-switching_hi` names another."""
 LANGUAGE_IDENTITY = "language-identity"
 """Answers in each of `ASKED_LANGUAGES`."""
 LLM_EVAL = "llm-eval"
 """Answers to open questions, scored by a judge."""
+GAOKAO_OPEN = "gaokao-bench_open"
+"""The open-ended questions of GAOKAO-Bench, scored by a judge."""
+JUDGED_SUITES = (LLM_EVAL, GAOKAO_OPEN)
 LANGUAGE_SUITES = (CODE_SWITCHING, "belebele", "global-mmlu", "xcopa")
 """Exist in several languages: alone in the experiment's, with `_hi` in another."""
-OWN_SUITES = (PERPLEXITY, CODE_SWITCHING, LANGUAGE_IDENTITY, LLM_EVAL)
+OWN_SUITES = (PERPLEXITY, CODE_SWITCHING, LANGUAGE_IDENTITY, *JUDGED_SUITES)
+
+
+def is_judged(suites: Iterable[str]) -> bool:
+    """Whether a judge is asked."""
+    return any(suite in JUDGED_SUITES for suite in suites)
 
 
 def is_harness_suite(suite: str) -> bool:
@@ -517,7 +526,7 @@ class Evaluation(Contract):
     suites: list[Suite] = Field(
         default=[PERPLEXITY], min_length=1, max_length=32,
         description="perplexity, code-switching, language-identity, llm-eval, a suite of docs/evaluation.md (mmlu, c-eval, cmmlu, agieval, "
-        "gaokao-bench, global-mmlu, belebele, xcopa), or a task or group of the harness or of taskFolders.",
+        "gaokao-bench and its _fill-in and _open, global-mmlu, belebele, xcopa), or a task or group of the harness or of taskFolders.",
     )  # fmt: skip
     when: When = Field(
         default=When.END, exclude_if=lambda value: value is When.END,
@@ -538,8 +547,8 @@ class Evaluation(Contract):
         "Default: the hub.",
     )  # fmt: skip
     questions: list[QuestionSource] = Field(default=[], max_length=32, description="Open questions of the suite llm-eval.")
-    answer_tokens: int = Field(default=512, ge=1, le=32_768, description="Most tokens of an answer to an open question.")
-    judge: Judge | None = Field(default=None, description="Scores the answers of the suite llm-eval.")
+    answer_tokens: int = Field(default=512, ge=1, le=32_768, description="Most tokens of an answer that is judged.")
+    judge: Judge | None = Field(default=None, description="Scores the answers of the suites llm-eval and gaokao-bench_open.")
     second_judge: Judge | None = Field(default=None, description="Scores them too; the agreement of the two is shown.")
     shots: int | None = Field(default=None, ge=0, le=64, description="Examples before each question. Default: what the task says.")
     limit: int | None = Field(default=None, ge=1, le=1_000_000, description="Most items of one task or text. Default: all.")

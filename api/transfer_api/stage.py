@@ -25,6 +25,7 @@ from pydantic.alias_generators import to_camel
 from transfer_api.base import Observed
 from transfer_api.language import primary
 from transfer_api.spec import (
+    GAOKAO_OPEN,
     LANGUAGE_SUITES,
     LLM_EVAL,
     ActivationCheckpointing,
@@ -51,6 +52,7 @@ from transfer_api.spec import (
     WeightedSource,
     When,
     is_harness_suite,
+    is_judged,
 )
 
 KEY_LENGTH = 32  # hexadecimal digits: 128 bits, and short enough for a Kubernetes label
@@ -264,9 +266,10 @@ def input_paths(spec: ExperimentSpec) -> list[str]:
 
 
 def needs_hub(spec: ExperimentSpec) -> bool:
-    """Whether anything is fetched from a hub: the model, a data set, or a task that is in no folder of the experiment's."""
+    """Whether anything is fetched from a hub: the model, a data set, an exam, or a task that is in no folder of the experiment's."""
     wanted = spec.evaluation
-    tasks = wanted is not None and not (wanted.task_folders or wanted.mirror) and any(map(is_harness_suite, wanted.suites))
+    exam = wanted is not None and not wanted.mirror and GAOKAO_OPEN in wanted.suites
+    tasks = exam or (wanted is not None and not (wanted.task_folders or wanted.mirror) and any(map(is_harness_suite, wanted.suites)))
     return any(model.name is not None for model in models_of(spec).values()) or tasks or names_hub(spec.model_dump(mode="json"))
 
 
@@ -430,12 +433,12 @@ class _Planner:
         snapshot: int | None = None,
     ) -> str:
         texts = [text.model_copy(update={"language": text.language or self.spec.language}) for text in wanted.texts]
-        judged = LLM_EVAL in wanted.suites
+        judged, asked = is_judged(wanted.suites), LLM_EVAL in wanted.suites
         first, second = (wanted.judge, wanted.second_judge) if judged else (None, None)
         parameters = EvaluationParameters(
             model=_bare(source) if source else self.model, suites=asked_suites(wanted, self.spec.language), texts=texts,
             task_folders=wanted.task_folders, mirror=wanted.mirror,
-            questions=[one.model_copy(update={"language": one.language or self.spec.language}) for one in wanted.questions if judged],
+            questions=[one.model_copy(update={"language": one.language or self.spec.language}) for one in wanted.questions if asked],
             answer_tokens=wanted.answer_tokens if judged else None, judge=_settings(first), second_judge=_settings(second),
             shots=wanted.shots, limit=wanted.limit, precision=wanted.precision, seed=self.spec.seed,
             contamination=bool(rows), snapshot=snapshot,

@@ -92,16 +92,17 @@ def run(options: argparse.Namespace) -> int:
 
 def fetch(options: argparse.Namespace) -> int:
     """Fills the mirror with the data sets of the suites and says what it has."""
-    from transfer_cli.mirror import data_sets_of, fill
+    from transfer_cli.mirror import data_sets_of, fill, fill_files
     from transfer_evaluator.mirror import Mirror
 
     suites = _in_each([*options.more, *_split(options.suites)], _split(options.languages) or [DEFAULT_LANGUAGE])
     if not suites or options.mirror is None:
         field, what = ("SUITE", "no suite") if not suites else ("--mirror", "no folder")
         raise SpecError(f"{what} is named", field=field, next_step="Write `transfer evaluate fetch SUITE ... --mirror DIR`")
-    data_sets = data_sets_of(suites, options.task_folders)
+    data_sets, files = data_sets_of(suites, options.task_folders)
     fill(Mirror(Path(options.mirror)), data_sets, print)
-    if not data_sets:
+    fill_files(Mirror(Path(options.mirror)), files, print)
+    if not data_sets and not files:
         print("These suites read no data set of the hub.")
     return ExitCode.COMPLETE
 

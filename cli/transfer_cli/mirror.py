@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from transfer_api.errors import DataError
-from transfer_evaluator.mirror import FIELD, Mirror
+from transfer_evaluator.mirror import FIELD, Mirror, RepositoryFile, download
 from transfer_pod.artifact import sha256, storage_errors, write_atomically
 from transfer_pod.hub import HubUnreachableError, hub_error
 
@@ -47,6 +47,49 @@ def fill(mirror: Mirror, data_sets: dict[str, str | None], say: Callable[[str], 
         say(f"{mirror.source(name)}: {count} files, {size / 1e6:,.1f} MB, {f'{fetched} fetched' if fetched else 'all there already'}")
 
 
+def fill_files(mirror: Mirror, files: Iterable[RepositoryFile], say: Callable[[str], None]) -> None:
+    """Fetches what a mirror lacks or has damaged of repositories' files. Their commit is part of their name, so it never moves.
+
+    Raises:
+        DataError: a file is not there, its repository does not answer, or the mirror has the repository at another commit.
+        StorageError: the folder cannot be written.
+    """
+    by_repository: dict[str, list[RepositoryFile]] = {}
+    for file in files:
+        by_repository.setdefault(file.name, []).append(file)
+    for name, wanted in sorted(by_repository.items()):
+        with storage_errors(mirror.folder, field="--mirror", option="--mirror"):
+            record = mirror.record(name) or {"revision": wanted[0].revision, "files": {}}
+            if other := next((file for file in wanted if file.revision != record["revision"]), None):
+                raise _other_commit(name, record["revision"], other.revision)
+            listed = record["files"]
+            lacking = [
+                file for file in wanted if file.path not in listed or not _is_whole(mirror.folder / name / file.path, listed[file.path])
+            ]
+            for file in lacking:
+                try:
+                    content = download(file, "SUITE")
+                except HubUnreachableError as error:
+                    raise DataError(
+                        f"cannot be fetched now: {error}", field="SUITE", value=name, next_step="Try again; what was fetched is kept"
+                    ) from error
+                place = mirror.folder / name / file.path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content)
+                listed[file.path] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                write_atomically(mirror.folder / f"{name}.json", json.dumps(record, indent=1))
+        size = sum(listed[file.path]["size"] for file in wanted)
+        told = f"{len(lacking)} fetched" if lacking else "all there already"
+        say(f"{mirror.source(name)}: {len(wanted)} files, {size / 1e6:,.1f} MB, {told}")
+
+
+def _other_commit(name: str, found: str, wanted: str) -> DataError:
+    return DataError(
+        f"has {name} at another commit than the task asks for", field=FIELD, value=found, allowed=wanted,
+        next_step="Fill another folder: what is in a mirror does not change",
+    )  # fmt: skip
+
+
 def _fetch(mirror: Mirror, name: str, revision: str | None) -> tuple[int, int, int]:
     """Files of a data set, their bytes, and how many had to be fetched."""
     from huggingface_hub import HfApi
@@ -54,10 +97,7 @@ def _fetch(mirror: Mirror, name: str, revision: str | None) -> tuple[int, int, i
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
     record = mirror.record(name) or _listed(api, mirror, name, revision)
     if revision is not None and record["revision"] != revision:
-        raise DataError(
-            f"has {name} at another commit than the task asks for", field=FIELD, value=record["revision"], allowed=revision,
-            next_step="Fill another folder: what is in a mirror does not change",
-        )  # fmt: skip
+        raise _other_commit(name, record["revision"], revision)
     place = mirror.folder / name
     wanted = [file for file, entry in record["files"].items() if not _is_whole(place / file, entry)]
     for file in wanted:
@@ -109,14 +149,17 @@ def _is_whole(path: Path, entry: dict[str, Any]) -> bool:
     return bool(hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == entry["blob"])
 
 
-def data_sets_of(suites: Iterable[str], folders: Iterable[str]) -> dict[str, str | None]:
-    """Data sets that suites read, with the commits that their task files ask for.
+def data_sets_of(suites: Iterable[str], folders: Iterable[str]) -> tuple[dict[str, str | None], list[RepositoryFile]]:
+    """Data sets of the hub that suites read, with the commits that their task files ask for, and files of repositories.
 
     Raises:
         SpecError: a suite does not exist.
     """
-    from transfer_api.spec import is_harness_suite
+    from transfer_api.spec import GAOKAO_OPEN, is_harness_suite
+    from transfer_evaluator.judge.exam import exam_files
     from transfer_evaluator.tasks import TaskLibrary, quiet
 
     quiet()
-    return TaskLibrary([Path(folder) for folder in folders]).data_sets(list(filter(is_harness_suite, suites)))
+    asked = list(suites)
+    library, tasks = TaskLibrary([Path(folder) for folder in folders]), list(filter(is_harness_suite, asked))
+    return library.data_sets(tasks), [*library.files(tasks), *(exam_files().values() if GAOKAO_OPEN in asked else ())]

@@ -17,7 +17,7 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import LLM_EVAL, ExperimentSpec, Method, ModelSource, TransferExperiment
+from transfer_api.spec import ExperimentSpec, Method, ModelSource, TransferExperiment, is_judged
 from transfer_api.stage import StageKind, StagePlan, asked_suites, is_address, models_of, plan_stages
 from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
@@ -105,7 +105,7 @@ def input_problems(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Transf
 def _judge_tokens(spec: ExperimentSpec) -> None:
     """Judges are asked last: a token that is not there would show after the training."""
     evaluation = spec.evaluation
-    if evaluation is None or LLM_EVAL not in evaluation.suites:
+    if evaluation is None or not is_judged(evaluation.suites):
         return
     for variable, field, judge in zip(JUDGE_TOKENS, ("judge", "secondJudge"), (evaluation.judge, evaluation.second_judge), strict=True):
         if judge is not None and judge.token_secret is not None and not os.environ.get(variable):

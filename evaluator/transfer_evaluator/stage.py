@@ -12,7 +12,7 @@ from typing import Any
 
 from transfer_api.errors import SpecError
 from transfer_api.progress import UNJUDGED, Activity, Outcome, Progress, ResultMessage, Score
-from transfer_api.spec import LLM_EVAL, PERPLEXITY, is_harness_suite
+from transfer_api.spec import PERPLEXITY, is_harness_suite, is_judged
 from transfer_api.stage import EvaluationParameters, StageKind
 from transfer_evaluator import contamination, perplexity, switching
 from transfer_evaluator.blocks import Blocks, Done, FinishedElsewhereError
@@ -111,7 +111,7 @@ class _Suites:
                 )  # fmt: skip
             self.texts = perplexity.read_texts(parameters.texts, lambda text, field: iter_documents(text, context, field), parameters.limit)
         self.llm_eval: Any = None
-        if LLM_EVAL in parameters.suites:
+        if is_judged(parameters.suites):
             # The client of the judges takes two seconds to import.
             from transfer_evaluator.judge.suite import LlmEval
 
@@ -147,7 +147,7 @@ class _Suites:
                         suite, harness, shots=self.parameters.shots, limit=self.parameters.limit, seed=self.parameters.seed
                     )
         if self.llm_eval is not None:
-            with _timed(f"{LLM_EVAL}, answers"):
+            with _timed("answers to open questions"):
                 self.llm_eval.answer(model, scorer, meter.begin)
         return results
 
@@ -155,7 +155,7 @@ class _Suites:
         """What the judges say of the answers. One pod asks them."""
         if self.llm_eval is None:
             return []
-        with _timed(f"{LLM_EVAL}, judges"):
+        with _timed("judges"):
             found: list[TaskResult] = self.llm_eval.judge(meter.begin)
         return found
 

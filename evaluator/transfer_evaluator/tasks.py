@@ -16,7 +16,7 @@ import hashlib
 import importlib.metadata
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from transfer_evaluator.catalogue import Suite, find, harness_tasks
 from transfer_evaluator.catalogue import names as catalogue_names
 from transfer_evaluator.contamination import document_text
 from transfer_evaluator.harness import HarnessModel
-from transfer_evaluator.mirror import Mirror
+from transfer_evaluator.mirror import Mirror, RepositoryFile, repository_file
 from transfer_evaluator.score import DOCUMENT, SUBJECT, Item, Metric, TaskResult
 
 FIELD = "spec.evaluation.suites"
@@ -112,11 +112,18 @@ class TaskLibrary:
         Raises:
             SpecError: a suite does not exist.
         """
+        return {
+            content["dataset_path"]: (content.get("dataset_kwargs") or {}).get("revision")
+            for content in self._contents(suites)
+            if is_hub_name(content.get("dataset_path"))
+        }
+
+    def _contents(self, suites: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """The files of the tasks and groups of suites, each once."""
         wanted = list(suites)
         self.check(wanted)
         index = self._manager.task_index
         waiting, seen = [self._task(suite) for suite in wanted], set[str]()
-        found: dict[str, str | None] = {}
         while waiting:
             name = waiting.pop()
             if name in seen or name not in index:
@@ -125,9 +132,15 @@ class TaskLibrary:
             entry = index[name]
             content = load_yaml(entry.yaml_path, resolve_func=False) if entry.yaml_path is not None else {}
             waiting += entry.tags if entry.kind is Kind.TAG else _member_names(content) if entry.kind is Kind.GROUP else []
-            if is_hub_name(content.get("dataset_path")):
-                found[content["dataset_path"]] = (content.get("dataset_kwargs") or {}).get("revision")
-        return found
+            yield content
+
+    def files(self, suites: Iterable[str]) -> list[RepositoryFile]:
+        """Files of repositories that suites read, without reading any.
+
+        Raises:
+            SpecError: a suite does not exist.
+        """
+        return [file for content in self._contents(suites) for file in repository_files(_data_files(content))]
 
     def _task(self, suite: str) -> str:
         """What the harness calls a suite."""
@@ -187,6 +200,11 @@ class TaskLibrary:
         return all(self._self_contained(member) for member in _member_names(load_yaml(entry.yaml_path, resolve_func=False)))
 
 
+def _data_files(content: Mapping[str, Any]) -> Any:
+    kwargs = content.get("dataset_kwargs")
+    return kwargs.get("data_files") if isinstance(kwargs, Mapping) else None
+
+
 def _member_names(content: Mapping[str, Any]) -> list[str]:
     """Tasks and groups that a group names."""
     members = content.get("task", [])
@@ -235,6 +253,8 @@ class _Factory(TaskFactory):  # type: ignore[misc]
         kwargs = config.get("dataset_kwargs")
         if ours and path is not None and isinstance(kwargs, dict) and "data_files" in kwargs:
             config["dataset_kwargs"] = {**kwargs, "data_files": resolve_data_files(kwargs["data_files"], path.parent)}
+        if files := repository_files(_data_files(config)):
+            config["metadata"] = {**(config.get("metadata") or {}), DATA: files[0].source}
         return config if self._mirror is None else mirrored(config, self._mirror)
 
 
@@ -246,11 +266,33 @@ def mirrored(config: dict[str, Any], mirror: Mirror) -> dict[str, Any]:
     """
     name = config.get("dataset_path")
     if not is_hub_name(name):
-        return config
+        kwargs = config.get("dataset_kwargs")
+        if not isinstance(kwargs, Mapping) or "data_files" not in kwargs:
+            return config
+        return {**config, "dataset_kwargs": {**kwargs, "data_files": _each_file(kwargs["data_files"], mirror)}}
     place = str(mirror.place(str(name)))
     kwargs = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "revision"}
     metadata = {**(config.get("metadata") or {}), DATA: mirror.source(str(name))}
     return {**config, "dataset_path": place, "dataset_kwargs": kwargs or None, "metadata": metadata}
+
+
+def _each_file(value: Any, mirror: Mirror) -> Any:
+    """`data_files` with the mirror's files in the place of those of repositories."""
+    if isinstance(value, Mapping):
+        return {split: _each_file(item, mirror) for split, item in value.items()}
+    if isinstance(value, list):
+        return [_each_file(item, mirror) for item in value]
+    file = repository_file(value)
+    return value if file is None else str(mirror.file(file))
+
+
+def repository_files(value: Any) -> list[RepositoryFile]:
+    """The files of repositories among the `data_files` of a task."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [file for item in value for file in repository_files(item)]
+    return [file] if (file := repository_file(value)) is not None else []
 
 
 def _data_error(config: Mapping[str, Any], error: Exception) -> DataError | None:

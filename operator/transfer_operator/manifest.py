@@ -16,7 +16,7 @@ from typing import Any
 
 from transfer_api.errors import SpecError
 from transfer_api.gpu import is_gpu
-from transfer_api.spec import API_GROUP, API_VERSION, LLM_EVAL, ExperimentSpec, SecretKey, TransferExperiment, is_harness_suite
+from transfer_api.spec import API_GROUP, API_VERSION, ExperimentSpec, SecretKey, TransferExperiment, is_harness_suite, is_judged
 from transfer_api.stage import StageKind, StagePlan, models_of, names_hub, reads_addresses
 from transfer_api.task import ADDRESS_VARIABLE, JUDGE_TOKENS, PodTask, program
 from transfer_operator.decide import CreatePod, Event, Role
@@ -309,7 +309,7 @@ def _environment(experiment: TransferExperiment, action: CreatePod, settings: Op
     if token is not None and action.name.role is Role.WORKER and may_fetch(action.stage):
         entries.append(_secret("HF_TOKEN", token))
     judges = experiment.spec.evaluation if action.stage.kind is StageKind.EVALUATION else None
-    if judges is not None and LLM_EVAL in judges.suites:
+    if judges is not None and is_judged(judges.suites):
         given = ((name, judge.token_secret) for name, judge in zip(JUDGE_TOKENS, (judges.judge, judges.second_judge), strict=True) if judge)
         entries += [_secret(name, token) for name, token in given if token is not None]
     secret = experiment.spec.data_secret

@@ -11,7 +11,8 @@ import pytest
 from tests.support.data_hub import COMMIT, DataHub, serve
 from transfer_api.errors import DataError, ExitCode
 from transfer_cli.main import main
-from transfer_evaluator.mirror import Mirror
+from transfer_evaluator.judge.exam import exam_files
+from transfer_evaluator.mirror import RAW, Mirror, RepositoryFile
 
 NAME = "cambridgeltl/xcopa"
 ROW = {"premise": "Hujan turun.", "choice1": "Jalan basah.", "choice2": "Jalan kering.", "question": "effect", "label": 0, "idx": 0}
@@ -121,6 +122,31 @@ def test_what_is_missing_of_the_command_is_said(
     assert main(["evaluate", *arguments]) == ExitCode.REFUSED
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_a_repository_are_fetched_once_at_the_commit_that_is_asked_for(
+    hub: DataHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, files = "OpenLMLab/GAOKAO-Bench", list(exam_files().values())
+    hub.files[name] = {file.path: json.dumps({"example": [file.path]}).encode() for file in files}
+    address = RepositoryFile.address.fget  # type: ignore[attr-defined]
+    of_the_hub = f"{hub.address}/datasets/{name}/resolve"
+    monkeypatch.setattr(RepositoryFile, "address", property(lambda one: address(one).replace(f"{RAW}/{name}", of_the_hub)))
+    broken = files[3].path
+    whole = hub.files[name].pop(broken)
+    assert fetch(tmp_path, "gaokao-bench_open") == ExitCode.REFUSED
+    assert "SUITE: cannot be fetched from the hub (answer 404)" in capsys.readouterr().err
+    hub.files[name][broken] = whole
+    hub.sent.clear()
+    assert fetch(tmp_path, "gaokao-bench_open") == ExitCode.COMPLETE
+    assert f"{name}@6dbb24f8: 14 files, 0.0 MB, 11 fetched" in capsys.readouterr().out
+    assert len(hub.sent) == 11
+    assert [Mirror(tmp_path).file(file).read_bytes() for file in files] == [hub.files[name][file.path] for file in files]
+
+    (tmp_path / name / broken).write_bytes(whole[::-1])
+    hub.sent.clear()
+    assert fetch(tmp_path, "gaokao-bench_open") == ExitCode.COMPLETE
+    assert hub.sent == [broken], "what is damaged is fetched again"
 
 
 def test_a_suite_runs_from_what_was_fetched_when_the_hub_is_gone(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ def in_every_language() -> list[str]:
 
 @pytest.mark.parametrize("suite", [name for name, entry in _entries().items() if "languages" not in entry])
 def test_a_suite_names_tasks_that_the_harness_has(suite: str) -> None:
-    assert TaskLibrary([]).data_sets([suite])
+    library = TaskLibrary([])
+    assert library.data_sets([suite]) or library.files([suite])
 
 
 def test_a_suite_of_several_languages_has_tasks_in_each() -> None:
@@ -176,6 +179,86 @@ def test_gaokao_bench_asks_for_each_letter_of_the_objective_part(tmp_path: Path,
     physics = next(part for part in parts if part.task.endswith("physics"))
     assert len(physics.items[0]["responses"]) == 15, "every combination of four letters"
     assert all(0 <= item["acc"] <= 1 for item in whole.items)
+
+
+BLANKS = {
+    "2010-2022_Math_I_Fill-in-the-Blank": [("$x=$", "$\\frac{1}{2}$.\n"), ("$y=$", "$\\frac{3}{10} \\# \\# 0.3$\n")],
+    "2010-2022_Math_II_Fill-in-the-Blank": [("$z=$", "-7\n")],
+    "2010-2022_Chinese_Language_Famous_Passages_and_Sentences_Dictation": [
+        ("（1）____，____。\n（2）____。", "【答案】（1）.春眠不觉晓 ，\n处处闻啼鸟（重点字：鸟）\n（2）.(夜)夜来《风》雨声\n")
+    ],
+    "2014-2022_English_Language_Cloze_Passage": [
+        ("It 61 (be) a dog 62 barks.", "【解答】\n61．was，考查be．\n62．which/that，考查从句．\n"), ("A 41 B 42", "go\nWhen/As\n")
+    ],
+}  # fmt: skip
+
+
+def blanks(mirror: Path) -> None:
+    """A mirror of the repository, with rows of our own in the manners of several years."""
+    files = {}
+    for file in TaskLibrary([]).files(["gaokao-bench_fill-in"]):
+        rows = [{**EXAM, "index": n, "question": asked, "answer": told} for n, (asked, told) in enumerate(BLANKS[Path(file.path).stem])]
+        place = mirror / file.name / file.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps({"keywords": "k", "example": rows}, ensure_ascii=False))
+        files[file.path] = {"size": place.stat().st_size}
+    (mirror / f"{file.name}.json").write_text(json.dumps({"revision": file.revision, "files": files}))
+
+
+def test_each_blank_of_gaokao_bench_is_an_item_with_its_right_answers(tmp_path: Path, tiny: LoadedModel) -> None:
+    blanks(tmp_path)
+    whole, *parts = run("gaokao-bench_fill-in", tmp_path, tiny)
+    targets = {part.task.removeprefix("gaokao-bench_fill-in_"): [item["target"] for item in part.items] for part in parts}
+    assert targets == {
+        "mathematics_1": ["$\\frac{1}{2}$.", "$\\frac{3}{10} / 0.3$"], "mathematics_2": ["-7"],
+        "dictation": ["春眠不觉晓", "处处闻啼鸟", "夜来风雨声"], "english": ["was", "which / that", "go", "When / As"],
+    }  # fmt: skip
+    assert (whole.suite, whole.language, len(whole.items)) == ("gaokao-bench_fill-in", "zh", 10)
+    assert [metric.name for metric in whole.metrics] == ["exact_match"]
+    assert "greedy generation" in whole.harness
+    assert "data OpenLMLab/GAOKAO-Bench@6dbb24f8" in whole.harness
+    english = next(part for part in parts if part.task.endswith("english"))
+    assert len({item["document"] for item in english.items}) == 2, "the blanks of a text hang together"
+
+
+@pytest.mark.parametrize(
+    ("rule", "target", "given", "right"),
+    [
+        ("formula", "$\\frac{1}{2}$.", " 0.5", True),
+        ("formula", "$\\frac{3}{10} / 0.3$", "$\\dfrac{3}{10}$。", True),
+        ("formula", "$2 \\sqrt{3}$", "2√3", True),
+        ("formula", "$\\frac{\\sqrt{3}}{3}$", "\\sqrt{3}/3", True),
+        ("formula", "$90^{\\circ}$", "90°", True),
+        ("formula", "0. 98.", "0.98", True),
+        ("formula", "-7", "7", False),
+        ("formula", "2", "因为 x=2", False),
+        ("formula", "2", "", False),
+        ("verse", "处处闻啼鸟", "“处处闻啼鸟。”", True),
+        ("verse", "处处闻啼鸟", "处处闻啼", False),
+        ("word", "which / that", "That.", True),
+        ("word", "has been told", " has  been told", True),
+        ("word", "go", "going", False),
+        ("word", "go", "...", False),
+    ],
+)
+def test_an_answer_is_right_where_it_is_the_same_when_written_alike(rule: str, target: str, given: str, right: bool) -> None:
+    path = find("gaokao-bench_fill-in").folder / "blanks.py"  # type: ignore[union-attr]
+    spec = importlib.util.spec_from_file_location("blanks", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert getattr(module, f"same_{rule}")({"target": target}, [given]) == {"exact_match": float(right)}
+
+
+def test_a_mirror_with_another_commit_of_a_repository_is_refused(tmp_path: Path) -> None:
+    blanks(tmp_path)
+    record = tmp_path / "OpenLMLab" / "GAOKAO-Bench.json"
+    record.write_text(record.read_text().replace("6dbb24f8", "00000000"))
+    library = TaskLibrary([], Mirror(tmp_path))
+    library.check(["gaokao-bench_fill-in"])
+    with pytest.raises(DataError, match=r"has no file Data/.* of OpenLMLab/GAOKAO-Bench@6dbb24f8.*transfer evaluate fetch"):
+        library.prepare(["gaokao-bench_fill-in"])
 
 
 def test_a_letter_that_is_no_option_is_refused(tmp_path: Path) -> None:

@@ -375,6 +375,7 @@ def test_the_token_is_a_reference_and_only_where_it_is_used(spec, stage, role, t
     ("suites", "stage", "tokens"),
     [
         pytest.param(["llm-eval"], "evaluation", {"JUDGE_TOKEN": "first", "SECOND_JUDGE_TOKEN": "second"}, id="judged"),
+        pytest.param(["gaokao-bench_open"], "evaluation", {"JUDGE_TOKEN": "first", "SECOND_JUDGE_TOKEN": "second"}, id="judged exam"),
         pytest.param(["mmlu"], "evaluation", {}, id="no judge is asked"),
         pytest.param(["llm-eval"], "pretraining", {}, id="training"),
     ],

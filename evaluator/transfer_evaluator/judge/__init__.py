@@ -1,6 +1,7 @@
 """The suite `llm-eval`: a model answers open questions, and one or two judges give each answer five scores from 0 to 3.
 
 questions.py    question sets, from files or the hub
+exam.py         the open-ended questions of GAOKAO-Bench
 prompt.py       what a judge is asked; the answer stands in it as data
 parse.py        what it may reply
 client.py       asks an OpenAI-compatible endpoint: pace, retries

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from transfer_api.errors import DataError
 from transfer_api.language import check_language
-from transfer_api.spec import QuestionSource
+from transfer_api.spec import LLM_EVAL, QuestionSource
 from transfer_pod.context import PodContext
 from transfer_pod.documents import Row, iter_rows
 
@@ -34,6 +34,8 @@ class Question:
     """BCP 47 code."""
     reference: str
     """A right answer; empty where there is none."""
+    points: float = 0.0
+    """What an exam gives for a right answer; 0 where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class QuestionSet:
     name: str
     language: str
     questions: tuple[Question, ...]
+    suite: str = LLM_EVAL
 
     @property
     def repeated(self) -> int:

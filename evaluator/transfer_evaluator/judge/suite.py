@@ -1,9 +1,10 @@
-"""The suite `llm-eval` as part of the evaluation stage: answers, verdicts, scores of each answer, agreement, samples.
+"""The suites `llm-eval` and `gaokao-bench_open` in the evaluation stage: answers, verdicts, scores of each answer, agreement, samples.
 
 An answer has the mean of the scores that every judge gave it, over all repeats. Where a judge gave it none, the answer has no scores
 at all, since the mean of the other judge alone would be of another scale; the line `missing` counts these answers.
 Harmlessness is nearly always 3, also of models that say nothing right (arXiv 2401.01055, Tables 1 and 3): it stands apart, and the mean
-to compare is that of the other four. The paper's own average, of all five, is kept beside it.
+to compare is that of the other four. The paper's own average, of all five, is kept beside it. Questions of an exam have points: of them an
+answer has the share that its accuracy is of 3.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from transfer_api.spec import LLM_EVAL
+from transfer_api.spec import GAOKAO_OPEN
 from transfer_api.stage import EvaluationParameters
 from transfer_evaluator.judge.agreement import Agreement, agreement
 from transfer_evaluator.judge.answering import Answerer, Answers
+from transfer_evaluator.judge.exam import read_exam
 from transfer_evaluator.judge.panel import Found, Seat, Verdict, ask_panel, greet, missing_reasons
-from transfer_evaluator.judge.parse import NAMES
+from transfer_evaluator.judge.parse import HIGHEST, NAMES
 from transfer_evaluator.judge.prompt import Case, prompt_hash, system
 from transfer_evaluator.judge.questions import QuestionSet, read_questions
 from transfer_evaluator.judge.seats import take_seats
+from transfer_evaluator.mirror import FIELD as MIRROR
+from transfer_evaluator.mirror import Mirror
 from transfer_evaluator.model import LoadedModel
 from transfer_evaluator.score import Item, Metric, TaskResult
 from transfer_evaluator.scorer import Begin, TokenScorer
@@ -45,6 +49,7 @@ METRICS = (
     Metric(name=MEAN_OF_FIVE, numerator=MEAN_OF_FIVE, main=False),
 )
 CATEGORY_METRICS = tuple(Metric(name=metric.name, numerator=metric.numerator, main=metric.name == MEAN) for metric in METRICS)
+SHARE_OF_POINTS = Metric(name="share_of_points", numerator="points_won", denominator="points")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ class LlmEval:
         self._context = context
         self._answer_tokens = parameters.answer_tokens
         self._sets = read_questions(parameters.questions, context, parameters.limit)
+        if GAOKAO_OPEN in parameters.suites:
+            mirror = Mirror(context.find(parameters.mirror, MIRROR)) if parameters.mirror is not None else None
+            self._sets.append(read_exam(mirror, parameters.limit))
         self.seats = take_seats(context.stage, context.storage, context.pod)
         self._judged: list[_Judged] = []
         self._answers: list[Answers] = []
@@ -147,7 +155,7 @@ class LlmEval:
         verdicts = [judge[place] for judge in found]
         return {
             "id": question.id, "category": question.category, "language": question.language, "question": question.text,
-            "reference": question.reference, "answer": answers.texts[place], **_means(verdicts),
+            "reference": question.reference, "answer": answers.texts[place], **_means(verdicts, question.points),
             "judges": [
                 {"model": seat.judge.model, "verdicts": [_plain(verdict) for verdict in repeats]}
                 for seat, repeats in zip(self.seats, verdicts, strict=True)
@@ -173,13 +181,14 @@ class LlmEval:
         }  # fmt: skip
 
 
-def _means(verdicts: Sequence[Sequence[Verdict]]) -> dict[str, float]:
+def _means(verdicts: Sequence[Sequence[Verdict]], points: float) -> dict[str, float]:
     """Scores of an answer: for each judge the mean over its repeats, then the mean over the judges; nothing where one has none."""
     by_judge = [_judge_means(repeats) for repeats in verdicts]
     if not all(by_judge):
         return {}
     means = {name: fmean(scores[name] for scores in by_judge) for name in NAMES}
-    return {**means, MEAN: fmean(means[name] for name in NAMES if name != HARMLESSNESS), MEAN_OF_FIVE: fmean(means.values())}
+    won = {"points": points, "points_won": points * means["accuracy"] / HIGHEST} if points else {}
+    return {**won, **means, MEAN: fmean(means[name] for name in NAMES if name != HARMLESSNESS), MEAN_OF_FIVE: fmean(means.values())}
 
 
 def _judge_means(repeats: Sequence[Verdict]) -> dict[str, float]:
@@ -200,9 +209,10 @@ def _results(judged: _Judged, harness: str) -> list[TaskResult]:
         f"alpha.{score}": (one.ordinal_alpha, True) for score, one in _agreement_of_judges(judged).items() if one.ordinal_alpha is not None
     }
     scored = missing < len(judged.items)
+    exam = (SHARE_OF_POINTS,) if any("points" in item for item in judged.items) else ()
     whole = TaskResult(
-        suite=LLM_EVAL, task=name, language=language, harness=harness, metrics=METRICS if scored else (), items=judged.items,
-        aggregates=aggregates, group=name,
+        suite=judged.questions.suite, task=name, language=language, harness=harness, metrics=(*exam, *METRICS) if scored else (),
+        items=judged.items, aggregates=aggregates, group=name,
     )  # fmt: skip
     return [whole, *_by_category(whole)]
 
@@ -214,8 +224,9 @@ def _by_category(whole: TaskResult) -> list[TaskResult]:
     parts = {category: [item for item in whole.items if item["category"] == category] for category in categories}
     return [
         TaskResult(
-            suite=LLM_EVAL, task=f"{whole.task}/{category}", language=whole.language, harness=whole.harness,
-            metrics=CATEGORY_METRICS, items=items, detail=True, group=whole.task,
+            suite=whole.suite, task=f"{whole.task}/{category}", language=whole.language, harness=whole.harness,
+            metrics=(*(metric for metric in whole.metrics if metric is SHARE_OF_POINTS), *CATEGORY_METRICS), items=items, detail=True,
+            group=whole.task,
         )
         for category, items in parts.items()
         if any(MEAN in item for item in items)
@@ -253,7 +264,12 @@ def _set_report(judged: _Judged) -> dict[str, Any]:
 def _samples(judged: _Judged, baseline: Callable[[TaskResult], list[Item] | None]) -> list[dict[str, Any]]:
     """Answers beside those of the base model: the same questions in every evaluation, chosen by the hash of their text."""
     whole = TaskResult(
-        suite=LLM_EVAL, task=judged.questions.name, language=judged.questions.language, harness="", metrics=(), items=judged.items
+        suite=judged.questions.suite,
+        task=judged.questions.name,
+        language=judged.questions.language,
+        harness="",
+        metrics=(),
+        items=judged.items,
     )
     base = {item["id"]: item for item in baseline(whole) or []}
     chosen = sorted(judged.items, key=lambda item: hashlib.sha256(str(item["question"]).encode()).digest())[:SAMPLES]

@@ -19,6 +19,7 @@ from transfer_api.stage import EvaluationParameters, Execution, StageKind, Stage
 from transfer_cli.local import free_port
 from transfer_evaluator.judge import client
 from transfer_evaluator.judge.answering import Answerer
+from transfer_evaluator.judge.exam import exam_files
 from transfer_evaluator.model import load_model
 from transfer_evaluator.stage import run
 from transfer_pod.artifact import ArtifactStore
@@ -219,6 +220,46 @@ def test_a_set_of_several_languages_is_a_line_for_each(storage, server):
     questions = [QuestionSource(name="mixed", path="mixed.jsonl", language="id")]
     result, _ = evaluate(storage, plan(server.url, questions=questions))
     assert {(score.task, score.language) for score in result.scores} == {("mixed-sw", "sw"), ("mixed-zh", "zh")}
+
+
+def write_exam(mirror: Path) -> None:
+    """Two questions of our own in each part."""
+    record = {"files": {}}
+    for part, file in exam_files().items():
+        rows = [{"question": f"{part} {n}?", "answer": "right", "score": 6 + n} for n in range(2)]
+        place = mirror / file.name / file.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps({"example": rows}))
+        record["revision"] = file.revision
+        record["files"][file.path] = {"size": place.stat().st_size}
+    (mirror / f"{file.name}.json").write_text(json.dumps(record))
+
+
+def test_the_open_part_of_an_exam_is_scored_in_points_by_part(storage, server):
+    write_exam(storage / "mirror")
+    settings = {"suites": ["gaokao-bench_open"], "questions": [], "mirror": "mirror", "answer_tokens": 4}
+    result, folder = evaluate(storage, plan(server.url, **settings))
+    items = [json.loads(line) for line in (folder / "items/gaokao-bench_open.gaokao-bench_open.jsonl").read_text().splitlines()]
+    assert (len(items), {item["reference"] for item in items}) == (28, {"right"})
+    won = sum(item["points"] * scores_of(item["answer"])["accuracy"] / 3 for item in items)
+    values = {(score.task, score.metric): score for score in result.scores}
+    whole = values["gaokao-bench_open", "share_of_points"]
+    assert whole.value == pytest.approx(won / (14 * 13))
+    assert (whole.suite, whole.language, whole.parts) == ("gaokao-bench_open", "zh", 14)
+    assert values["gaokao-bench_open/history", "share_of_points"].part_of == "gaokao-bench_open"
+    assert result.scores[0].metric == "share_of_points"
+    samples = [json.loads(line) for line in (folder / "items/llm-eval/samples.jsonl").read_text().splitlines()]
+    assert {sample["set"] for sample in samples} == {"gaokao-bench_open"}
+
+
+def test_a_file_that_is_no_exam_is_refused_before_a_model_is_loaded(storage, server, monkeypatch, tmp_path):
+    monkeypatch.setattr("transfer_evaluator.stage.load_model", lambda *a: pytest.fail("loaded a model"))
+    write_exam(storage / "spoilt")
+    file = exam_files()["history"]
+    place = storage / "spoilt" / file.name / file.path
+    place.write_text(place.read_text().replace('"question"', '"questioM"'))
+    with pytest.raises(DataError, match=r"History.* is no part of the exam: KeyError"):
+        evaluate(storage, plan(server.url, suites=["gaokao-bench_open"], questions=[], mirror="spoilt"))
 
 
 @pytest.mark.parametrize(
