@@ -315,3 +315,12 @@ def test_a_rank_larger_than_a_matrix_is_refused_with_its_side(storage: tuple[Pat
 )
 def test_the_learning_rate_warms_up_and_falls(schedule: Schedule, expected: list[float]) -> None:
     assert [learning_rate_factor(step, 5, 0.4, schedule, decay=0.4) for step in range(5)] == pytest.approx(expected)
+
+
+def test_a_training_goes_on_where_no_event_file_can_be_written(storage: tuple[Path, str], caplog: pytest.LogCaptureFixture) -> None:
+    folder, dataset = storage
+    (folder / "tensorboard").write_text("in the way")
+    stage = training_stage(KEY, dataset, steps=3)
+    assert train(folder, stage)[0]
+    assert len(ledger(folder, stage).lines) == 3
+    assert [record for record in caplog.records if "training goes on" in record.getMessage()]

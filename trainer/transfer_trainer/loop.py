@@ -35,6 +35,7 @@ from transfer_trainer.activations import checkpoint_activations, needs_checkpoin
 from transfer_trainer.anomaly import Anomaly, AnomalyWatch
 from transfer_trainer.checkpoint import Checkpoints
 from transfer_trainer.ema import Ema
+from transfer_trainer.events import EventFiles, events_folder
 from transfer_trainer.export import export, full_weights, write_model
 from transfer_trainer.fence import Fence, Term
 from transfer_trainer.interval import Auto, EverySteps, Interval
@@ -220,12 +221,15 @@ class Training:
         )  # fmt: skip
         self.step = self.checkpoints.load(self.model, self.optimizer)
         self.ledger: Ledger | None = None
+        self.events: EventFiles | None = None
         lost, productive, loss, highest, failures = 0.0, 0.0, 0.0, 0, 0
         summary = Summary()
         if self.team.rank == 0:
             self.ledger = Ledger(self.work / LEDGER, self.step)
             write_atomically(self.work / STAGE, self.context.stage.model_dump_json(by_alias=True))
             self.snapshots.check(self.step)
+            place = events_folder(self.context.storage, self.context.experiment, self.context.stage.name, self.context.stage.key)
+            self.events = EventFiles(place, self.step, self._tokens)
             summary = read_ledger(self.work / LEDGER)
             lost, productive = summary.lost_steps, summary.productive_seconds
             loss = summary.lines[-1].loss if summary.lines else 0.0
@@ -304,7 +308,7 @@ class Training:
             self.ema.update()
         self.step += 1
         self._pace.step(self.flops.flops(self._tokens_per_step, labels, pairs) if self.flops is not None else 0.0)
-        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, digest(read))
+        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, reading, digest(read))
         return True
 
     def _pass_by(self, anomaly: Anomaly, read: str) -> None:
@@ -344,8 +348,9 @@ class Training:
         if self.checkpoints.running:
             self._note_save()
         self.checkpoints.close()
-        if self.ledger is not None:
+        if self.ledger is not None and self.events is not None:
             self.ledger.close()
+            self.events.close()
         del self.model, self.optimizer, self.ema
         self._build()
         self._resume()
@@ -368,7 +373,7 @@ class Training:
         place = {"step": self.step, "first_row": (self.step - 1) * rows, "rows": rows, "digest": read}
         return place | {"world_size": self.team.world_size, "round": self.team.round, "time": now}
 
-    def _record(self, loss: float, norm: float, rate: float, seconds: float, read: str) -> None:
+    def _record(self, loss: float, norm: float, rate: float, seconds: float, reading: float, read: str) -> None:
         now = time.time()
         if self.ledger is not None:
             self.ledger.step(
@@ -383,7 +388,8 @@ class Training:
             data_wait_seconds=self.data_wait,
             productive_seconds=self.progress.productive_seconds + (seconds if self.step > self.highest_step else 0.0),
         )  # fmt: skip
-
+        if self.events is not None:
+            self.events.add(self.step, self._tokens, _figures(self.progress, reading / seconds))
         if self.team.world_size > 1 and self.step % WINDOW_STEPS == 0:
             self._compare()
 
@@ -413,6 +419,8 @@ class Training:
         if self.ledger is not None:
             self.ledger.validation(self.step, found)
         metrics = {f"bits_per_byte/{name}": value for name, value in found.items()}
+        if self.events is not None:
+            self.events.add(self.step, self._tokens, metrics)
         self._tell(activity=Activity.RUNNING, metrics={**self.progress.metrics, **metrics}, last_step_time=time.time())
 
     # -- saving
@@ -481,6 +489,8 @@ class Training:
         if self.fence is not None:
             assert self.ledger is not None
             self.ledger.close()
+            if self.events is not None:
+                self.events.close()
             numbers = {"loss": self.progress.loss or 0.0, "steps": self.steps, "tokens": self.progress.tokens}
             numbers |= self.progress.metrics
             export(self.artifacts, self.context.stage, self.base, weights, self.fence, self.snapshots, **numbers)
@@ -491,3 +501,17 @@ class Training:
         self.progress = self.progress.model_copy(update=changes)
         if self.team.local_rank == 0:
             self.report(self.progress)
+
+
+def _figures(progress: Progress, data_wait: float) -> dict[str, float | None]:
+    """The curves of a step besides what is measured on the held-out texts; `data_wait` is the share of its time that went into reading."""
+    return {
+        "training/loss": progress.loss,
+        "training/learning_rate": progress.learning_rate,
+        "training/gradient_norm": progress.gradient_norm,
+        "speed/tokens_per_second": progress.tokens_per_second,
+        "speed/mfu": progress.mfu,
+        "speed/data_wait": data_wait,
+        "speed/padding": progress.padding_ratio,
+        "speed/processes": progress.world_size,
+    }
