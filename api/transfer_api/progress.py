@@ -64,7 +64,7 @@ class Progress(Observed):
         default=None, ge=0, le=LATEST_UNIX_TIME, description="Time between two checkpoints, where the trainer chooses it."
     )
     data_wait_seconds: float | None = Field(
-        default=None, ge=0, le=LATEST_UNIX_TIME, description="Time in which this pod read rows instead of training."
+        default=None, ge=0, le=LATEST_UNIX_TIME, description="Time in which this pod waited for rows instead of training."
     )
     compute_seconds: float | None = Field(
         default=None, ge=0, le=LATEST_UNIX_TIME,

@@ -139,7 +139,7 @@ EXPERIMENT = [
     ),
     Panel(
         "Waiting for data", {"{{stage}}": f"max by (stage) (rate(transfer_stage_data_wait_seconds_total{{{ONE}}}[$__rate_interval]))"},
-        "percentunit", about="Share of the time in which the worst pod read rows instead of training.",
+        "percentunit", about="Share of the time in which the worst pod waited for rows instead of training.",
     ),
     Panel(
         "MFU", {"{{stage}}": _stage("mfu")}, "percentunit",

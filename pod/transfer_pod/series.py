@@ -75,13 +75,16 @@ SERIES: tuple[Series, ...] = (
         "Time between two checkpoints, with checkpointInterval: Auto.",
     ),
     Series(
-        "data_wait_seconds_total", "counter", "data_wait_seconds", "Time in which this pod's first process read rows instead of training."
+        "data_wait_seconds_total",
+        "counter",
+        "data_wait_seconds",
+        "Time in which this pod's first process waited for rows instead of training.",
     ),
     Series(
         "compute_seconds",
         "gauge",
         "compute_seconds",
-        "Time of a step in which this pod's slowest process computed by itself: reading rows, and the layers' forward pass.",
+        "Time of a step in which this pod's slowest process computed by itself: waiting for rows, and the layers' forward pass.",
     ),
     Series(
         "straggler_ratio",

@@ -16,7 +16,8 @@ from transfer_api.progress import Progress
 from transfer_api.spec import Lora, Precision
 from transfer_cli.display import describe
 from transfer_pod.context import PodContext
-from transfer_trainer.loop import Batch, Training
+from transfer_trainer.batch import Batch
+from transfer_trainer.loop import Training
 from transfer_trainer.lora import add_adapters
 from transfer_trainer.mfu import WINDOW_STEPS, Pace, Work, round_peak
 from transfer_trainer.model import load_model, summed_loss

@@ -4,8 +4,6 @@ The global batch is fixed. Step s reads rows [sG, (s+1)G) of the run (rows.py); 
 sum of token losses over the global number of labels, times w because sharding averages gradients over the workers.
 Every worker makes the same number of passes; where its rows run out a pass has weight zero. So in float32 the losses
 agree through any sequence of world sizes, up to the rounding of sums in another order.
-
-B rows of a pass, T tokens in a row.
 """
 
 from __future__ import annotations
@@ -14,11 +12,9 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
@@ -33,6 +29,7 @@ from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
 from transfer_trainer.activations import checkpoint_activations, needs_checkpointing
 from transfer_trainer.anomaly import Anomaly, AnomalyWatch
+from transfer_trainer.batch import BatchReader
 from transfer_trainer.checkpoint import Checkpoints
 from transfer_trainer.ema import Ema
 from transfer_trainer.events import EventFiles, events_folder
@@ -52,7 +49,7 @@ from transfer_trainer.optimizer import (
     set_learning_rate,
 )
 from transfer_trainer.parallel import Team, decoder_layers, shard
-from transfer_trainer.rows import RowIds, digest, row_order, total_steps
+from transfer_trainer.rows import digest, row_order, total_steps
 from transfer_trainer.snapshot import Snapshots, snapshot_steps
 from transfer_trainer.store import RowStore
 from transfer_trainer.straggler import WINDOW_STEPS, Computed, ComputeTimer, Stragglers
@@ -60,53 +57,6 @@ from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
 from transfer_trainer.watchdog import Pulse
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one worker in one step: int64, int64 and bool, each [B, T]."""
-
-    tokens_BT: torch.Tensor
-    positions_BT: torch.Tensor
-    targets_BT: torch.Tensor
-    checksum: int
-    """Of the rows that were read."""
-
-    @classmethod
-    def read(cls, store: RowStore, ids: RowIds) -> Batch:
-        """Reads rows in the given order, source by source."""
-        shape = (len(ids), store.sequence_length)
-        tokens, positions, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
-        for source in np.unique(ids.sources):
-            at = ids.sources == source
-            rows = store.row(int(source), ids.rows[at])
-            tokens[at], positions[at], targets[at] = rows.tokens_BT, rows.positions_BT, rows.targets_BT != 0
-        return cls(torch.from_numpy(tokens), torch.from_numpy(positions), torch.from_numpy(targets), ids.checksum())
-
-    @property
-    def labels(self) -> int:
-        """Labels that count: a first column has nothing to be predicted from."""
-        return int(self.targets_BT[:, 1:].sum())
-
-    @property
-    def pairs(self) -> int:
-        """Pairs of a token and one that it sees: those before it in its document, and itself."""
-        return int(self.positions_BT.sum()) + self.positions_BT.numel()
-
-    def passes(self, rows: int, number: int, device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Exactly `number` pieces of at most `rows` rows: tokens, positions, targets, and the weight [B] of each row.
-
-        Pieces past the end are one blank row of weight 0.
-        """
-        for index in range(number):
-            piece = slice(index * rows, (index + 1) * rows)
-            tokens, positions, targets = self.tokens_BT[piece], self.positions_BT[piece], self.targets_BT[piece]
-            weight = torch.ones(len(tokens))
-            if not len(tokens):
-                length = self.tokens_BT.shape[1]
-                tokens, positions = torch.zeros(1, length, dtype=torch.int64), torch.arange(length)[None]
-                targets, weight = torch.ones(1, length, dtype=torch.bool), torch.zeros(1)
-            yield tokens.to(device), positions.to(device), targets.to(device), weight.to(device)
 
 
 class Training:
@@ -175,8 +125,9 @@ class Training:
         # Hashing the rows costs minutes where they are many: once, before anything was learned from them.
         folder = self.artifacts.open(StageKind.DATASET, self.context.stage.inputs["dataset"], verify=self.team.rank == 0 and not resumed)
         self.store = RowStore.open(folder / "rows")
-        self.order = row_order(self.parameters.seed, self.store.sources)
         self.steps = total_steps(self.parameters, self.store.sources, self.execution.max_epochs, self.section)
+        order = row_order(self.parameters.seed, self.store.sources)
+        self.batches = BatchReader(self.store, order, self.parameters.rows_per_step, self.steps, self.team)
         marks = snapshot_steps(self.parameters, self.steps, self.section)
         self.snapshots = Snapshots(self.work, marks, self.team, self.fence)
         length = self.store.sequence_length
@@ -268,7 +219,7 @@ class Training:
         """One optimizer step; False, with nothing done, when any process was asked to stop."""
         begin = time.monotonic()
         team, parameters = self.team, self.parameters
-        batch = Batch.read(self.store, self.order.share(self.step, parameters.rows_per_step, team.rank, team.world_size))
+        batch = self.batches.read(self.step)
         reading = time.monotonic() - begin
         self.data_wait += reading
         self.timer.take()  # validation runs the layers too
