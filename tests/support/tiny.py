@@ -56,6 +56,28 @@ def llama2_tokenizer(*, legacy: bool = False, vocabulary: int = 320) -> object:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+def unigram_tokenizer(*, byte_fallback: bool = False, vocabulary: int = 120) -> object:
+    """SentencePiece's Unigram: as XGLM has it, with an unknown token, or with byte fallback and no splitter, as llm-jp."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, XGLMTokenizer
+
+    learner = Tokenizer(models.Unigram())
+    learner.pre_tokenizer = pre_tokenizers.Metaspace()
+    learner.train_from_iterator(SENTENCES[:3], trainers.UnigramTrainer(vocab_size=vocabulary, show_progress=False))
+    # Pieces of one score come in no fixed order from the trainer, and rounding differs.
+    learned = sorted(
+        ((piece, round(score, 6)) for piece, score in json.loads(learner.to_str())["model"]["vocab"]), key=lambda one: (-one[1], one[0])
+    )
+    if not byte_fallback:
+        special = ["<s>", "<pad>", "</s>", "<unk>"]
+        return XGLMTokenizer(vocab=[*((piece, 0.0) for piece in special), *learned])
+    pieces = [*((piece, 0.0) for piece in ["<unk>", "<s>", "</s>"]), *((f"<0x{byte:02X}>", -20.0) for byte in range(256)), *learned]
+    backend = Tokenizer(models.Unigram(vocab=pieces, unk_id=0, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def save_tiny_model(folder: Path, *, seed: int = 0, tied: bool = True, layers: int = 2, hidden: int = 32, tokenizer: object = None) -> Path:
     """Writes config, safetensors and tokenizer of a tiny Llama and returns the folder."""
     import torch

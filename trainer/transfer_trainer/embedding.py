@@ -1,9 +1,10 @@
 """Gives a model rows for added tokens, in the input embedding and, where it is not the same matrix, in the head.
 
 A new row begins where the model already knows something: `SubtokenMean` is the mean of the rows that the base tokenizer
-would have used for the same bytes (SambaLingo, arXiv 2404.05829); `Mean` is the mean of all old rows; `Multivariate` adds
-to it a little noise of the old rows' covariance, so that new tokens differ and none is likelier than the old ones (Hewitt,
-Initializing New Word Embeddings for Pretrained Language Models, 2021); `Random` is normal noise of their spread, the weak baseline.
+would have used for the same bytes (SambaLingo, arXiv 2404.05829), or of all old rows where it knows none of them; `Mean` is the mean
+of all old rows; `Multivariate` adds to it a little noise of the old rows' covariance, so that new tokens differ and none is likelier
+than the old ones (Hewitt, Initializing New Word Embeddings for Pretrained Language Models, 2021); `Random` is normal noise of their
+spread, the weak baseline.
 `Distillation` starts as `SubtokenMean` and goes on in `distillation.py`.
 
 Letters: V = rows of the vocabulary, A = added rows, D = width of the model.
@@ -32,7 +33,7 @@ def resized_model(folder: Path, pieces: Sequence[Sequence[int]], first_id: int, 
 
     Args:
         folder: a model that `check_model_folder` accepts.
-        pieces: for each added token the ids that the base tokenizer uses for it.
+        pieces: for each added token the ids that the base tokenizer uses for it; none where it does not know it.
         first_id: id of the first added token; lower rows are not changed.
         parameters: how the new rows start, to which multiple the rows are padded, and the seed of the noise.
 
@@ -86,7 +87,8 @@ def fill_rows(
     """Writes the rows `first_id` to `first_id + len(pieces)` in place, computed in float32; rows below are what they start from."""
     old_VD = weight_VD[:first_id].float()
     if initialization in (Initialization.SUBTOKEN_MEAN, Initialization.DISTILLATION):
-        new_AD = torch.stack([old_VD[list(ids)].mean(dim=0) for ids in pieces])
+        mean_D = old_VD.mean(dim=0)
+        new_AD = torch.stack([old_VD[list(ids)].mean(dim=0) if ids else mean_D for ids in pieces])
     elif initialization is Initialization.MEAN:
         new_AD = old_VD.mean(dim=0).expand(len(pieces), -1)
     elif initialization is Initialization.MULTIVARIATE:

@@ -75,6 +75,8 @@ class Learned:
     """New strings; the n-th has the id `first_id + n`."""
     merges: list[tuple[str, str]] = field(default_factory=list)
     """May be more than tokens: one may lead to a string of the base vocabulary that no base merge led to."""
+    scores: list[float] = field(default_factory=list)
+    """Of a Unigram vocabulary, which has no merges: log-probability of each token."""
 
 
 class MergeLearner:

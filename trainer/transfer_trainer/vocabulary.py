@@ -1,12 +1,13 @@
 """Stage `vocabulary`: learns tokens of the target language and gives the base model rows for them.
 
     read       words of the corpus, as the base tokenizer parts them, counted; every tenth document is held out
-    learn      further merges on top of the base tokenizer's (`merges.py`)
-    splice     vocabulary and merges into tokenizer.json; old ids stay, new ones follow
+    learn      further merges on top of the base tokenizer's (`merges.py`), or further pieces and their scores (`pieces.py`)
+    splice     vocabulary, merges or scores into tokenizer.json; old ids stay, new ones follow
     check      as many rows as asked, every one reachable, special tokens in place, texts unchanged by a round trip
     resize     embedding and head (`embedding.py`), and where asked for the distillation of the new rows (`distillation.py`)
 
-Byte-level and SentencePiece-style BPE (`tokenizer.py`). With the latter, characters that the base spells in bytes are the first tokens.
+Byte-level and SentencePiece-style BPE, and Unigram (`tokenizer.py`). With the last two, characters that the base spells in bytes or does
+not know are the first tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from transfer_trainer.dataset import load_tokenizer
 from transfer_trainer.distillation import Added, batches_of, choose, distil
 from transfer_trainer.embedding import resized_model
 from transfer_trainer.merges import LEAST_COUNT, Learned, MergeLearner, chunks
-from transfer_trainer.tokenizer import BaseTokenizer
+from transfer_trainer.pieces import learn_pieces
+from transfer_trainer.tokenizer import BaseTokenizer, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,9 @@ def run(context: PodContext, report: Report) -> ResultMessage:
         extended = load_tokenizer(target / "model")
         check_extension(tokenizer, extended, base, learned, corpus.held_out)
         added = Added(base.size, [base.ids(token) for token in learned.tokens])
-        model, rows = resized_model(folder, added.pieces, added.first_id, parameters)
+        # An unknown character has nothing to start from: its row begins as the mean of all, not as that of the unknown token.
+        start = [[number for number in ids if number != base.unknown] for ids in added.pieces]
+        model, rows = resized_model(folder, start, added.first_id, parameters)
     distilled = _distil(context, parameters, model, extended, added, progress) if parameters.distillation else {}
     with progress.saving():
         model.save_pretrained(target / "model")
@@ -202,12 +206,15 @@ def learn(
     """
     characters = _characters(base, words)[:tokens]
     with counting or contextlib.nullcontext():
-        model = base.model_with(characters)
+        model = base.model_with(characters, scores=[min(base.scores)] * len(characters) if base.scores else ())
         split = [([token.id for token in model.tokenize(word)], count) for word, count in words.items()]
         known = {**base.vocabulary, **{character: base.size + number for number, character in enumerate(characters)}}
         learner = MergeLearner(known, base.merges, split, base.size + len(characters), frozenset(base.added), base.text_of)
-    merged = learner.learn(tokens - len(characters), report)
-    learned = Learned([*characters, *merged.tokens], merged.merges)
+    if base.kind is Kind.UNIGRAM:
+        learned = learn_pieces(base, learner, characters, words, tokens, report)
+    else:
+        merged = learner.learn(tokens - len(characters), report)
+        learned = Learned([*characters, *merged.tokens], merged.merges)
     if len(learned.tokens) < tokens:
         raise DataError(
             f"the corpus is too small: only {len(learned.tokens)} new tokens occur in it twice", field="spec.vocabulary.addedTokens",
@@ -217,7 +224,7 @@ def learn(
 
 
 def _characters(base: BaseTokenizer, words: Counter[str]) -> list[str]:
-    """The characters that the base spells in bytes, the most frequent first, without the rarest: see `CHARACTER_COVERAGE`."""
+    """The characters that the base spells in bytes or does not know, by count, without the rarest: `CHARACTER_COVERAGE`."""
     counts: Counter[str] = Counter()
     for word, count in words.items():
         for character in base.spelled(word):
@@ -235,12 +242,17 @@ def _characters(base: BaseTokenizer, words: Counter[str]) -> list[str]:
 def save_tokenizer(tokenizer: Any, base: BaseTokenizer, learned: Learned, folder: Path) -> None:
     """Saves the extended tokenizer, its settings and its chat template.
 
-    Special tokens go into the vocabulary of the BPE model too: those that are only in the list of added tokens are numbered
+    Special tokens go into the vocabulary of the model too: those that are only in the list of added tokens are numbered
     behind the vocabulary when the file is read, and would move with every row.
     """
     tokenizer.save_pretrained(folder)
-    (folder / "tokenizer.model").unlink(missing_ok=True)  # of the old vocabulary, where a tokenizer brings SentencePiece's own file
+    for path in folder.glob("*.model"):  # of the old vocabulary, where a tokenizer brings SentencePiece's own file
+        path.unlink()
     plain = dict(base.plain)
+    if base.kind is Kind.UNIGRAM:
+        plain["model"] = {**plain["model"], "vocab": base.entries(learned.tokens, learned.scores)}
+        write_atomically(folder / "tokenizer.json", json.dumps(plain, ensure_ascii=False))
+        return
     new = {string: base.size + number for number, string in enumerate(learned.tokens)}
     everything = {**plain["model"]["vocab"], **base.added, **new}
     vocabulary = dict(sorted(everything.items(), key=lambda entry: entry[1]))
@@ -266,12 +278,12 @@ def check_extension(old: Any, new: Any, base: BaseTokenizer, learned: Learned, t
     model = new.backend_tokenizer.model
     for number, string in enumerate(learned.tokens):
         if [token.id for token in model.tokenize(string)] != [base.size + number]:
-            raise refuse("no merge leads to an added token", string)
+            raise refuse("nothing leads to an added token", string)
     for content, number in base.added.items():
         if new.convert_tokens_to_ids(content) != number or new(content, add_special_tokens=False).input_ids != [number]:
             raise refuse("a special token would move", content)
     for text in texts:
-        if _round_trip(new, text) != _round_trip(old, text):
+        if not _as_before(old, new, base, text):
             raise refuse("a text is not what it was after encoding and decoding", text)
 
 
@@ -283,16 +295,29 @@ def parts_of_longer_tokens(base: BaseTokenizer, learned: Learned, words: Iterabl
     Raises:
         ModelError: a token is neither used nor such a step, so nothing would ever train its row.
     """
-    model = base.model_with(learned.tokens, learned.merges)
+    model = base.model_with(learned.tokens, learned.merges, learned.scores)
     used = {token.id for word in words for token in model.tokenize(word)}
     unused = [string for number, string in enumerate(learned.tokens, base.size) if number not in used]
     steps = {part for merge in learned.merges for part in merge}
+    if base.kind is Kind.UNIGRAM:  # runs are used by their choice; a character may stand in runs alone
+        steps = {character for token in learned.tokens if len(token) > 1 for character in token}
     if dead := [string for string in unused if string not in steps]:
         raise ModelError(
             "its tokenizer cannot be extended: encoding the corpus never reaches an added token", field="spec.vocabulary", value=dead[0],
             next_step="Leave spec.vocabulary out",
         )  # fmt: skip
     return unused
+
+
+def _as_before(old: Any, new: Any, base: BaseTokenizer, text: str) -> bool:
+    """Whether a text survives as it did before, or better: characters that the base did not know are themselves now."""
+    if (back := _round_trip(new, text)) == _round_trip(old, text):
+        return True
+    if base.unknown is None:
+        return False
+    if base.unknown in new(text, add_special_tokens=False).input_ids:
+        return base.unknown in old(text, add_special_tokens=False).input_ids
+    return back == base.decoded(text)
 
 
 def _round_trip(tokenizer: Any, text: str) -> str:
