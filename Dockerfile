@@ -71,6 +71,7 @@ ENTRYPOINT ["python", "-m", "transfer_operator"]
 
 
 FROM runtime AS torch
+# Of bitsandbytes' libraries only those for torch's own CUDA and for none stay: 8 MB of 124.
 # Copied, not mounted: builders notice a change of what they copy, and some do not notice one of what they mount.
 COPY requirements/trainer.txt /opt/requirements/
 COPY hack/images/without_cuda.py /opt/
@@ -81,6 +82,7 @@ RUN --mount=type=bind,from=tools,source=/,target=/toolchain \
     export UV_CACHE_DIR=$UV_CACHE_DIR UV_LINK_MODE=copy UV_SYSTEM_CERTS=1 VIRTUAL_ENV=/opt/venv \
  && /toolchain/tools/tools/bin/uv venv --quiet --python "$(PATH=/usr/local/bin:/usr/bin command -v python3)" /opt/venv \
  && /toolchain/tools/tools/bin/uv pip install --quiet --no-deps --require-hashes --compile-bytecode -r /opt/requirements/trainer.txt \
+ && find /opt/venv -name 'libbitsandbytes_*' ! -name '*_cpu.so' ! -name '*_cuda13*.so' -delete \
  && if [ "$TORCH" = cpu ]; then python /opt/without_cuda.py /opt/venv/lib/python3*/site-packages --toolchain /toolchain; fi \
  && rm /opt/without_cuda.py
 

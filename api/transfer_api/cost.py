@@ -8,7 +8,8 @@ which A are trained when adapters are, and D tokens:
     evaluation      2·N·D            forward only
 
 Attention's own term (12 · layers · hidden · sequence length a token) is left out: below a tenth for the models and lengths
-that are usual here. Weights, gradients and AdamW's two moments are float32: 16 bytes a trained parameter, 4 a frozen one.
+that are usual here. Weights, gradients and AdamW's two moments are float32: 16 bytes a trained parameter, 4 a frozen one. AdamW8bit's
+moments are a byte each and 4 for a block of 256.
 """
 
 from __future__ import annotations
@@ -19,16 +20,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer_api.gpu import PEAK_FLOPS
-from transfer_api.spec import ActivationCheckpointing, Lora, Method, ModelSource, Precision
+from transfer_api.spec import ActivationCheckpointing, Lora, Method, ModelSource, Optimizer, Precision
 from transfer_api.stage import DatasetParameters, EvaluationParameters, Execution, StagePlan, TrainingParameters, VocabularyParameters
 
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes of a token, roughly; 4.4 for English, 2.5 to 3.5 for languages the tokenizer does not know."""
 BYTES_PER_PARAMETER = 4
-TRAINED_BYTES = 16
-"""Weight, gradient and two moments of AdamW, float32."""
-CHECKPOINT_BYTES = 12
-"""Weight and two moments of AdamW of a trained parameter."""
+MOMENT_BYTES = {Optimizer.ADAMW: 8.0, Optimizer.ADAMW_8BIT: 2 * (1 + 4 / 256)}
+"""Both moments of a trained parameter. Beside them: its weight and, but for a checkpoint, its gradient."""
 ACTIVATION_BYTES = 34
 """Of one token, layer and hidden unit in 16 bits (Korthikanti et al., arXiv 2205.05198, without the attention matrix)."""
 
@@ -200,10 +199,11 @@ def _training(
         return StageCost(tokens=tokens, steps=steps, formula="model size unknown; set spec.model.parameters")
     trained = size.parameters
     per_token, formula = 6.0 * size.parameters, "6·N·D"
-    if training.method is Method.LORA and training.lora is not None:
+    if training.lora is not None:
         trained = size.adapters(training.lora)
         per_token, formula = 4.0 * size.parameters + 2.0 * trained, "4·N·D + 2·A·D"
-    frozen = size.parameters if training.method is Method.LORA else 0
+    frozen = size.parameters if training.method is not Method.FULL else 0
+    moments = round(MOMENT_BYTES[training.optimizer] * trained)
     average = BYTES_PER_PARAMETER * trained if training.ema is not None else 0
     at_once = min(max(1, micro_batch_tokens // training.sequence_length) * training.sequence_length, step_tokens)
     return StageCost(
@@ -211,9 +211,9 @@ def _training(
         steps=steps,
         flops=None if tokens is None else per_token * tokens,
         formula=formula,
-        state_bytes=TRAINED_BYTES * trained + BYTES_PER_PARAMETER * frozen + average,
+        state_bytes=BYTES_PER_PARAMETER * (2 * trained + frozen) + moments + average,
         activation_bytes=at_once * _activation_bytes(training.precision, size, execution.activation_checkpointing),
-        work_bytes=(execution.checkpoints_kept + 1) * (CHECKPOINT_BYTES * trained + average),  # one of them being written
+        work_bytes=(execution.checkpoints_kept + 1) * (BYTES_PER_PARAMETER * trained + moments + average),  # one of them being written
         artifact_bytes=BYTES_PER_PARAMETER * size.parameters * (1 + len(training.snapshot_tokens)),
     )
 

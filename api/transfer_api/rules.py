@@ -259,7 +259,7 @@ def _checkpoint_interval(training: Optimization) -> Violation | None:
 def _embeddings_first(training: Optimization) -> Violation | None:
     if float(training.embeddings_first) > 1:
         return _share("embeddingsFirst", training.embeddings_first, "0.1 for the first tenth of the steps")
-    if float(training.embeddings_first) > 0 and training.method is Method.LORA and not training.lora.train_embeddings:
+    if float(training.embeddings_first) > 0 and training.method.adapters and not training.lora.train_embeddings:
         return Violation(
             field="embeddingsFirst", value=training.embeddings_first, allowed="0 where embeddings are not trained",
             next_step="Set lora.trainEmbeddings: true, or remove embeddingsFirst",
@@ -501,7 +501,7 @@ _OPTIONAL_STAGES = ("vocabulary", "pretraining", "instructionTuning", "evaluatio
 _WARMUP_CEL = "double(self.warmup) <= 1.0"
 _DECAY_CEL = "self.schedule != 'WSD' || double(self.warmup) + double(self.decay) <= 1.0"
 _EMBEDDINGS_FIRST_CEL = (
-    "double(self.embeddingsFirst) <= 1.0 && (double(self.embeddingsFirst) == 0.0 || self.method != 'LoRA' || "
+    "double(self.embeddingsFirst) <= 1.0 && (double(self.embeddingsFirst) == 0.0 || self.method == 'Full' || "
     "(has(self.lora) && self.lora.trainEmbeddings))"
 )
 _RATE_CEL = (

@@ -65,6 +65,18 @@ class Method(enum.StrEnum):
     FULL = "Full"
     LORA = "LoRA"
 
+    @property
+    def adapters(self) -> bool:
+        """Whether the model is frozen and adapters are trained."""
+        return self is not Method.FULL
+
+
+class Optimizer(enum.StrEnum):
+    """How gradients become steps."""
+
+    ADAMW = "AdamW"
+    ADAMW_8BIT = "AdamW8bit"
+
 
 class Initialization(enum.StrEnum):
     """How the rows of added tokens start."""
@@ -287,11 +299,19 @@ class Ema(Contract):
     )
 
 
+_METHOD = "Full: every weight; LoRA: adapters, merged at the end."
+
+
 class Optimization(Contract):
     """What pretraining and instruction tuning share."""
 
-    method: Method = Field(default=Method.FULL, description="Full: every weight; LoRA: adapters, merged at the end.")
+    method: Method = Field(default=Method.FULL, description=_METHOD)
     lora: Lora = Field(default_factory=Lora, description="Adapters; used with method LoRA.")
+    optimizer: Optimizer = Field(
+        default=Optimizer.ADAMW,
+        description="AdamW, with moments in float32 (8 bytes a trained parameter), or AdamW8bit, with moments in 8 bits by blocks within a "
+        "row (2 bytes; arXiv 2110.02861).",
+    )
     sequence_length: int = Field(default=2048, ge=8, le=1_048_576, description="Tokens in a packed row.")
     global_batch_tokens: Amount = Field(
         default=524_288,
@@ -374,7 +394,7 @@ class Pretraining(Optimization):
 class InstructionTuning(Optimization):
     """Tunes on instructions; the loss is on the answers only. At most one budget: epochs (default 1) or steps."""
 
-    method: Method = Field(default=Method.LORA, description="Full: every weight; LoRA: adapters, merged at the end.")
+    method: Method = Field(default=Method.LORA, description=_METHOD)
     global_batch_tokens: Amount = Field(default=65_536, description="Tokens in an optimizer step over all workers.")
     learning_rate: DecimalString = Field(default="1e-4", description="Peak learning rate.")
     data: list[InstructionSource] = Field(min_length=1, max_length=32, description="Instruction data.")

@@ -44,6 +44,7 @@ from transfer_api.spec import (
     Method,
     ModelSource,
     NamedText,
+    Optimizer,
     Precision,
     Pretraining,
     QuestionSource,
@@ -121,6 +122,7 @@ class TrainingParameters(Observed):
     model: ModelSource
     method: Method
     lora: Lora | None
+    optimizer: Optimizer = Field(default=Optimizer.ADAMW, exclude_if=lambda value: value is Optimizer.ADAMW)
     sequence_length: int
     rows_per_step: int
     tokens: int | None
@@ -399,7 +401,8 @@ class _Planner:
         if pretraining is None and wanted.epochs is None and wanted.steps is None:
             epochs = 1
         parameters = TrainingParameters(
-            model=self.model, method=wanted.method, lora=wanted.lora if wanted.method is Method.LORA else None,
+            model=self.model, method=wanted.method, lora=wanted.lora if wanted.method.adapters else None,
+            optimizer=wanted.optimizer,
             sequence_length=wanted.sequence_length, rows_per_step=wanted.global_batch_tokens // wanted.sequence_length,
             tokens=pretraining.tokens if pretraining else None, steps=wanted.steps, epochs=epochs,
             snapshot_tokens=pretraining.snapshot_tokens if pretraining else [],

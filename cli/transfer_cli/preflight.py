@@ -17,7 +17,7 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import ExperimentSpec, Method, ModelSource, TransferExperiment, is_judged
+from transfer_api.spec import ExperimentSpec, ModelSource, TransferExperiment, is_judged
 from transfer_api.stage import StageKind, StagePlan, asked_suites, is_address, models_of, plan_stages
 from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
@@ -258,7 +258,7 @@ def _sequence_lengths(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Tra
 def _adapters(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferError]:
     """Adapters that the model has no place for."""
     stages = [("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning)]
-    wanted = [(f"spec.{name}.lora", training.lora) for name, training in stages if training and training.method is Method.LORA]
+    wanted = [(f"spec.{name}.lora", training.lora) for name, training in stages if training and training.method.adapters]
     if spec.model.path is None or not wanted:
         return []
     try:

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from transfer_api.spec import Lora, ModelSource
 from transfer_pod.model import check_lora
 from transfer_trainer.model import is_tied
+
+
+@contextlib.contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Has a package that nobody has imported yet count as not installed for a while."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+# peft imports bitsandbytes wherever it is installed, and that initialises CUDA. The nursery, which imports all this once, could then fork
+# no worker that uses a GPU (workers.py). What peft would do with it is not needed: to it a layer of 4 bits is a linear module (nf4.py).
+with _hidden("bitsandbytes"):
+    from peft import LoraConfig, PeftModel, get_peft_model
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, seed: int, section: str = "spec.pretraining") -> PeftModel:

@@ -1,4 +1,4 @@
-"""AdamW, and the learning rate as a pure function of the step.
+"""AdamW in one of two forms, and the learning rate as a pure function of the step.
 
 No scheduler object: nothing of it has to be saved, and a resumed run cannot be off by one.
 """
@@ -12,15 +12,15 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from transfer_api.spec import Schedule
+from transfer_api.spec import Optimizer, Schedule
 from transfer_api.stage import TrainingParameters
 
 BETAS = (0.9, 0.95)  # as Llama and its descendants; the 0.999 of Adam remembers longer than a short run lasts
 PEAK = "peak"  # key of a parameter group: its own peak learning rate
 
 
-def make_optimizer(model: PreTrainedModel, parameters: TrainingParameters) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: decay for matrices only, a learning rate of their own for embeddings and head.
+def make_optimizer(model: PreTrainedModel, parameters: TrainingParameters) -> torch.optim.Optimizer:
+    """AdamW or AdamW8bit over the trainable parameters: decay for matrices only, a learning rate of their own for embeddings and head.
 
     Call it after sharding: FSDP2 replaces the parameters.
     """
@@ -32,6 +32,10 @@ def make_optimizer(model: PreTrainedModel, parameters: TrainingParameters) -> to
             decay = float(parameters.weight_decay) if parameter.dim() >= 2 else 0.0
             groups.setdefault((peak, decay), []).append(parameter)
     described = [{"params": members, PEAK: peak, "lr": peak, "weight_decay": decay} for (peak, decay), members in groups.items()]
+    if parameters.optimizer is Optimizer.ADAMW_8BIT:
+        from transfer_trainer.adamw8bit import AdamW8bit  # asks CUDA for its devices, as only a forked worker may (lora.py)
+
+        return AdamW8bit(described, BETAS)
     optimizer = torch.optim.AdamW(described, betas=BETAS, fused=True)
     for group in groups.values():
         for parameter in group:
