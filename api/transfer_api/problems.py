@@ -59,8 +59,11 @@ EXAMPLES: Mapping[str, str] = {
     "spec.model": "model: {path: models/smollm2-135m}",
     "spec.language": "language: id",
     "spec.storage": "storage: {claim: experiments}",
+    "spec.pretraining.mixture": "- path: texts/id.jsonl",
+    "spec.instructionTuning.data": "- path: instructions/id.jsonl",
+    "spec.evaluation.texts": "- {name: news, path: texts/news.jsonl}",
 }
-"""What could stand in the fields that every experiment has."""
+"""What could stand in the fields that every experiment has, and in lists."""
 _ALLOWED_BY_PROBLEM = {
     "is not an amount": AMOUNT_ALLOWED,
     "is not a decimal number": DECIMAL_ALLOWED,
@@ -147,7 +150,8 @@ def _explain_one(detail: Mapping[str, Any], model: type[BaseModel]) -> SpecError
         problem = str(context["error"])
         return SpecError(problem, field=field, value=value, allowed=_ALLOWED_BY_PROBLEM.get(problem))
     problem, allowed_text = _bounds(kind, context) or (detail["msg"], None)
-    return SpecError(problem, field=field, value=value, allowed=allowed_text)
+    way_out = f"Add an entry{_example(place)}" if kind == "too_short" else None
+    return SpecError(problem, field=field, value=value, allowed=allowed_text, next_step=way_out)
 
 
 def _bounds(kind: str, context: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -190,6 +194,8 @@ def _mend_type(kind: str, value: Any) -> str | None:
         return f'Write it in quotes: "{value}"'
     if kind == "int_type" and isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value):
         return f"Write it without quotes: {value}"
+    if kind == "int_type" and isinstance(value, str):
+        return "Write it in digits, such as 1000"
     if kind == "bool_type" and isinstance(value, str):
         return "Write true or false without quotes"
     if kind == "list_type" and isinstance(value, (str, dict)):
