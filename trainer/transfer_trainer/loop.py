@@ -49,7 +49,7 @@ from transfer_trainer.optimizer import (
     set_learning_rate,
 )
 from transfer_trainer.parallel import Team, decoder_layers, shard
-from transfer_trainer.rows import digest, row_order, total_steps
+from transfer_trainer.rows import HALF, digest, row_order, total_steps
 from transfer_trainer.snapshot import Snapshots, snapshot_steps
 from transfer_trainer.store import RowStore
 from transfer_trainer.straggler import WINDOW_STEPS, Computed, ComputeTimer, Stragglers
@@ -224,15 +224,16 @@ class Training:
         self.data_wait += reading
         self.timer.take()  # validation runs the layers too
         due = team.rank == 0 and self.interval.due(self.step + 1)
-        asked, labels, pairs, read, saved, self.save_due = team.sum(
-            self.asked(), batch.labels, batch.pairs, batch.checksum, self.checkpoints.done, due
+        asked, labels, pairs, *halves, saved, self.save_due = team.sum(
+            self.asked(), batch.labels, batch.pairs, *divmod(batch.checksum, HALF), self.checkpoints.done, due
         )
+        read = digest(*halves)
         if saved == team.world_size:
             self._note_save()
         if asked:
             return False
         if self.step + 1 in self.watch.decided:
-            self._skip(digest(read))
+            self._skip(read)
             return True
         factor = learning_rate_factor(self.step, self.steps, float(parameters.warmup), parameters.schedule, float(parameters.decay))
         set_learning_rate(self.optimizer, factor)
@@ -248,7 +249,7 @@ class Training:
             drop_gradients(cast(PreTrainedModel, self.model))
         norm = clip_gradients(self.model, float(parameters.gradient_clipping))
         if (anomaly := self.watch.judge(self.step + 1, mean, norm)) is not None:
-            self._pass_by(anomaly, digest(read))
+            self._pass_by(anomaly, read)
             return True
         self.watch.accept(mean)
         self._computed.add(reading + self.timer.take(), rows)
@@ -259,7 +260,7 @@ class Training:
             self.ema.update()
         self.step += 1
         self._pace.step(self.flops.flops(self._tokens_per_step, labels, pairs) if self.flops is not None else 0.0)
-        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, reading, digest(read))
+        self._record(mean, norm, float(parameters.learning_rate) * factor, time.monotonic() - begin, reading, read)
         return True
 
     def _pass_by(self, anomaly: Anomaly, read: str) -> None:

@@ -37,12 +37,13 @@ _BLOCK_KEY, _EPOCH_KEY = 1, 2  # keep the two uses of the seed apart
 
 
 CHECKSUM = 2**44
-"""Sums over 512 processes are exact in float64, in which control values travel."""
+HALF = 2**22
+"""Control values are summed in float64: a whole checksum would be exact over 512 processes, its halves are over 2**31."""
 
 
-def digest(checksums: float) -> str:
-    """A sum of checksums as the ledger has it: hexadecimal."""
-    return f"{int(checksums) % CHECKSUM:011x}"
+def digest(high: float, low: float) -> str:
+    """A sum of checksums as the ledger has it, hexadecimal, from the sums of what `divmod(checksum, HALF)` gives."""
+    return f"{(int(high) * HALF + int(low)) % CHECKSUM:011x}"
 
 
 class Source(Protocol):
