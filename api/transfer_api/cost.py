@@ -38,6 +38,8 @@ GPU_MICRO_BATCH_TOKENS = 16384
 
 GPU_FLOPS = PEAK_FLOPS["H100"]
 """Before anything runs nobody knows the card."""
+GPU_MEMORY = 80 * 10**9
+"""Of an H100; the trainer asks the card."""
 GPU_EFFICIENCY = 0.40
 GPU_RESOURCE = "nvidia.com/gpu"
 
@@ -156,7 +158,9 @@ def gpu_speed(gpus: int) -> Speed:
     )
 
 
-def stage_cost(stage: StagePlan, size: ModelSize | None, input_bytes: int | None, *, gpu: bool = False) -> StageCost:
+def stage_cost(
+    stage: StagePlan, size: ModelSize | None, input_bytes: int | None, *, gpu: bool = False, layers_again: int | None = None
+) -> StageCost:
     """Cost of a stage.
 
     Args:
@@ -164,12 +168,14 @@ def stage_cost(stage: StagePlan, size: ModelSize | None, input_bytes: int | None
         size: the model that the stage starts from; None when its size is unknown.
         input_bytes: bytes of text that the stage reads; None when they cannot be seen (a hub data set).
         gpu: whether it runs on GPUs, where a pass has more tokens unless the file says how many.
+        layers_again: of a training stage, the layers that are computed again in the backward pass; None for all with Always and none
+            otherwise: how many Auto takes depends on the memory (`fit.layers_again`).
     """
     parameters = stage.typed_parameters()
     read = None if input_bytes is None else input_bytes // BYTES_PER_TOKEN
     match parameters:
         case TrainingParameters():
-            return _training(parameters, size, read, stage.execution, micro_batch_tokens(stage.execution, gpu=gpu))
+            return _training(parameters, size, read, stage.execution, micro_batch_tokens(stage.execution, gpu=gpu), layers_again)
         case DatasetParameters():
             # Each token with its position, in 4 bytes each, and whether it is learned from; and once more until the pieces are packed.
             stored = read or 0
@@ -185,8 +191,9 @@ def stage_cost(stage: StagePlan, size: ModelSize | None, input_bytes: int | None
 
 
 def _training(
-    training: TrainingParameters, size: ModelSize | None, read: int | None, execution: Execution, micro_batch_tokens: int
-) -> StageCost:
+    training: TrainingParameters, size: ModelSize | None, read: int | None, execution: Execution, micro_batch_tokens: int,
+    layers_again: int | None,
+) -> StageCost:  # fmt: skip
     step_tokens = training.rows_per_step * training.sequence_length
     tokens, steps = training.tokens, training.steps
     if steps is not None:
@@ -206,26 +213,29 @@ def _training(
     moments = round(MOMENT_BYTES[training.optimizer] * trained)
     average = BYTES_PER_PARAMETER * trained if training.ema is not None else 0
     at_once = min(max(1, micro_batch_tokens // training.sequence_length) * training.sequence_length, step_tokens)
+    if layers_again is None:
+        layers_again = size.layers if execution.activation_checkpointing is ActivationCheckpointing.ALWAYS else 0
     return StageCost(
         tokens=tokens,
         steps=steps,
         flops=None if tokens is None else per_token * tokens,
         formula=formula,
         state_bytes=BYTES_PER_PARAMETER * (2 * trained + frozen) + moments + average,
-        activation_bytes=at_once * _activation_bytes(training.precision, size, execution.activation_checkpointing),
+        activation_bytes=at_once * _activation_bytes(training.precision, size, layers_again),
         work_bytes=(execution.checkpoints_kept + 1) * (BYTES_PER_PARAMETER * trained + moments + average),  # one of them being written
         artifact_bytes=BYTES_PER_PARAMETER * size.parameters * (1 + len(training.snapshot_tokens)),
     )
 
 
-def _activation_bytes(precision: Precision, size: ModelSize, checkpointing: ActivationCheckpointing) -> int:
-    """Of one token: of all layers, or the float32 inputs of all and the rest of one at a time; and its logits.
+def _activation_bytes(precision: Precision, size: ModelSize, layers_again: int) -> int:
+    """Of one token: of the layers that keep theirs, and the float32 inputs of the first layers, which are computed again; and its logits.
 
-    Auto counts as Never: it is what Auto decides by.
+    The backward pass comes to those last, one at a time, when what the others kept is free: it needs the room of one layer, if none
+    kept anything.
     """
     layer = ACTIVATION_BYTES * (1 if precision is Precision.BFLOAT16 else 2) * size.hidden
-    kept = layer + size.layers * 4 * size.hidden if checkpointing is ActivationCheckpointing.ALWAYS else size.layers * layer
-    return kept + 8 * size.vocabulary
+    whole = size.layers - layers_again
+    return max(whole, min(1, layers_again)) * layer + layers_again * 4 * size.hidden + 8 * size.vocabulary
 
 
 def _whole(config: Mapping[str, Any], name: str) -> int:

@@ -16,25 +16,30 @@ from transfer_api.stage import StageKind, StagePlan, TrainingParameters
 HEADROOM = 0.1
 
 
-def checkpoints_activations(stage: StagePlan, size: ModelSize | None, *, processes: int, available: int, micro_batch_tokens: int) -> bool:
-    """Whether the layers of a training stage are computed again in the backward pass: as it asks for, or where it would not fit else.
+def layers_again(stage: StagePlan, size: ModelSize | None, *, layers: int, processes: int, available: int, micro_batch_tokens: int) -> int:
+    """How many layers of a training stage, from the first, are computed again in the backward pass.
+
+    All or none as the stage asks for it; with Auto the fewest with which a pass fits, and all where none is enough.
 
     Args:
         stage: the training stage.
         size: the model that it starts from; None where that is unknown.
+        layers: that the model has.
         processes: over which weights and optimizer are spread.
         available: bytes of one process; 0 where that is unknown.
         micro_batch_tokens: in one pass.
     """
     match stage.execution.activation_checkpointing:
         case ActivationCheckpointing.ALWAYS:
-            return True
+            return layers
         case ActivationCheckpointing.NEVER:
-            return False
+            return 0
         case ActivationCheckpointing.AUTO:
             if size is None or available <= 0:
-                return False
-            return _cost(stage, size, micro_batch_tokens).memory_bytes(processes) > (1 - HEADROOM) * available
+                return 0
+            room = (1 - HEADROOM) * available
+            fit = (again for again in range(layers) if _cost(stage, size, micro_batch_tokens, again).memory_bytes(processes) <= room)
+            return next(fit, layers)
 
 
 def advice(stage: StagePlan, size: ModelSize | None, *, processes: int, available: int, micro_batch_tokens: int, gpu: bool) -> str:
@@ -54,10 +59,10 @@ def advice(stage: StagePlan, size: ModelSize | None, *, processes: int, availabl
     if size is None or not available:
         ways = [f"set {section}.microBatchTokens: {_half(micro_batch_tokens, length)}"] if micro_batch_tokens > length else []
         return _sentence([*ways, f"lower {section}.sequenceLength", f"set {section}.method: LoRA", _more(gpu, None, processes)])
-    checkpointed = checkpoints_activations(stage, size, processes=processes, available=available, micro_batch_tokens=micro_batch_tokens)
+    again = layers_again(stage, size, layers=size.layers, processes=processes, available=available, micro_batch_tokens=micro_batch_tokens)
+    cost, usable = _cost(stage, size, micro_batch_tokens, again), (1 - HEADROOM) * available
     always = _checkpointed(stage)
-    stage = always if checkpointed else stage
-    cost, usable = _cost(stage, size, micro_batch_tokens), (1 - HEADROOM) * available
+    stage = always if again else stage
     needed = cost.memory_bytes(processes)
     told = (
         f"by estimate a process needs {_gib(needed)} of {_gib(available)}: {_gib(cost.state_bytes // processes)} for weights, gradients, "
@@ -72,7 +77,7 @@ def advice(stage: StagePlan, size: ModelSize | None, *, processes: int, availabl
         ways.append(f"set {section}.method: LoRA (needs {_gib(lora)})")
     if not ways:
         ways = [f"lower {section}.sequenceLength", _more(gpu, None, processes)]
-    if not checkpointed and _cost(always, size, micro_batch_tokens).memory_bytes(processes) <= usable:
+    if again < size.layers and _cost(always, size, micro_batch_tokens).memory_bytes(processes) <= usable:
         ways.insert(smaller is not None, f"set {section}.activationCheckpointing: Always")
     if not gpu:
         ways.append(f"raise workers.resources.limits.memory to {math.ceil(max(needed, available) / (1 - HEADROOM) / 2**30)}Gi a process")
@@ -84,9 +89,9 @@ def _checkpointed(stage: StagePlan) -> StagePlan:
     return stage.model_copy(update={"execution": stage.execution.model_copy(update=changes)})
 
 
-def _cost(stage: StagePlan, size: ModelSize, micro_batch_tokens: int) -> StageCost:
+def _cost(stage: StagePlan, size: ModelSize, micro_batch_tokens: int, layers_again: int | None = None) -> StageCost:
     execution = stage.execution.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
-    return stage_cost(stage.model_copy(update={"execution": execution}), size, None)
+    return stage_cost(stage.model_copy(update={"execution": execution}), size, None, layers_again=layers_again)
 
 
 def _smaller_pass(stage: StagePlan, size: ModelSize, processes: int, usable: float, now: int, length: int) -> int | None:

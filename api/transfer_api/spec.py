@@ -356,7 +356,7 @@ class Optimization(Contract):
     activation_checkpointing: ActivationCheckpointing = Field(
         default=ActivationCheckpointing.AUTO,
         description="Whether a layer keeps only its input and is computed again in the backward pass: a third more computing, less "
-        "memory, the same result. Auto: where a pass would not fit by the estimate of `transfer plan`.",
+        "memory, the same result. Auto: as many layers as a pass needs to fit by the estimate of `transfer plan`.",
     )
     checkpoint_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two checkpoints. Default: a tenth of the run, at most 500."

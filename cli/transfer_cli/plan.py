@@ -12,8 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transfer_api.amount import format_amount
-from transfer_api.cost import BYTES_PER_TOKEN, GPU_RESOURCE, ModelSize, Speed, StageCost, gpu_speed, stage_cost
+from transfer_api.cost import (
+    BYTES_PER_TOKEN,
+    GPU_MEMORY,
+    GPU_RESOURCE,
+    ModelSize,
+    Speed,
+    StageCost,
+    gpu_speed,
+    micro_batch_tokens,
+    stage_cost,
+)
 from transfer_api.errors import DataError, ExitCode, TransferError
+from transfer_api.fit import layers_again
 from transfer_api.load import load_experiment
 from transfer_api.spec import PERPLEXITY, ExperimentSpec, Precision, TransferExperiment
 from transfer_api.stage import DatasetParameters, EvaluationParameters, StageKind, StagePlan, TrainingParameters, plan_stages
@@ -23,6 +34,7 @@ from transfer_cli.preflight import input_problems
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
+from transfer_pod.memory import memory_limit
 
 # Training speed over that of a float32 matrix product, both measured on 2 cores (SmolLM2-135M, full training). bfloat16 gains
 # only where the processor computes in it.
@@ -42,6 +54,8 @@ class StageRow:
     speed: Speed
     processes: int
     """Worker processes that share the stage."""
+    again: tuple[int, int] = (0, 0)
+    """Of a training stage: layers that are computed again in the backward pass, and how many there are."""
     at_most: bool = False
     """The data cannot be seen, and its size is what the experiment bounds it by."""
 
@@ -77,7 +91,8 @@ def plan_rows(experiment: TransferExperiment, storage: Path, search: tuple[Path,
     store = ArtifactStore(storage)
     stages = plan_stages(experiment.spec, fingerprints(experiment, storage=storage, search=search))
     by_key = {stage.key: stage for stage in stages}
-    peak = None if _gpus(experiment.spec) else machine_flops()
+    gpu = bool(_gpus(experiment.spec))
+    peak = None if gpu else machine_flops()
     rows = []
     for stage in stages:
         grown = size
@@ -85,13 +100,32 @@ def plan_rows(experiment: TransferExperiment, storage: Path, search: tuple[Path,
             grown = size.with_added_tokens(experiment.spec.vocabulary.added_tokens)
         read = _input_bytes(stage, by_key, storage, search)
         bound = _bound(stage, by_key) if read is None else None
-        cost = stage_cost(stage, grown, bound if read is None else read, gpu=bool(_gpus(experiment.spec)))
-        cached = store.find(stage.kind, stage.key) is not None
         processes = _processes(experiment.spec) if stage.kind.elastic else 1
+        again = _again(stage, grown, processes, gpu)
+        cost = stage_cost(stage, grown, bound if read is None else read, gpu=gpu, layers_again=again)
+        cached = store.find(stage.kind, stage.key) is not None
         speed = _speed(stage, experiment.spec, peak)
         counted_by_data = cost.tokens is not None and bound is not None
-        rows.append(StageRow(stage=stage, cached=cached, cost=cost, speed=speed, processes=processes, at_most=counted_by_data))
+        layers = (again or 0, grown.layers if grown else 0)
+        rows.append(
+            StageRow(stage=stage, cached=cached, cost=cost, speed=speed, processes=processes, again=layers, at_most=counted_by_data)
+        )
     return rows
+
+
+def _again(stage: StagePlan, size: ModelSize | None, processes: int, gpu: bool) -> int | None:
+    """Layers of a training stage that are computed again, by the memory that is assumed; None for other stages."""
+    parameters = stage.typed_parameters()
+    if size is None or not isinstance(parameters, TrainingParameters):
+        return None
+    return layers_again(
+        stage, size, layers=size.layers, processes=processes, available=_memory(gpu),
+        micro_batch_tokens=micro_batch_tokens(stage.execution, gpu=gpu),
+    )  # fmt: skip
+
+
+def _memory(gpu: bool) -> int:
+    return GPU_MEMORY if gpu else memory_limit()
 
 
 def _input_bytes(stage: StagePlan, by_key: dict[str, StagePlan], storage: Path, search: tuple[Path, ...]) -> int | None:
@@ -264,6 +298,13 @@ def _workers(spec: ExperimentSpec, rows: list[StageRow]) -> list[str]:
             share = -(-parameters.rows_per_step // processes)
             rows_of = f"{parameters.rows_per_step} rows of {parameters.sequence_length} tokens"
             lines.append(f"  {row.stage.name}: {rows_of} a step, at most {share} a process")
+            asked, (again, layers) = row.stage.execution.activation_checkpointing.value, row.again
+            if again:
+                of = f"{again} of {layers}" if again < layers else f"all {layers}"
+                room = f"{format_bytes(_memory(bool(gpus)))} a {'GPU' if gpus else 'process'}"
+                lines.append(
+                    f"  {row.stage.name}: {of} layers are computed again in the backward pass (activationCheckpointing: {asked}; {room})"
+                )
     return lines
 
 

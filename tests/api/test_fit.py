@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.documents import document
 from transfer_api.cost import ModelSize, stage_cost
-from transfer_api.fit import HEADROOM, advice, checkpoints_activations
+from transfer_api.fit import HEADROOM, advice, layers_again
 from transfer_api.load import experiment_from
 from transfer_api.stage import StagePlan, plan_stages
 
@@ -77,28 +77,45 @@ def test_what_is_advised_fits(available: float, micro: int, processes: int, chec
     assert ("activationCheckpointing: Always" in text) is (checkpointing == "Never" and needs(micro, processes, "Always") <= usable)
 
 
+ALL = LLAMA_7B.layers
+
+
+def again(available: float, size: ModelSize | None = LLAMA_7B, micro: int = 16384, **changes: Any) -> int:
+    return layers_again(stage(**changes), size, layers=ALL, processes=8, available=round(available), micro_batch_tokens=micro)
+
+
 @pytest.mark.parametrize(
     ("changes", "available", "decided"),
     [
-        pytest.param({}, 80 * GIB, True, id="it would not fit else"),
-        pytest.param({}, 200 * GIB, False, id="it fits"),
-        pytest.param({}, 0, False, id="memory unknown"),
-        pytest.param({"activationCheckpointing": "Never"}, 80 * GIB, False, id="never"),
-        pytest.param({"activationCheckpointing": "Always"}, 0, True, id="always"),
+        pytest.param({}, 20 * GIB, ALL, id="nothing is enough"),
+        pytest.param({}, 200 * GIB, 0, id="it fits"),
+        pytest.param({}, 0, 0, id="memory unknown"),
+        pytest.param({"activationCheckpointing": "Never"}, 80 * GIB, 0, id="never"),
+        pytest.param({"activationCheckpointing": "Always"}, 0, ALL, id="always"),
     ],
 )
-def test_activations_are_kept_where_they_fit_and_else_computed_again(changes: dict[str, Any], available: int, decided: bool) -> None:
-    wanted = stage(**changes)
-    assert checkpoints_activations(wanted, LLAMA_7B, processes=8, available=available, micro_batch_tokens=16384) is decided
-    assert checkpoints_activations(wanted, None, processes=8, available=available, micro_batch_tokens=16384) is (
-        "Always" in changes.values()
-    )
-    assert wanted.key == stage().key, "it has no say in the result"
+def test_activations_are_kept_where_they_fit_and_else_computed_again(changes: dict[str, Any], available: int, decided: int) -> None:
+    assert again(available, **changes) == decided
+    assert again(available, None, **changes) == (ALL if "Always" in changes.values() else 0)
+    assert stage(**changes).key == stage().key, "it has no say in the result"
+
+
+@given(available=st.floats(GIB, 200 * GIB), micro=st.sampled_from([2048, 16384, 65536]))
+def test_auto_computes_the_fewest_layers_again_with_which_a_pass_fits(available: float, micro: int) -> None:
+    def fits(layers: int) -> bool:
+        wanted = stage(microBatchTokens=micro)
+        return stage_cost(wanted, LLAMA_7B, None, layers_again=layers).memory_bytes(8) <= (1 - HEADROOM) * round(available)
+
+    chosen = again(available, micro=micro)
+    assert fits(chosen) or not any(map(fits, range(ALL)))
+    assert not any(map(fits, range(chosen)))
 
 
 def test_with_auto_the_advice_reckons_with_what_was_done() -> None:
-    text = advised(80 * GIB, micro=16384)
-    assert "activationCheckpointing" not in text
-    assert re.search(r"GiB for 16384 tokens", text)
-    assert text == advised(80 * GIB, micro=16384, activationCheckpointing="Always")
+    always = advised(40 * GIB, micro=65536, activationCheckpointing="Always")
+    assert "activationCheckpointing" not in always
+    assert always == advised(40 * GIB, micro=65536), "all layers were computed again and did not fit"
+    assert 0 < again(80 * GIB) < ALL
+    assert "Set pretraining.microBatchTokens" in advised(80 * GIB)
+    assert "set pretraining.activationCheckpointing: Always" in advised(80 * GIB), "a part was not enough, whatever the estimate says"
     assert "Set pretraining.activationCheckpointing: Always" in advised(80 * GIB, micro=2048, activationCheckpointing="Never", processes=64)

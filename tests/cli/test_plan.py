@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import yaml
 
 from tests.support.documents import COMMIT, EVALUATION, PRETRAINING, TUNING, VOCABULARY, document
-from tests.support.folders import PARAMETERS, write_experiment
+from tests.support.folders import CONFIG, PARAMETERS, write_experiment
 from transfer_api.load import load_experiment
 from transfer_api.stage import StagePlan, plan_stages
 from transfer_cli import plan
@@ -213,3 +215,29 @@ def test_sizes_are_written_for_people(value: int, text: str) -> None:
 def test_the_speed_of_the_machine_is_measured() -> None:
     speed: Any = plan.machine_flops()
     assert speed > 1e8
+
+
+def test_the_layers_that_are_computed_again_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(available: int, **changes: Any) -> str:
+        monkeypatch.setattr(plan, "memory_limit", lambda: available)
+        file.write_text(yaml.safe_dump(document(pretraining={**PRETRAINING, "precision": "Float32", **changes})))
+        return shown(file, tmp_path / "storage", capsys)
+
+    file = write_experiment(tmp_path)
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 4}))
+    plain = told(2**40)
+    assert "computed again" not in plain
+    assert "pretraining: all 4 layers are computed again in the backward pass (activationCheckpointing: Always; 1.1 TB a process)" in told(
+        2**40, activationCheckpointing="Always"
+    )
+    tight = 10_800_000
+    part = told(tight)
+    assert "pretraining: 1 of 4 layers are computed again in the backward pass (activationCheckpointing: Auto; 10.8 MB a process)" in part
+    assert "computed again" not in told(2 * tight)
+
+    def memory(text: str) -> str:
+        return re.split(r"\s{2,}", next(line for line in text.splitlines() if line.startswith("  pretraining ")))[-2]
+
+    assert memory(part) != memory(plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -20,7 +22,7 @@ from transfer_api.spec import ActivationCheckpointing, Lora, Precision
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_trainer import activations
-from transfer_trainer.activations import checkpoint_activations, needs_checkpointing
+from transfer_trainer.activations import checkpoint_activations, checkpointed_layers
 from transfer_trainer.ledger import LEDGER, read_ledger
 from transfer_trainer.loop import Training
 from transfer_trainer.lora import add_adapters
@@ -69,7 +71,7 @@ def test_gradients_are_those_of_the_plain_path_and_less_is_kept(folder: Path, lo
         return add_adapters(plain, Lora(rank=4, targets=["q_proj", "up_proj"]), 0) if lora else plain
 
     again = model()
-    checkpoint_activations(again)
+    checkpoint_activations(again, 6)
     before, expected = backward(model(), precision)
     after, gradients = backward(again, precision)
     assert gradients.keys() == expected.keys()
@@ -82,7 +84,7 @@ def test_gradients_are_those_of_the_plain_path_and_less_is_kept(folder: Path, lo
 @pytest.mark.usefixtures("group")
 def test_gradients_of_a_sharded_model_are_the_same_too(folder: Path) -> None:
     model = load_model(folder)
-    checkpoint_activations(model)
+    checkpoint_activations(model, 4)
     for layer in decoder_layers(model):
         fully_shard(layer)
     fully_shard(model)
@@ -102,10 +104,46 @@ def test_a_run_has_the_same_losses_with_and_without(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+def peak(model: nn.Module) -> int:
+    """Most bytes that one pass has in memory at once, as torch's tracker counts storages."""
+    tracker = MemTracker()
+    with tracker:
+        backward(model)
+    return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+
+
+def test_each_layer_that_is_computed_again_lowers_the_measured_peak_and_changes_no_gradient(folder: Path) -> None:
+    _, expected = backward(load_model(folder))
+    peaks = []
+    for layers in (0, 2, 4, 5):
+        model = load_model(folder)
+        checkpoint_activations(model, layers)
+        _, gradients = backward(model)
+        assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients.items())
+        model.zero_grad(set_to_none=True)
+        peaks.append(peak(model))
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(set(peaks)) == len(peaks)
+
+
 def test_auto_decides_by_the_memory_that_a_process_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = PodContext(stage=training_stage("a" * 32, make_storage(tmp_path), steps=1), storage=tmp_path, pod="pod")
-    assert not needs_checkpointing(context, Team(), 64)
+    assert checkpointed_layers(context, Team(), 2, 64) == 0
     # 28,832 parameters of 16 bytes, and 6,912 bytes for each of 64 tokens: 0.9 MB (tests/trainer/test_oom.py).
     monkeypatch.setattr(activations, "memory_limit", lambda: 1_800_000)
-    assert not needs_checkpointing(context, Team(), 64)
-    assert needs_checkpointing(context, Team(local_world_size=2), 64), "two processes of a pod share its memory"
+    assert checkpointed_layers(context, Team(), 2, 64) == 0
+    assert checkpointed_layers(context, Team(local_world_size=2), 2, 64) == 1, "two processes of a pod share its memory"
+    assert checkpointed_layers(context, Team(local_world_size=8), 2, 64) == 2, "where nothing is enough, all"
+
+
+def test_a_run_has_the_losses_of_the_plain_path_with_what_auto_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, found, counts = make_storage(tmp_path), [], []
+    for key, available in (("a" * 32, 2**40), ("b" * 32, 950_000)):
+        monkeypatch.setattr(activations, "memory_limit", lambda available=available: available)
+        stage = training_stage(key, dataset, steps=3)
+        training = Training(PodContext(stage=stage, storage=tmp_path, pod="pod"), Team(), lambda: False, lambda progress: None)
+        assert training.run()
+        counts.append(sum(isinstance(layer.forward, functools.partial) for layer in decoder_layers(training.model)))
+        found.append(losses(read_ledger(ArtifactStore(tmp_path).open(stage.kind, key) / LEDGER)))
+    assert counts == [0, 1]
+    assert found[0] == found[1]

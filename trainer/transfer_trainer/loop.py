@@ -27,7 +27,7 @@ from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
-from transfer_trainer.activations import checkpoint_activations, needs_checkpointing
+from transfer_trainer.activations import checkpoint_activations, checkpointed_layers
 from transfer_trainer.anomaly import Anomaly, AnomalyWatch
 from transfer_trainer.batch import BatchReader
 from transfer_trainer.checkpoint import Checkpoints
@@ -144,8 +144,8 @@ class Training:
         if self.parameters.method is Method.LORA:
             assert self.parameters.lora is not None
             model = cast(PreTrainedModel, add_adapters(model, self.parameters.lora, self.parameters.seed, self.section))
-        if needs_checkpointing(self.context, self.team, self.micro_rows * self.store.sequence_length):
-            checkpoint_activations(model)
+        pass_tokens = self.micro_rows * self.store.sequence_length
+        checkpoint_activations(model, checkpointed_layers(self.context, self.team, len(decoder_layers(model)), pass_tokens))
         self.flops = Work.of(model, self.store.sequence_length)
         self.model: nn.Module = shard(model, self.team)
         self.peak = round_peak(self.team, self.parameters.precision) if self.flops is not None else None
