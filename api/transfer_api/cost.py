@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer_api.gpu import PEAK_FLOPS
-from transfer_api.spec import ActivationCheckpointing, Lora, Method, ModelSource, Optimizer, Precision
+from transfer_api.spec import ActivationCheckpointing, Lora, Method, ModelSource, Optimizer, Precision, Sharding
 from transfer_api.stage import DatasetParameters, EvaluationParameters, Execution, StagePlan, TrainingParameters, VocabularyParameters
 
 BYTES_PER_TOKEN = 4
@@ -116,7 +116,8 @@ class StageCost:
     flops: float | None = None
     formula: str = ""
     state_bytes: int = 0
-    """Memory of weights, gradients and optimizer; FSDP parts it among the processes."""
+    """Memory of weights, gradients and optimizer; parted among the processes unless they are replicas."""
+    replicated: bool = False
     activation_bytes: int = 0
     """Memory of one forward and backward pass, in every process."""
     work_bytes: int = 0
@@ -126,7 +127,11 @@ class StageCost:
 
     def memory_bytes(self, processes: int) -> int:
         """Memory of one process."""
-        return self.state_bytes // processes + self.activation_bytes
+        return self.state_of_process(processes) + self.activation_bytes
+
+    def state_of_process(self, processes: int) -> int:
+        """What of the state one process holds."""
+        return self.state_bytes if self.replicated else self.state_bytes // processes
 
     def seconds(self, speed: Speed) -> float | None:
         """Expected time at a speed."""
@@ -221,6 +226,7 @@ def _training(
         flops=None if tokens is None else per_token * tokens,
         formula=formula,
         state_bytes=BYTES_PER_PARAMETER * (2 * trained + frozen) + moments + average,
+        replicated=execution.sharding is Sharding.NONE,
         activation_bytes=at_once * _activation_bytes(training.precision, size, layers_again),
         work_bytes=(execution.checkpoints_kept + 1) * (BYTES_PER_PARAMETER * trained + moments + average),  # one of them being written
         artifact_bytes=BYTES_PER_PARAMETER * size.parameters * (1 + len(training.snapshot_tokens)),

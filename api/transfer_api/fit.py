@@ -10,7 +10,7 @@ import math
 from typing import cast
 
 from transfer_api.cost import GPU_RESOURCE, ModelSize, StageCost, stage_cost
-from transfer_api.spec import ActivationCheckpointing, Lora, Method
+from transfer_api.spec import ActivationCheckpointing, Lora, Method, Sharding
 from transfer_api.stage import StageKind, StagePlan, TrainingParameters
 
 HEADROOM = 0.1
@@ -58,25 +58,29 @@ def advice(stage: StagePlan, size: ModelSize | None, *, processes: int, availabl
     length = parameters.sequence_length
     if size is None or not available:
         ways = [f"set {section}.microBatchTokens: {_half(micro_batch_tokens, length)}"] if micro_batch_tokens > length else []
-        return _sentence([*ways, f"lower {section}.sequenceLength", f"set {section}.method: LoRA", _more(gpu, None, processes)])
+        return _sentence(
+            [*ways, f"lower {section}.sequenceLength", f"set {section}.method: LoRA", _spread(stage, section, gpu, None, processes)]
+        )
     again = layers_again(stage, size, layers=size.layers, processes=processes, available=available, micro_batch_tokens=micro_batch_tokens)
     cost, usable = _cost(stage, size, micro_batch_tokens, again), (1 - HEADROOM) * available
     always = _checkpointed(stage)
     stage = always if again else stage
     needed = cost.memory_bytes(processes)
+    spread = "whole in each process" if cost.replicated else f"{_gib(cost.state_bytes)} over {processes}"
     told = (
-        f"by estimate a process needs {_gib(needed)} of {_gib(available)}: {_gib(cost.state_bytes // processes)} for weights, gradients, "
-        f"optimizer ({_gib(cost.state_bytes)} over {processes}), {_gib(cost.activation_bytes)} for {micro_batch_tokens} tokens at once"
+        f"by estimate a process needs {_gib(needed)} of {_gib(available)}: {_gib(cost.state_of_process(processes))} for weights, "
+        f"gradients, optimizer ({spread}), {_gib(cost.activation_bytes)} for {micro_batch_tokens} tokens at once"
     )
     ways = []
     if (smaller := _smaller_pass(stage, size, processes, usable, micro_batch_tokens, length)) is not None:
         ways.append(f"set {section}.microBatchTokens: {smaller}")
-    if (wanted := _enough_processes(stage, size, usable, length)) is not None and wanted > processes:
-        ways.append(_more(gpu, wanted, processes))
+    wanted = _enough_processes(stage, size, usable, length)
+    if wanted is not None and (wanted > processes or (cost.replicated and processes > 1)):
+        ways.append(_spread(stage, section, gpu, wanted, processes))
     if needed > usable and parameters.method is Method.FULL and (lora := _with_adapters(stage, size, processes, length)) <= usable:
         ways.append(f"set {section}.method: LoRA (needs {_gib(lora)})")
     if not ways:
-        ways = [f"lower {section}.sequenceLength", _more(gpu, None, processes)]
+        ways = [f"lower {section}.sequenceLength", _spread(stage, section, gpu, None, processes)]
     if again < size.layers and _cost(always, size, micro_batch_tokens).memory_bytes(processes) <= usable:
         ways.insert(smaller is not None, f"set {section}.activationCheckpointing: Always")
     if not gpu:
@@ -97,14 +101,14 @@ def _cost(stage: StagePlan, size: ModelSize, micro_batch_tokens: int, layers_aga
 def _smaller_pass(stage: StagePlan, size: ModelSize, processes: int, usable: float, now: int, length: int) -> int | None:
     """The largest pass of whole rows that fits, or half of one that should have; None where it is one row already, or none fits."""
     row = _cost(stage, size, length)
-    rows = math.floor((usable - row.state_bytes / processes) / max(1, row.activation_bytes))
+    rows = math.floor((usable - row.state_of_process(processes)) / max(1, row.activation_bytes))
     if now <= length or rows < 1:
         return None
     return rows * length if rows * length < now else _half(now, length)
 
 
 def _enough_processes(stage: StagePlan, size: ModelSize, usable: float, length: int) -> int | None:
-    """The fewest processes over which it fits with one row at once; None where that alone is too much."""
+    """The fewest processes over which it fits with one row at once, spread over them; None where that alone is too much."""
     row = _cost(stage, size, length)
     room = usable - row.activation_bytes
     return math.ceil(row.state_bytes / room) if room > 0 else None
@@ -119,8 +123,16 @@ def _half(tokens: int, length: int) -> int:
     return max(length, tokens // 2 // length * length)
 
 
-def _more(gpu: bool, wanted: int | None, now: int) -> str:
+def _spread(stage: StagePlan, section: str, gpu: bool, wanted: int | None, now: int) -> str:
+    """More processes; replicas, which hold as much however many they are, first have to share what they hold."""
     what, field = ("GPUs", f"workers.replicas or {GPU_RESOURCE}") if gpu else ("workers", "workers.replicas")
+    if stage.execution.sharding is Sharding.NONE:
+        share = f"set {section}.sharding: Full"
+        return share if now > 1 and (wanted is None or wanted <= now) else f"{share} and {_more(what, field, wanted, now)}"
+    return _more(what, field, wanted, now)
+
+
+def _more(what: str, field: str, wanted: int | None, now: int) -> str:
     return f"use {f'at least {wanted}' if wanted else 'more'} {what} instead of {now} ({field})"
 
 

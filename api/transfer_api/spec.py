@@ -120,6 +120,13 @@ class ActivationCheckpointing(enum.StrEnum):
     ALWAYS = "Always"
 
 
+class Sharding(enum.StrEnum):
+    """How much of a training's state a process holds."""
+
+    FULL = "Full"
+    NONE = "None"
+
+
 class Precision(enum.StrEnum):
     """Number format of the forward and backward pass; weights and optimizer are always float32."""
 
@@ -357,6 +364,11 @@ class Optimization(Contract):
         default=ActivationCheckpointing.AUTO,
         description="Whether a layer keeps only its input and is computed again in the backward pass: a third more computing, less "
         "memory, the same result. Auto: as many layers as a pass needs to fit by the estimate of `transfer plan`.",
+    )
+    sharding: Sharding = Field(
+        default=Sharding.FULL,
+        description="Full: each process holds a part of weights, gradients and optimizer (FSDP2); None: each holds all of them, and "
+        "only gradients travel, once a step (as DDP), which is faster where they fit. Results do not depend on it.",
     )
     checkpoint_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two checkpoints. Default: a tenth of the run, at most 500."

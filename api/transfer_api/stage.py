@@ -2,7 +2,7 @@
 
 A stage is a plan: its kind, the parameters that decide its result, and which earlier stages it reads. Its key is the
 SHA-256 of all that and of the version of the code contract. What does not change the result (number of workers, size of a
-micro-batch, checkpoint interval, texts measured on along the way) is in `Execution`, which the key leaves out; so a finished
+micro-batch, sharding, checkpoint interval, texts measured on along the way) is in `Execution`, which the key leaves out; so a finished
 artifact is found again after a resize, and by a study that shares a stage between cells.
 
 A hub data set counts by its name and the revision that the experiment writes. Without one the pods read what is newest when
@@ -49,6 +49,7 @@ from transfer_api.spec import (
     Pretraining,
     QuestionSource,
     Schedule,
+    Sharding,
     TextSource,
     WeightedSource,
     When,
@@ -196,6 +197,7 @@ class Execution(Observed):
 
     micro_batch_tokens: int | None = None
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO
+    sharding: Sharding = Sharding.FULL
     checkpoint_steps: int | None = None
     checkpoint_interval: CheckpointInterval = CheckpointInterval.STEPS
     checkpoints_kept: int = 2
@@ -418,7 +420,7 @@ class _Planner:
         validation_steps = pretraining.validation_steps if pretraining else None
         execution = Execution(
             micro_batch_tokens=wanted.micro_batch_tokens, activation_checkpointing=wanted.activation_checkpointing,
-            checkpoint_steps=wanted.checkpoint_steps,
+            sharding=wanted.sharding, checkpoint_steps=wanted.checkpoint_steps,
             checkpoint_interval=wanted.checkpoint_interval, checkpoints_kept=wanted.checkpoints_kept,
             max_epochs=pretraining.max_epochs if pretraining else None, validation_steps=validation_steps,
             validation_texts=self.spec.evaluation.texts if self.spec.evaluation and validation_steps else [],

@@ -111,6 +111,14 @@ def test_precision_and_micro_batch_decide_activations_only() -> None:
     assert narrow.memory_bytes(4) == narrow.state_bytes // 4 + narrow.activation_bytes
 
 
+def test_a_replica_has_all_of_the_state_and_is_the_same_stage() -> None:
+    replica, shard = stages(pretraining={**PRETRAINING, "sharding": "None"})["pretraining"], stages()["pretraining"]
+    assert replica.key == shard.key
+    cost, parted = stage_cost(replica, LLAMA, None), stage_cost(shard, LLAMA, None)
+    assert cost.memory_bytes(4) == cost.memory_bytes(1) == parted.memory_bytes(1) > parted.memory_bytes(4)
+    assert cost.work_bytes == parted.work_bytes
+
+
 @pytest.mark.parametrize(("gpu", "tokens"), [(False, 1024), (True, 16384)])
 def test_without_a_micro_batch_a_pass_has_what_the_trainer_gives_it(gpu: bool, tokens: int) -> None:
     many = {**PRETRAINING, "tokens": "1M", "globalBatchTokens": 65536}

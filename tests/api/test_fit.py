@@ -43,6 +43,22 @@ CASES = [
     pytest.param({"available": 64 * GIB, "gpu": False}, ["microBatchTokens: 8192", r"limits\.memory to \d+Gi"], ["GPU"], id="without GPUs"),
     pytest.param({"available": 80 * GIB, "size": None}, ["microBatchTokens: 8192", "LoRA"], ["GiB"], id="size unknown"),
     pytest.param({"available": 80 * GIB, "processes": 1, "method": "LoRA"}, ["microBatchTokens"], ["method: LoRA"], id="adapters already"),
+    pytest.param(
+        {"available": 80 * GIB, "sharding": "None"},
+        [r"\(whole in each process\)", r"pretraining\.sharding: Full,"],
+        ["GPUs"],
+        id="replicas",
+    ),
+    pytest.param(
+        {"available": 80 * GIB, "sharding": "None", "processes": 1}, ["sharding: Full and use at least 2 GPUs"], [], id="one replica"
+    ),
+    pytest.param(
+        {"available": 24 * GIB, "sharding": "None", "processes": 2},
+        [r"sharding: Full and use at least \d GPUs instead of 2"],
+        [],
+        id="replicas that two shards are too much for",
+    ),
+    pytest.param({"available": 80 * GIB, "size": None, "sharding": "None"}, ["sharding: Full"], ["GPUs"], id="replicas, size unknown"),
 ]
 
 
@@ -56,14 +72,14 @@ def test_the_advice_names_what_to_set(settings: dict[str, Any], says: list[str],
 
 @given(
     available=st.floats(GIB, 200 * GIB), micro=st.sampled_from([2048, 4096, 16384, 65536]), processes=st.sampled_from([1, 2, 8, 64]),
-    checkpointing=st.sampled_from(["Never", "Always"]),
+    checkpointing=st.sampled_from(["Never", "Always"]), sharding=st.sampled_from(["Full", "None"]),
 )  # fmt: skip
-def test_what_is_advised_fits(available: float, micro: int, processes: int, checkpointing: str) -> None:
-    text = advised(available, micro, processes, activationCheckpointing=checkpointing)
+def test_what_is_advised_fits(available: float, micro: int, processes: int, checkpointing: str, sharding: str) -> None:
+    text = advised(available, micro, processes, activationCheckpointing=checkpointing, sharding=sharding)
     usable = (1 - HEADROOM) * round(available)
 
-    def needs(micro: int, processes: int, checkpointing: str = checkpointing) -> int:
-        wanted = stage(activationCheckpointing=checkpointing)
+    def needs(micro: int, processes: int, checkpointing: str = checkpointing, sharding: str = sharding) -> int:
+        wanted = stage(activationCheckpointing=checkpointing, sharding=sharding)
         wanted = wanted.model_copy(update={"execution": wanted.execution.model_copy(update={"micro_batch_tokens": micro})})
         return stage_cost(wanted, LLAMA_7B, None).memory_bytes(processes)
 
@@ -72,8 +88,11 @@ def test_what_is_advised_fits(available: float, micro: int, processes: int, chec
         assert needs(int(found[1]), processes) <= usable
         assert needs(micro, processes) <= usable or needs(int(found[1]) + 2048, processes) > usable, "the largest that does"
     if found := re.search(r"at least (\d+) GPUs", text):
-        assert needs(2048, int(found[1])) <= usable
-        assert needs(2048, int(found[1]) - 1) > usable, "the fewest that do"
+        assert needs(2048, int(found[1]), sharding="Full") <= usable
+        assert needs(2048, int(found[1]) - 1, sharding="Full") > usable, "the fewest that do"
+    elif "sharding: Full," in text:
+        assert sharding == "None"
+        assert needs(2048, processes, sharding="Full") <= usable
     assert ("activationCheckpointing: Always" in text) is (checkpointing == "Never" and needs(micro, processes, "Always") <= usable)
 
 

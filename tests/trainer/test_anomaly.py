@@ -20,7 +20,7 @@ from tests.support.pods import LENGTH, ORDER, ROWS_PER_STEP, SOURCES, cluster, l
 from tests.support.tiny import SENTENCES, save_tiny_model
 from transfer_api.errors import ArtifactError, SpecError
 from transfer_api.progress import Progress
-from transfer_api.spec import Anomalies, AnomalyAction, NamedText, Schedule
+from transfer_api.spec import Anomalies, AnomalyAction, NamedText, Schedule, Sharding
 from transfer_api.stage import StagePlan
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
@@ -265,12 +265,16 @@ def test_a_ledger_that_skips_without_reason_is_refused(
         verify_ledger(path, ORDER, ROWS_PER_STEP, STEPS)
 
 
-@pytest.mark.parametrize("action", [AnomalyAction.SKIP, AnomalyAction.ROLL_BACK], ids=["skip", "roll back"])
-def test_two_three_one_two_workers_leave_out_the_same_steps_as_one(tmp_path: Path, action: AnomalyAction) -> None:
+@pytest.mark.parametrize(
+    ("action", "sharding"),
+    [(AnomalyAction.SKIP, Sharding.FULL), (AnomalyAction.ROLL_BACK, Sharding.FULL), (AnomalyAction.ROLL_BACK, Sharding.NONE)],
+    ids=["skip", "roll back", "roll back, replicas"],
+)
+def test_two_three_one_two_workers_leave_out_the_same_steps_as_one(tmp_path: Path, action: AnomalyAction, sharding: Sharding) -> None:
     # Seven of 57 rows stay hard: the steps that read some of them, in every pass over the data, are spikes among those that read none.
     dataset = make(tmp_path, STEPS, spikes={6})
     policy = Anomalies(action=action, spike_factor="1.2", window=8, limit=1000)
-    wanted = training_stage("a" * 32, dataset, steps=60, anomalies=policy)
+    wanted = training_stage("a" * 32, dataset, steps=60, anomalies=policy, sharding=sharding)
     alone = replace_key(wanted)
     train(tmp_path, alone)
     steady = ledger(tmp_path, alone, policy, 60)

@@ -26,7 +26,7 @@ from tests.support.pods import (
     training_stage,
 )
 from transfer_api.progress import Outcome
-from transfer_api.spec import ActivationCheckpointing, Ema, Schedule
+from transfer_api.spec import ActivationCheckpointing, Ema, Schedule, Sharding
 from transfer_trainer.ledger import Summary, verify_ledger
 
 STEPS = 60
@@ -55,14 +55,16 @@ def assert_same_models(here: Path, steady: Path, *, snapshots: int) -> None:
             assert (found[name] - weight).norm() <= 1e-6 * weight.norm(), f"{model}: {name}"
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_two_three_one_two_workers_give_the_losses_of_one_steady_worker(storage: tuple[Path, str], lora: bool) -> None:
+@pytest.mark.parametrize(
+    ("lora", "sharding"), [(False, Sharding.FULL), (True, Sharding.FULL), (False, Sharding.NONE)], ids=["full", "lora", "replicas"]
+)
+def test_two_three_one_two_workers_give_the_losses_of_one_steady_worker(storage: tuple[Path, str], lora: bool, sharding: Sharding) -> None:
     folder, dataset = storage
     # The first half trains embeddings alone, so that the sizes change in both halves and between them.
     stage = training_stage(
         KEY, dataset, steps=STEPS, lora=lora, embeddings_first="0.5", schedule=Schedule.WSD, z_loss="1e-3", ema=Ema(decay="0.9"),
         snapshot_tokens=[20 * ROWS_PER_STEP * LENGTH, 45 * ROWS_PER_STEP * LENGTH],
-        activation_checkpointing=ActivationCheckpointing.ALWAYS if lora else ActivationCheckpointing.NEVER,
+        activation_checkpointing=ActivationCheckpointing.ALWAYS if lora else ActivationCheckpointing.NEVER, sharding=sharding,
     )  # fmt: skip
     with cluster(folder, stage, max_nodes=3) as group:
         *_, fourth = resize(group)

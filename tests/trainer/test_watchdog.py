@@ -39,6 +39,11 @@ WAITING = """Current thread 0x00007f2 (most recent call first):
   File "/app/trainer/transfer_trainer/parallel.py", line 63 in sum
   File "/app/trainer/transfer_trainer/loop.py", line 240 in _train_step
 """
+REPLICA = """Current thread 0x00007f2 (most recent call first):
+  File "/app/trainer/transfer_trainer/replicas.py", line 93 in finish
+  File "/app/trainer/transfer_trainer/loop.py", line 258 in _train_step
+  File "/app/trainer/transfer_trainer/loop.py", line 110 in run
+"""
 
 
 class Clock:
@@ -109,6 +114,7 @@ def test_a_launcher_that_was_frozen_itself_blames_nobody(
 def test_whoever_is_in_a_collective_waits_for_another() -> None:
     assert not waits_for_peer(HUNG), "FSDP's wrappers are in every stack"
     assert waits_for_peer(WAITING)
+    assert waits_for_peer(REPLICA)
     assert waits_for_peer(HUNG + "\nThread 0x00007f3 (most recent call first):\n" + WAITING.split("\n", 1)[1]), (
         "such as a thread of autograd"
     )

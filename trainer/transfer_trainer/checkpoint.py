@@ -7,7 +7,8 @@ Saving goes on beside training (torch's `async_save`). The state is copied while
 neither weights nor moments; before it would, `settle` waits for the copy. A thread then writes it, with a process group of its own,
 so that its messages and those of training never meet. Every process writes its shards into the hidden folder and tells rank 0 their
 SHA-256; only when all have, rank 0 writes the manifest, asks the fence and renames the folder. So what is killed whenever leaves
-a hidden folder at most. Loading checks every file against the manifest and goes back to the one before when something is amiss.
+a hidden folder at most. Of replicas each copies and writes a part of the tensors, so that their checkpoint costs them, and is, what
+that of shards does. Loading checks every file against the manifest and goes back to the one before when something is amiss.
 """
 
 from __future__ import annotations
@@ -91,17 +92,19 @@ class Checkpoints:
         trainable_only: save only what is trained (adapters).
         kept: complete checkpoints that are kept.
         ema: the average of the weights, where there is one.
+        replicated: every process has all of the model and its optimizer, rather than a shard.
     """
 
     def __init__(
         self, folder: Path, key: str, team: Team, fence: Fence | None, *, trainable_only: bool = False, kept: int = KEPT,
-        ema: Ema | None = None,
+        ema: Ema | None = None, replicated: bool = False,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.key = key
         self.team = team
         self.kept = kept
         self.ema = ema
+        self.replicated = replicated
         # strict=False: with adapters the frozen weights are not in the checkpoint.
         self.options = StateDictOptions(ignore_frozen_params=trainable_only, strict=not trainable_only)
         self.last: Saved | None = None
@@ -153,8 +156,9 @@ class Checkpoints:
                 before_commit()
             self._commit(part, step, files)
 
+        state = self._state(model, optimizer)
         response = state_dict_saver.async_save(
-            self._state(model, optimizer),
+            _share(state, self.team) if self.replicated else state,
             storage_writer=_Writer(self.folder / f".{_name(step)}.{self._token:x}", commit),
             async_stager=self._stager,
             process_group=self.team.background,
@@ -307,6 +311,24 @@ class Checkpoints:
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def _share(state: dict[str, Any], team: Team) -> dict[str, Any]:
+    """What one of the replicas saves: every tensor is in the share of one of them, what is no tensor in all. Shares have about one size."""
+    sizes = [0] * team.world_size
+
+    def shared(values: dict[str, Any]) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                owner = sizes.index(min(sizes))
+                sizes[owner] += value.nbytes
+                if owner != team.rank:
+                    continue
+            kept[name] = shared(value) if isinstance(value, dict) else value
+        return kept
+
+    return shared(state)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The training loop: the same run whatever the membership.
 
 The global batch is fixed. Step s reads rows [sG, (s+1)G) of the run (rows.py); worker r of w takes its share; the loss is the
-sum of token losses over the global number of labels, times w because sharding averages gradients over the workers.
+sum of token losses over the global number of labels, times w where sharding averages gradients over the workers.
 Every worker makes the same number of passes; where its rows run out a pass has weight zero. So in float32 the losses
 agree through any sequence of world sizes, up to the rounding of sums in another order.
 """
@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from transfer_api.cost import micro_batch_tokens
 from transfer_api.progress import Activity, Progress
-from transfer_api.spec import AnomalyAction, CheckpointInterval, Method
+from transfer_api.spec import AnomalyAction, CheckpointInterval, Method, Sharding
 from transfer_api.stage import StageKind, TrainingParameters
 from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.context import PodContext
@@ -49,6 +49,7 @@ from transfer_trainer.optimizer import (
     set_learning_rate,
 )
 from transfer_trainer.parallel import Team, decoder_layers, shard
+from transfer_trainer.replicas import Replicas
 from transfer_trainer.rows import HALF, digest, row_order, total_steps
 from transfer_trainer.snapshot import Snapshots, snapshot_steps
 from transfer_trainer.store import RowStore
@@ -147,7 +148,9 @@ class Training:
         pass_tokens = self.micro_rows * self.store.sequence_length
         checkpoint_activations(model, checkpointed_layers(self.context, self.team, len(decoder_layers(model)), pass_tokens))
         self.flops = Work.of(model, self.store.sequence_length)
-        self.model: nn.Module = shard(model, self.team)
+        sharding = self.execution.sharding
+        self.model: nn.Module = shard(model, self.team, sharding)
+        self.replicas = Replicas(self.model) if self.team.world_size > 1 and sharding is Sharding.NONE else None
         self.peak = round_peak(self.team, self.parameters.precision) if self.flops is not None else None
         self.timer = ComputeTimer(decoder_layers(self.model) if self.team.world_size > 1 else (), self.team.device)
         self.optimizer = make_optimizer(cast(PreTrainedModel, self.model), self.parameters)
@@ -169,6 +172,7 @@ class Training:
         self.checkpoints = Checkpoints(
             self.work / "checkpoints", self.context.stage.key, self.team, self.fence,
             trainable_only=self.parameters.method is Method.LORA, kept=self.execution.checkpoints_kept, ema=self.ema,
+            replicated=self.replicas is not None,
         )  # fmt: skip
         self.step = self.checkpoints.load(self.model, self.optimizer)
         self.ledger: Ledger | None = None
@@ -238,16 +242,26 @@ class Training:
         factor = learning_rate_factor(self.step, self.steps, float(parameters.warmup), parameters.schedule, float(parameters.decay))
         set_learning_rate(self.optimizer, factor)
         nats, rows = 0.0, 0
-        for tokens_BT, positions_BT, targets_BT, weight_B in batch.passes(self.micro_rows, self.passes, team.device):
+        averaged_over = team.world_size if self.replicas is None else 1
+        if self.replicas is not None:
+            self.replicas.begin()
+        passes = batch.passes(self.micro_rows, self.passes, team.device)
+        for number, (tokens_BT, positions_BT, targets_BT, weight_B) in enumerate(passes, 1):
             with arithmetic(parameters.precision, team.device):
                 loss = summed_loss(self.model, tokens_BT, positions_BT, targets_BT, weight_B, float(parameters.z_loss))
-            (loss.objective * (team.world_size / max(1.0, labels))).backward()  # type: ignore[no-untyped-call]
+            if self.replicas is not None and number == self.passes:
+                self.replicas.last()
+            (loss.objective * (averaged_over / max(1.0, labels))).backward()  # type: ignore[no-untyped-call]
             nats += float(loss.nats.detach())
             rows += len(weight_B)
-        mean = team.sum(nats)[0] / max(1.0, labels)
+        if self.replicas is not None:
+            self.replicas.finish()
         if self.step < embedding_steps(self.steps, float(parameters.embeddings_first)):
             drop_gradients(cast(PreTrainedModel, self.model))
         norm = clip_gradients(self.model, float(parameters.gradient_clipping))
+        # The norm of rank 0: replicas on unlike processors may round theirs otherwise, and all must judge alike.
+        nats, norm = team.sum(nats, norm if team.rank == 0 else 0.0)
+        mean = nats / max(1.0, labels)
         if (anomaly := self.watch.judge(self.step + 1, mean, norm)) is not None:
             self._pass_by(anomaly, read)
             return True
@@ -303,6 +317,8 @@ class Training:
         if self.ledger is not None and self.events is not None:
             self.ledger.close()
             self.events.close()
+        if self.replicas is not None:
+            self.replicas.close()
         del self.model, self.optimizer, self.ema
         self._build()
         self._resume()
@@ -422,8 +438,9 @@ class Training:
         """What is exported of that which was trained, whole, on rank 0; all processes take part."""
         with self._exported():
             weights = full_weights(self.model, adapters=self.parameters.method is Method.LORA)
-            # Of one process on a CPU they are the model's own tensors, which hold something else after this.
-            own = self.ema is not None and self.team.world_size == 1 and self.team.device.type == "cpu"
+            # Unless it is sharded they are, on a CPU, the model's own tensors, which hold something else after this.
+            whole = self.team.world_size == 1 or self.replicas is not None
+            own = self.ema is not None and whole and self.team.device.type == "cpu"
             return {name: weight.clone() for name, weight in weights.items()} if own else weights
 
     def _exported(self) -> contextlib.AbstractContextManager[None]:

@@ -1,7 +1,8 @@
 """The processes of a round: who they are, how their numbers are added, how a model is spread over them.
 
-One process is a plain model without a process group; more are FSDP2, a unit per decoder layer. Control values (counts,
-losses, requests) travel as CPU tensors over gloo also where gradients go over NCCL, so they never wait for a kernel.
+One process is a plain model without a process group; more are FSDP2, a unit per decoder layer, or replicas of that plain
+model (replicas.py). Control values (counts, losses, requests) travel as CPU tensors over gloo also where gradients go over NCCL,
+so they never wait for a kernel.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from transfer_api.errors import ModelError
+from transfer_api.spec import Sharding
 
 COLLECTIVE_TIMEOUT = "TRANSFER_COLLECTIVE_TIMEOUT"
 """Environment variable: seconds after which a silent peer counts as lost. A killed peer is noticed at once (its sockets
@@ -105,8 +107,8 @@ class Team:
             dist.destroy_process_group()
 
 
-def shard(model: nn.Module, team: Team) -> nn.Module:
-    """Moves the model to the device and spreads it over the team, in place.
+def shard(model: nn.Module, team: Team, sharding: Sharding = Sharding.FULL) -> nn.Module:
+    """Moves the model to the device and spreads it over the team, in place, or leaves it whole in every process.
 
     Parameters and reductions stay in float32: the precision of the arithmetic is autocast's (model.py), the same for one
     process and for many, so that the losses do not depend on how many there are.
@@ -115,7 +117,7 @@ def shard(model: nn.Module, team: Team) -> nn.Module:
         ModelError: the model has no list of decoder layers.
     """
     model.to(team.device)
-    if team.world_size == 1:
+    if team.world_size == 1 or sharding is Sharding.NONE:
         return model
     for layer in decoder_layers(model):
         fully_shard(layer)

@@ -34,6 +34,7 @@ FACTOR, WINDOW = 5.0, 20
 DUMP_SIGNAL = signal.SIGUSR2
 _LOOK_SECONDS = 1.0
 _PULSE = struct.Struct("<qd")
+_COLLECTIVES = ("/torch/distributed/", "/transfer_trainer/replicas.py")  # the latter waits in C++, with no frame of torch's above it
 _INNERMOST = 3  # frames of a thread that tell whether it waits: deeper ones are in every stack
 
 
@@ -140,7 +141,8 @@ def dump_when_asked(path: Path) -> None:
 
 def waits_for_peer(stacks: str) -> bool:
     """Whether one of the threads is in a collective, by what faulthandler wrote of them."""
-    return any("/torch/distributed/" in "".join(frames[:_INNERMOST]) for frames in _threads(stacks))
+    innermost = ["".join(frames[:_INNERMOST]) for frames in _threads(stacks)]
+    return any(place in frames for frames in innermost for place in _COLLECTIVES)
 
 
 def top(stacks: str, frames: int = 6) -> str:
