@@ -12,7 +12,16 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import elastic_losses, instructions_vs_trl, tokenising, trainer_memory, trainer_scaling, trainer_vs_hf, worker_lost
+from benchmarks import (
+    elastic_losses,
+    instructions_vs_trl,
+    tokenising,
+    trainer_memory,
+    trainer_replicas,
+    trainer_scaling,
+    trainer_vs_hf,
+    worker_lost,
+)
 from benchmarks.bars import report
 
 PARTS = {
@@ -20,6 +29,7 @@ PARTS = {
     "instructions": instructions_vs_trl,
     "memory": trainer_memory,
     "scaling": trainer_scaling,
+    "replicas": trainer_replicas,
     "elastic": elastic_losses,
     "lost": worker_lost,
     "tokenising": tokenising,  # the last one: it sets the threads of this process

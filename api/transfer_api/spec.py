@@ -368,7 +368,7 @@ class Optimization(Contract):
     sharding: Sharding = Field(
         default=Sharding.FULL,
         description="Full: each process holds a part of weights, gradients and optimizer (FSDP2); None: each holds all of them, and "
-        "only gradients travel, once a step (as DDP), which is faster where they fit. Results do not depend on it.",
+        "only gradients travel, once a step (as DDP), for models that fit. Results do not depend on it.",
     )
     checkpoint_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two checkpoints. Default: a tenth of the run, at most 500."
