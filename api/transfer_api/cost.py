@@ -4,12 +4,12 @@ Estimates by the usual formulas, each of which is printed beside its figure; the
 which A are trained when adapters are, and D tokens:
 
     full training   6·N·D            2 forward, 2 for the gradient of activations, 2 for the gradient of weights
-    LoRA            4·N·D + 2·A·D    frozen weights need no gradient of their own
+    (Q)LoRA         4·N·D + 2·A·D    frozen weights need no gradient of their own
     evaluation      2·N·D            forward only
 
 Attention's own term (12 · layers · hidden · sequence length a token) is left out: below a tenth for the models and lengths
 that are usual here. Weights, gradients and AdamW's two moments are float32: 16 bytes a trained parameter, 4 a frozen one. AdamW8bit's
-moments are a byte each and 4 for a block of 256.
+moments are a byte each and 4 for a block of 256; a frozen weight of a linear layer is 0.52 bytes in QLoRA.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ BYTES_PER_TOKEN = 4
 BYTES_PER_PARAMETER = 4
 MOMENT_BYTES = {Optimizer.ADAMW: 8.0, Optimizer.ADAMW_8BIT: 2 * (1 + 4 / 256)}
 """Both moments of a trained parameter. Beside them: its weight and, but for a checkpoint, its gradient."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in 4 bits: with the scale of a block of 64 in 8 bits, and that of 256 scales."""
 ACTIVATION_BYTES = 34
 """Of one token, layer and hidden unit in 16 bits (Korthikanti et al., arXiv 2205.05198, without the attention matrix)."""
 
@@ -86,6 +88,12 @@ class ModelSize:
         """After a vocabulary stage. One matrix is counted: embeddings and head are mostly tied where that matters."""
         grown = self.parameters + added * self.hidden
         return ModelSize(**{**self.__dict__, "parameters": grown, "vocabulary": self.vocabulary + added})
+
+    @property
+    def linear(self) -> int:
+        """Weights of the linear layers without the head; 0 where the widths are not known."""
+        layer = 2 * self.hidden * (self.hidden + self.key_value) + 3 * self.hidden * self.intermediate
+        return min(self.parameters, self.layers * layer)
 
     def adapters(self, lora: Lora) -> int:
         """Trained parameters of LoRA: rank · (inputs + outputs) of each module in each layer, and the embeddings when trained."""
@@ -214,7 +222,8 @@ def _training(
     if training.lora is not None:
         trained = size.adapters(training.lora)
         per_token, formula = 4.0 * size.parameters + 2.0 * trained, "4·N·D + 2·A·D"
-    frozen = size.parameters if training.method is not Method.FULL else 0
+    in_4_bits = size.linear if training.method is Method.QLORA else 0
+    frozen = size.parameters - in_4_bits if training.method.adapters else 0
     moments = round(MOMENT_BYTES[training.optimizer] * trained)
     average = BYTES_PER_PARAMETER * trained if training.ema is not None else 0
     at_once = min(max(1, micro_batch_tokens // training.sequence_length) * training.sequence_length, step_tokens)
@@ -225,7 +234,7 @@ def _training(
         steps=steps,
         flops=None if tokens is None else per_token * tokens,
         formula=formula,
-        state_bytes=BYTES_PER_PARAMETER * (2 * trained + frozen) + moments + average,
+        state_bytes=BYTES_PER_PARAMETER * (2 * trained + frozen) + round(NF4_BYTES * in_4_bits) + moments + average,
         replicated=execution.sharding is Sharding.NONE,
         activation_bytes=at_once * _activation_bytes(training.precision, size, layers_again),
         work_bytes=(execution.checkpoints_kept + 1) * (BYTES_PER_PARAMETER * trained + moments + average),  # one of them being written

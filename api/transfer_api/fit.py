@@ -10,7 +10,7 @@ import math
 from typing import cast
 
 from transfer_api.cost import GPU_RESOURCE, ModelSize, StageCost, stage_cost
-from transfer_api.spec import ActivationCheckpointing, Lora, Method, Sharding
+from transfer_api.spec import ActivationCheckpointing, Lora, Method, Optimizer, Sharding
 from transfer_api.stage import StageKind, StagePlan, TrainingParameters
 
 HEADROOM = 0.1
@@ -74,13 +74,18 @@ def advice(stage: StagePlan, size: ModelSize | None, *, processes: int, availabl
     ways = []
     if (smaller := _smaller_pass(stage, size, processes, usable, micro_batch_tokens, length)) is not None:
         ways.append(f"set {section}.microBatchTokens: {smaller}")
-    wanted = _enough_processes(stage, size, usable, length)
+    alone = parameters.method is Method.QLORA  # trains in one process
+    wanted = None if alone else _enough_processes(stage, size, usable, length)
     if wanted is not None and (wanted > processes or (cost.replicated and processes > 1)):
         ways.append(_spread(stage, section, gpu, wanted, processes))
-    if needed > usable and parameters.method is Method.FULL and (lora := _with_adapters(stage, size, processes, length)) <= usable:
-        ways.append(f"set {section}.method: LoRA (needs {_gib(lora)})")
+    if needed > usable:
+        ways += [
+            f"set {section}.{name}: {value} (needs {_gib(lighter)})"
+            for name, value in _lighter(parameters, processes)
+            if (lighter := _with(stage, name, value, size, processes, length)) <= usable
+        ]
     if not ways:
-        ways = [f"lower {section}.sequenceLength", _spread(stage, section, gpu, None, processes)]
+        ways = [f"lower {section}.sequenceLength", *([] if alone else [_spread(stage, section, gpu, None, processes)])]
     if again < size.layers and _cost(always, size, micro_batch_tokens).memory_bytes(processes) <= usable:
         ways.insert(smaller is not None, f"set {section}.activationCheckpointing: Always")
     if not gpu:
@@ -114,8 +119,17 @@ def _enough_processes(stage: StagePlan, size: ModelSize, usable: float, length: 
     return math.ceil(row.state_bytes / room) if room > 0 else None
 
 
-def _with_adapters(stage: StagePlan, size: ModelSize, processes: int, length: int) -> int:
-    parameters = {**stage.parameters, "method": Method.LORA.value, "lora": Lora().model_dump(mode="json", by_alias=True)}
+def _lighter(parameters: TrainingParameters, processes: int) -> list[tuple[str, str]]:
+    """Fields and values with which less is kept, the least change first."""
+    ways = [("optimizer", Optimizer.ADAMW_8BIT.value)] if parameters.optimizer is Optimizer.ADAMW else []
+    later = list(Method)[list(Method).index(parameters.method) + 1 :]
+    return [*ways, *(("method", method.value) for method in later if method is not Method.QLORA or processes == 1)]
+
+
+def _with(stage: StagePlan, name: str, value: str, size: ModelSize, processes: int, length: int) -> int:
+    """Bytes of a process with another value of a field, one row at once."""
+    lora = stage.parameters["lora"] or (Lora().model_dump(mode="json", by_alias=True) if name == "method" else None)
+    parameters = {**stage.parameters, name: value, "lora": lora}
     return _cost(stage.model_copy(update={"parameters": parameters}), size, length).memory_bytes(processes)
 
 

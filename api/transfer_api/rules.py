@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_snake
 
 from transfer_api.amount import amount_cel, format_amount
 from transfer_api.errors import SpecError
+from transfer_api.gpu import is_gpu
 from transfer_api.language import ASKED_LANGUAGES, primary
 from transfer_api.spec import (
     CODE_SWITCHING,
@@ -471,6 +472,23 @@ def _new_rows_train(spec: ExperimentSpec) -> Violation | None:
     )  # fmt: skip
 
 
+def _one_process(spec: ExperimentSpec) -> Violation | None:
+    if all(stage is None or stage.method is not Method.QLORA for stage in (spec.pretraining, spec.instruction_tuning)):
+        return None
+    if spec.workers.replicas != 1:
+        return Violation(
+            field="workers.replicas", value=spec.workers.replicas, allowed="1 where a method is QLoRA",
+            next_step="Set workers.replicas: 1, or method: LoRA",
+        )  # fmt: skip
+    many = {name: value for name, value in spec.workers.resources.limits.items() if is_gpu(name) and str(value) not in ("0", "1")}
+    if not many:
+        return None
+    return Violation(
+        field="workers.resources.limits", value=many, allowed="at most one GPU where a method is QLoRA",
+        next_step="Ask for one GPU, or set method: LoRA",
+    )  # fmt: skip
+
+
 def _exactly_one(node: BaseModel, *fields: str) -> Violation | None:
     given = {field: value for field in fields if (value := getattr(node, field)) is not None}
     if len(given) == 1:
@@ -516,6 +534,11 @@ _NEW_ROWS_CEL = (
     "!has(self.vocabulary) || (!has(self.pretraining) && !has(self.instructionTuning)) || "
     "(has(self.pretraining) && (self.pretraining.method == 'Full' || self.pretraining.lora.trainEmbeddings)) || "
     "(has(self.instructionTuning) && (self.instructionTuning.method == 'Full' || self.instructionTuning.lora.trainEmbeddings))"
+)
+_ONE_PROCESS_CEL = (
+    "!((has(self.pretraining) && self.pretraining.method == 'QLoRA') || "
+    "(has(self.instructionTuning) && self.instructionTuning.method == 'QLoRA')) || (self.workers.replicas == 1 && "
+    "self.workers.resources.limits.all(name, !name.endsWith('/gpu') || string(self.workers.resources.limits[name]) in ['0', '1']))"
 )
 
 RULES: tuple[Rule, ...] = (
@@ -709,8 +732,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="new-rows-train", paths=("spec",), cel=_NEW_ROWS_CEL,
-        message="the added tokens would never be trained: every stage is LoRA without its embeddings "
+        message="the added tokens would never be trained: every stage is LoRA or QLoRA without its embeddings "
         "(set pretraining.lora.trainEmbeddings: true or method: Full)", check=_new_rows_train,
+    ),
+    Rule(
+        name="one-process", paths=("spec",), cel=_ONE_PROCESS_CEL,
+        message="QLoRA trains in one process: one worker with at most one GPU", check=_one_process,
     ),
     *(_unchanged(field, field in _OPTIONAL_STAGES) for field in IMMUTABLE),
 )  # fmt: skip

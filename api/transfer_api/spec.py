@@ -64,6 +64,7 @@ class Method(enum.StrEnum):
 
     FULL = "Full"
     LORA = "LoRA"
+    QLORA = "QLoRA"
 
     @property
     def adapters(self) -> bool:
@@ -306,14 +307,17 @@ class Ema(Contract):
     )
 
 
-_METHOD = "Full: every weight; LoRA: adapters, merged at the end."
+_METHOD = (
+    "Full: every weight; LoRA: adapters, merged at the end; QLoRA: adapters beside frozen weights in 4 bits (NF4, arXiv 2305.14314), "
+    "merged into the weights as they were, in one process."
+)
 
 
 class Optimization(Contract):
     """What pretraining and instruction tuning share."""
 
     method: Method = Field(default=Method.FULL, description=_METHOD)
-    lora: Lora = Field(default_factory=Lora, description="Adapters; used with method LoRA.")
+    lora: Lora = Field(default_factory=Lora, description="Adapters; used with methods LoRA and QLoRA.")
     optimizer: Optimizer = Field(
         default=Optimizer.ADAMW,
         description="AdamW, with moments in float32 (8 bytes a trained parameter), or AdamW8bit, with moments in 8 bits by blocks within a "

@@ -83,7 +83,7 @@ def _what(stage: StagePlan, numbers: dict[str, float]) -> str:
                 f"held out {_number(numbers, 'bytes_per_token_before')} → {_number(numbers, 'bytes_per_token_after')} bytes per token"
             )
         case TrainingParameters():
-            how = f"LoRA of rank {parameters.lora.rank}, merged" if parameters.lora else "all weights"
+            how = f"{parameters.method.value} of rank {parameters.lora.rank}, merged" if parameters.lora else "all weights"
             if parameters.ema is not None:
                 how += f", averaged over the steps with decay {parameters.ema.decay}"
             return (

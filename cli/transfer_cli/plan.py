@@ -237,7 +237,7 @@ def describe(experiment: TransferExperiment, rows: list[StageRow], size: ModelSi
         "",
         "assumed:",
         *(f"  {speed}" for speed in dict.fromkeys(row.speed.assumption for row in rows if row.cost.flops is not None and not row.cached)),
-        "  FLOPs of N parameters and D tokens: full 6·N·D, LoRA 4·N·D + 2·A·D with A adapter parameters, evaluation 2·N·D",
+        "  FLOPs of N parameters and D tokens: full 6·N·D, LoRA and QLoRA 4·N·D + 2·A·D with A adapter parameters, evaluation 2·N·D",
         "  4 bytes of text a token; tokenising and tasks of lm-evaluation-harness are not counted",
     ]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import ExperimentSpec, ModelSource, TransferExperiment, is_judged
+from transfer_api.spec import ExperimentSpec, Method, ModelSource, TransferExperiment, is_judged
 from transfer_api.stage import StageKind, StagePlan, asked_suites, is_address, models_of, plan_stages
 from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
@@ -321,7 +321,13 @@ def _port(port: int | None) -> None:
 
 def _gpus(spec: ExperimentSpec) -> None:
     if spec.pretraining or spec.instruction_tuning:
-        worker_share(spec.workers.replicas, 0)
+        share = worker_share(spec.workers.replicas, 0)
+        for name, training in (("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning)):
+            if training is not None and training.method is Method.QLORA and len(share) > 1:
+                raise SpecError(
+                    f"trains in one process, and this machine has {len(share)} GPUs, each with one", field=f"spec.{name}.method",
+                    value=training.method.value, next_step="Run it with CUDA_VISIBLE_DEVICES=0, or set method: LoRA",
+                )  # fmt: skip
 
 
 def _disk(

@@ -59,6 +59,16 @@ CASES = [
         id="replicas that two shards are too much for",
     ),
     pytest.param({"available": 80 * GIB, "size": None, "sharding": "None"}, ["sharding: Full"], ["GPUs"], id="replicas, size unknown"),
+    pytest.param({"available": 80 * GIB, "processes": 1, "micro": 2048}, [r"optimizer: AdamW8bit \(needs \d"], [], id="smaller moments"),
+    pytest.param(
+        {"available": 24 * GIB, "processes": 1, "micro": 2048}, [r"method: QLoRA \(needs \d"], ["AdamW8bit", "method: LoRA"], id="4 bits"
+    ),
+    pytest.param(
+        {"available": 12 * GIB, "processes": 2, "micro": 2048}, [r"at least \d+ GPUs"], ["method:"], id="4 bits are for one process"
+    ),
+    pytest.param(
+        {"available": 4 * GIB, "processes": 1, "method": "QLoRA"}, ["sequenceLength"], ["instead of", "method:"], id="nothing is smaller"
+    ),
 ]
 
 

@@ -22,6 +22,7 @@ SNAPSHOTS = changed(ALL, "spec.pretraining.snapshotTokens", ["2K"])
 JUDGE = {"url": "https://judge.example/v1", "model": "judge-1"}
 JUDGED: dict[str, Any] = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": JUDGE}
 TEXT_FILES = ("a.jsonl", "a.txt.gz", "a.JSONL.zst", "a.parquet", "texts/*", "texts/id-?", "texts/[ab]", "s3://bucket/texts/*.txt")
+QLORA = {**PRETRAINING, "method": "QLoRA"}
 LORA = {"method": "LoRA", "lora": {"trainEmbeddings": False}}
 
 
@@ -197,7 +198,21 @@ CASES = [
     ("number as string", changed(document(), "spec.pretraining.sequenceLength", "128"), "another type"),
     ("string as number", changed(document(), "spec.pretraining.learningRate", 1), "must be a string"),
     ("unknown field", changed(document(), "spec.pretraining.batch", 1), "not a known field"),
-    ("unknown choice", changed(document(), "spec.pretraining.method", "QLoRA"), "Full, LoRA"),
+    ("QLoRA with defaults", document(pretraining=QLORA), None),
+    ("QLoRA with a GPU", document(pretraining=QLORA, workers={"resources": {"limits": {"nvidia.com/gpu": 1, "memory": "64Gi"}}}), None),
+    ("QLoRA with two GPUs", document(pretraining=QLORA, workers={"resources": {"limits": {"nvidia.com/gpu": "2"}}}), "at most one GPU"),
+    ("QLoRA with two workers", document(pretraining=QLORA, workers={"replicas": 2}), "in one process"),
+    (
+        "tuning by QLoRA with two workers",
+        document(instructionTuning={**TUNING, "method": "QLoRA"}, workers={"replicas": 2}),
+        "Set workers.replicas: 1",
+    ),
+    (
+        "embeddings first that QLoRA does not train",
+        document(pretraining={**QLORA, "embeddingsFirst": "0.1"}),
+        "embeddings that are trained",
+    ),
+    ("unknown choice", changed(document(), "spec.pretraining.method", "DoRA"), "Full, LoRA, QLoRA"),
     ("quantity", document(workers={"resources": {"limits": {"nvidia.com/gpu": 8, "memory": "64Gi"}}}), None),
     ("quantity that is none", document(workers={"resources": {"limits": {"memory": "64 GB"}}}), "not a quantity"),
     ("quantity below zero", document(workers={"resources": {"limits": {"nvidia.com/gpu": -1}}}), "not a quantity"),
@@ -248,7 +263,8 @@ TRAINING = {
     "tokens": AMOUNTS,
     "steps": st.integers(0, 2),
     "epochs": st.integers(0, 2),
-    "method": st.sampled_from(["Full", "LoRA"]),
+    "method": st.sampled_from(["Full", "LoRA", "QLoRA"]),
+    "optimizer": st.sampled_from(["AdamW", "AdamW8bit", "SGD"]),
     "lora": st.fixed_dictionaries({}, optional={"trainEmbeddings": st.booleans(), "rank": st.integers(0, 2)}),
     "sequenceLength": st.integers(7, 2100),
     "globalBatchTokens": AMOUNTS,

@@ -318,6 +318,15 @@ def test_more_workers_than_gpus_are_refused_before_anything_runs(tmp_path: Path,
     assert "at most 2" in told
 
 
+def test_qlora_on_several_gpus_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = changed(document(), "spec.pretraining.method", "QLoRA")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    write_experiment(tmp_path, wanted)
+    told = refusal(tmp_path)
+    assert "spec.pretraining.method" in told
+    assert "CUDA_VISIBLE_DEVICES=0" in told
+
+
 def test_missing_inputs_of_the_examples_name_the_command_that_brings_them(tmp_path: Path) -> None:
     write_experiment(tmp_path, changed(ALL, "spec.model.path", "models/smollm2-135m"))
     assert "`make inputs` fetches what the examples read" in refusal(tmp_path)

@@ -33,7 +33,7 @@ REFUSED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("no spec", {key: value for key, value in document().items() if key != "spec"}, ["spec", "Required"]),
     ("number as text", changed(document(), "spec.pretraining.sequenceLength", "128"), ["spec.pretraining.sequenceLength", "integer"]),
     ("text as number", changed(document(), "spec.pretraining.learningRate", 1), ["spec.pretraining.learningRate", "string"]),
-    ("unknown method", changed(document(), "spec.pretraining.method", "QLoRA"), ["spec.pretraining.method", "Full", "LoRA"]),
+    ("unknown method", changed(document(), "spec.pretraining.method", "DoRA"), ["spec.pretraining.method", "Full", "LoRA"]),
     ("row over batch", changed(document(), "spec.pretraining.sequenceLength", 1025), ["spec.pretraining", "less than one row"]),
     ("row beyond all models", changed(document(), "spec.pretraining.sequenceLength", 1 << 21), ["sequenceLength", "less than or equal"]),
     ("name of 53 characters", changed(document(), "metadata.name", "a" * 53), ["metadata.name", "52"]),

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from transfer_api.cost import micro_batch_tokens
 from transfer_api.progress import Activity, Progress
-from transfer_api.spec import AnomalyAction, CheckpointInterval, Method, Sharding
+from transfer_api.spec import AnomalyAction, CheckpointInterval, Sharding
 from transfer_api.stage import StageKind, TrainingParameters
 from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.context import PodContext
@@ -37,9 +37,9 @@ from transfer_trainer.export import export, full_weights, write_model
 from transfer_trainer.fence import Fence, Term
 from transfer_trainer.interval import Auto, EverySteps, Interval
 from transfer_trainer.ledger import LEDGER, STAGE, AnomalyLine, Ledger, SkippedLine, StepLine, Summary, read_ledger
-from transfer_trainer.lora import add_adapters
+from transfer_trainer.lora import add_adapters, base_model
 from transfer_trainer.mfu import Pace, Work, round_peak
-from transfer_trainer.model import arithmetic, check_length, load_model, summed_loss
+from transfer_trainer.model import arithmetic, check_length, summed_loss
 from transfer_trainer.optimizer import (
     clip_gradients,
     drop_gradients,
@@ -140,9 +140,9 @@ class Training:
     def _build(self) -> None:
         torch.manual_seed(self.parameters.seed)
         self.base = model_folder(self.context)
-        model: PreTrainedModel = load_model(self.base)
+        model = base_model(self.base, self.parameters.method, self.team, self.section)
         check_length(model, self.store.sequence_length, self.section)
-        if self.parameters.method is Method.LORA:
+        if self.parameters.method.adapters:
             assert self.parameters.lora is not None
             model = cast(PreTrainedModel, add_adapters(model, self.parameters.lora, self.parameters.seed, self.section))
         pass_tokens = self.micro_rows * self.store.sequence_length
@@ -171,7 +171,7 @@ class Training:
     def _resume(self) -> None:
         self.checkpoints = Checkpoints(
             self.work / "checkpoints", self.context.stage.key, self.team, self.fence,
-            trainable_only=self.parameters.method is Method.LORA, kept=self.execution.checkpoints_kept, ema=self.ema,
+            trainable_only=self.parameters.method.adapters, kept=self.execution.checkpoints_kept, ema=self.ema,
             replicated=self.replicas is not None,
         )  # fmt: skip
         self.step = self.checkpoints.load(self.model, self.optimizer)
@@ -437,7 +437,7 @@ class Training:
     def _weights(self) -> dict[str, Any]:
         """What is exported of that which was trained, whole, on rank 0; all processes take part."""
         with self._exported():
-            weights = full_weights(self.model, adapters=self.parameters.method is Method.LORA)
+            weights = full_weights(self.model, adapters=self.parameters.method.adapters)
             # Unless it is sharded they are, on a CPU, the model's own tensors, which hold something else after this.
             whole = self.team.world_size == 1 or self.replicas is not None
             own = self.ema is not None and whole and self.team.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Low-rank adapters (arXiv 2106.09685) by peft: put on before training, merged into plain weights at export."""
+"""Low-rank adapters (arXiv 2106.09685) by peft: put on the model that training starts from, merged into plain weights at export."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from transfer_api.spec import Lora, ModelSource
+from transfer_api.errors import SpecError
+from transfer_api.spec import Lora, Method, ModelSource
 from transfer_pod.model import check_lora
-from transfer_trainer.model import is_tied
+from transfer_trainer.model import is_tied, load_model
+from transfer_trainer.parallel import Team
 
 
 @contextlib.contextmanager
@@ -34,6 +36,25 @@ def _hidden(package: str) -> Iterator[None]:
 # no worker that uses a GPU (workers.py). What peft would do with it is not needed: to it a layer of 4 bits is a linear module (nf4.py).
 with _hidden("bitsandbytes"):
     from peft import LoraConfig, PeftModel, get_peft_model
+
+
+def base_model(folder: Path, method: Method, team: Team, section: str) -> PreTrainedModel:
+    """The model that training starts from: in float32, or for QLoRA with its linear layers in 4 bits.
+
+    Raises:
+        SpecError: weights of 4 bits would have to be spread.
+        ModelError: it cannot be loaded.
+    """
+    if method is not Method.QLORA:
+        return load_model(folder)
+    if team.world_size > 1:
+        raise SpecError(
+            f"trains in one process, and there are {team.world_size}", field=f"{section}.method", value=method.value,
+            next_step="Set workers.replicas: 1 with one GPU at most (`transfer run`: CUDA_VISIBLE_DEVICES=0), or method: LoRA",
+        )  # fmt: skip
+    from transfer_trainer.nf4 import load_quantized  # asks CUDA for its devices, as only a forked worker may: see above
+
+    return load_quantized(folder, team.device)
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, seed: int, section: str = "spec.pretraining") -> PeftModel:

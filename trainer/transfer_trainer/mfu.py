@@ -64,11 +64,14 @@ class Work:
         ends = {id(weight) for module in (embedding, head) for weight in module.parameters()}
         looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         body = [weight for weight in model.parameters() if id(weight) not in ends | looked_up and weight.dim() == 2]
+        # Two weights of 4 bits are one element.
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        sizes = {id(module.weight): module.in_features * module.out_features for module in linear}
         heads = int(config.num_attention_heads)
         width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
         trained = any(weight.requires_grad for weight in head.parameters())
         return cls(
-            token=sum((6.0 if weight.requires_grad else 4.0) * weight.numel() for weight in body),
+            token=sum((6.0 if weight.requires_grad else 4.0) * sizes.get(id(weight), weight.numel()) for weight in body),
             label=(6.0 if trained else 4.0) * config.hidden_size * config.vocab_size,
             pair=12.0 * config.num_hidden_layers * heads * width,
         )

@@ -23,8 +23,13 @@ from transfer_pod.model import check_whole, read_config
 from transfer_trainer.head import HeadLoss, chunked_loss, forward_of, plain_head, plain_loss
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, **how: Any) -> PreTrainedModel:
     """Loads safetensors with a class of transformers, without dropout.
+
+    Args:
+        folder: of the model.
+        dtype: number format of the weights.
+        how: what else `from_pretrained` is told.
 
     Raises:
         ModelError: transformers cannot load it, or weights are missing.
@@ -32,7 +37,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa",
-            output_loading_info=True,
+            output_loading_info=True, **how,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from transfer_api.errors import VersionMismatch
 from transfer_api.stage import CONTRACT_VERSION, StageKind
 
-PACKAGES = ("torch", "transformers", "peft", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
 OURS = ("transfer_api", "transfer_pod", "transfer_trainer")
 
 
