@@ -5,7 +5,8 @@ transformers and bitsandbytes. Embeddings, head, norms and biases stay float32. 
 backward, in the number format of the pass, and keeps none of them.
 
 To peft these layers are linear modules, so adapters have the names, the start and the arithmetic that they have in LoRA. At the end
-they are merged into the weights as the base model has them (export.py): those in 4 bits are nowhere written.
+they are merged into the weights as the base model has them (export.py): 1.816 bits per byte where over the rounded weights it were 1.834
+(docs/concepts.md). Those in 4 bits are nowhere written.
 """
 
 from __future__ import annotations
