@@ -9,7 +9,7 @@ import pytest
 
 from transfer_api.errors import ArtifactError
 from transfer_trainer.ledger import Ledger, StepLine, read_ledger, verify_ledger
-from transfer_trainer.rows import HALF, RowOrder, digest
+from transfer_trainer.rows import RowOrder, digest
 
 ORDER = RowOrder(1, (2, 1), (11, 7))
 PER_STEP = 4
@@ -17,7 +17,7 @@ PER_STEP = 4
 
 def line(step: int, seconds: float = 1.0) -> StepLine:
     return StepLine(
-        step=step, first_row=(step - 1) * PER_STEP, rows=PER_STEP, digest=digest(*divmod(ORDER.step(step - 1, PER_STEP).checksum(), HALF)),
+        step=step, first_row=(step - 1) * PER_STEP, rows=PER_STEP, digest=digest(ORDER.step(step - 1, PER_STEP).checksum()),
         world_size=1, round=0, loss=1 / step, tokens=step, seconds=seconds, learning_rate=0.1, gradient_norm=1.0, time=0.0,
     )  # fmt: skip
 

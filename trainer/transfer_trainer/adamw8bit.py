@@ -29,6 +29,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from transfer_trainer.bits import functional
+from transfer_trainer.parallel import local_part
 
 BLOCKS = (256, 128, 64)
 """Elements of a block: the largest that divides a row. Fewer are not known to the kernels, and cost more in scales than they save."""
@@ -104,12 +105,6 @@ def block_size(parameter: torch.Tensor) -> int | None:
     """Elements of a block of the parameter's moments; None where they stay float32."""
     row = math.prod(parameter.shape[1:]) if parameter.dim() >= 2 else 0
     return next((size for size in BLOCKS if row and row % size == 0), None)
-
-
-def local_part(tensor: Any) -> torch.Tensor:
-    """What of a tensor this process holds."""
-    part: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return part.detach()
 
 
 def _zeros(parameter: nn.Parameter) -> dict[str, torch.Tensor]:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+
+from transfer_trainer.parallel import local_part
 
 
 class Ema:
@@ -69,4 +70,4 @@ class Ema:
 
 def _local(tensors: dict[str, Any]) -> list[torch.Tensor]:
     """What of each this process holds."""
-    return [(tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach() for tensor in tensors.values()]
+    return [local_part(tensor) for tensor in tensors.values()]

@@ -50,7 +50,7 @@ from transfer_trainer.optimizer import (
 )
 from transfer_trainer.parallel import Team, decoder_layers, shard
 from transfer_trainer.replicas import Replicas
-from transfer_trainer.rows import HALF, digest, row_order, total_steps
+from transfer_trainer.rows import HALF, digest, joined, row_order, total_steps
 from transfer_trainer.snapshot import Snapshots, snapshot_steps
 from transfer_trainer.store import RowStore
 from transfer_trainer.straggler import WINDOW_STEPS, Computed, ComputeTimer, Stragglers
@@ -231,7 +231,7 @@ class Training:
         asked, labels, pairs, *halves, saved, self.save_due = team.sum(
             self.asked(), batch.labels, batch.pairs, *divmod(batch.checksum, HALF), self.checkpoints.done, due
         )
-        read = digest(*halves)
+        read = digest(joined(*halves))
         if saved == team.world_size:
             self._note_save()
         if asked:
@@ -314,9 +314,7 @@ class Training:
         if self.checkpoints.running:
             self._note_save()
         self.checkpoints.close()
-        if self.ledger is not None and self.events is not None:
-            self.ledger.close()
-            self.events.close()
+        self._close_records()
         if self.replicas is not None:
             self.replicas.close()
         del self.model, self.optimizer, self.ema
@@ -450,16 +448,19 @@ class Training:
         self.checkpoints.settle()  # a copy that is being made is one of the weights that are trained
         return self.ema.applied()
 
+    def _close_records(self) -> None:
+        """Closes what process 0 writes of each step."""
+        for record in (self.ledger, self.events):
+            if record is not None:
+                record.close()
+
     def _finish(self) -> None:
         """Commits the artifact; every process returns only after it is in place."""
         self._tell(activity=Activity.SAVING)
         self.checkpoints.close()
         weights = self._weights()
         if self.fence is not None:
-            assert self.ledger is not None
-            self.ledger.close()
-            if self.events is not None:
-                self.events.close()
+            self._close_records()
             numbers = {"loss": self.progress.loss or 0.0, "steps": self.steps, "tokens": self.progress.tokens}
             numbers |= self.progress.metrics
             export(self.artifacts, self.context.stage, self.base, weights, self.fence, self.snapshots, **numbers)

@@ -11,12 +11,13 @@ import datetime as dt
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from transfer_api.errors import ModelError
 from transfer_api.spec import Sharding
@@ -123,6 +124,12 @@ def shard(model: nn.Module, team: Team, sharding: Sharding = Sharding.FULL) -> n
         fully_shard(layer)
     fully_shard(model)
     return model
+
+
+def local_part(tensor: Any) -> torch.Tensor:
+    """What of a tensor this process holds."""
+    part: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return part.detach()
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -41,9 +41,14 @@ HALF = 2**22
 """Control values are summed in float64: a whole checksum would be exact over 512 processes, its halves are over 2**31."""
 
 
-def digest(high: float, low: float) -> str:
-    """A sum of checksums as the ledger has it, hexadecimal, from the sums of what `divmod(checksum, HALF)` gives."""
-    return f"{(int(high) * HALF + int(low)) % CHECKSUM:011x}"
+def joined(high: float, low: float) -> int:
+    """A sum of checksums, from the sums of what `divmod(checksum, HALF)` gives."""
+    return int(high) * HALF + int(low)
+
+
+def digest(checksums: int) -> str:
+    """A sum of checksums as the ledger has it: hexadecimal."""
+    return f"{checksums % CHECKSUM:011x}"
 
 
 class Source(Protocol):
