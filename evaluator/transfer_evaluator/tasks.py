@@ -16,7 +16,7 @@ import hashlib
 import importlib.metadata
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -269,30 +269,32 @@ def mirrored(config: dict[str, Any], mirror: Mirror) -> dict[str, Any]:
         kwargs = config.get("dataset_kwargs")
         if not isinstance(kwargs, Mapping) or "data_files" not in kwargs:
             return config
-        return {**config, "dataset_kwargs": {**kwargs, "data_files": _each_file(kwargs["data_files"], mirror)}}
+
+        def mirrored_file(name: Any) -> Any:
+            file = repository_file(name)
+            return name if file is None else str(mirror.file(file))
+
+        return {**config, "dataset_kwargs": {**kwargs, "data_files": _each_file(kwargs["data_files"], mirrored_file)}}
     place = str(mirror.place(str(name)))
     kwargs = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "revision"}
     metadata = {**(config.get("metadata") or {}), DATA: mirror.source(str(name))}
     return {**config, "dataset_path": place, "dataset_kwargs": kwargs or None, "metadata": metadata}
 
 
-def _each_file(value: Any, mirror: Mirror) -> Any:
-    """`data_files` with the mirror's files in the place of those of repositories."""
+def _each_file(value: Any, change: Callable[[Any], Any]) -> Any:
+    """`data_files` with each file changed: one, a list of them, or either by split."""
     if isinstance(value, Mapping):
-        return {split: _each_file(item, mirror) for split, item in value.items()}
+        return {split: _each_file(item, change) for split, item in value.items()}
     if isinstance(value, list):
-        return [_each_file(item, mirror) for item in value]
-    file = repository_file(value)
-    return value if file is None else str(mirror.file(file))
+        return [_each_file(item, change) for item in value]
+    return change(value)
 
 
 def repository_files(value: Any) -> list[RepositoryFile]:
     """The files of repositories among the `data_files` of a task."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list):
-        return [file for item in value for file in repository_files(item)]
-    return [file] if (file := repository_file(value)) is not None else []
+    named: list[Any] = []
+    _each_file(value, named.append)
+    return [file for name in named if (file := repository_file(name)) is not None]
 
 
 def _data_error(config: Mapping[str, Any], error: Exception) -> DataError | None:
@@ -325,19 +327,19 @@ def resolve_data_files(value: Any, folder: Path) -> Any:
     Raises:
         DataError: a file is not there.
     """
-    if isinstance(value, Mapping):
-        return {split: resolve_data_files(item, folder) for split, item in value.items()}
-    if isinstance(value, list):
-        return [resolve_data_files(item, folder) for item in value]
-    if not isinstance(value, str) or "://" in value:
-        return value
-    path = folder / value
-    if not any(c in value for c in "*?[") and not path.is_file():
-        raise DataError(
-            "data file of a task is not there", field="spec.evaluation.taskFolders", value=value,
-            next_step=f"Put it into {folder}; relative data_files are looked up beside the task file",
-        )  # fmt: skip
-    return str(path)
+
+    def absolute(name: Any) -> Any:
+        if not isinstance(name, str) or "://" in name:
+            return name
+        path = folder / name
+        if not any(c in name for c in "*?[") and not path.is_file():
+            raise DataError(
+                "data file of a task is not there", field="spec.evaluation.taskFolders", value=name,
+                next_step=f"Put it into {folder}; relative data_files are looked up beside the task file",
+            )  # fmt: skip
+        return str(path)
+
+    return _each_file(value, absolute)
 
 
 def read_results(suite: str, results: Mapping[str, Any], cut: Mapping[tuple[str, int], int] | None = None) -> list[TaskResult]:
