@@ -9,14 +9,15 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from tests.support.experiment import wait_for
 from tests.support.kube import Body, Witness
+from tests.support.meanwhile import meanwhile
 from tests.support.testbed import containers
-from tests.support.trial import EVALUATION, LONG, PRETRAINING, Trial, exit_code, lives, none_twice
+from tests.support.trial import EVALUATION, LABEL, LONG, PRETRAINING, Trial, exit_code, lives, none_twice
 
 
 def changed_source(path: str, **changes: object) -> dict:
@@ -107,26 +108,17 @@ def test_a_checkpoint_that_was_cut_short_fails_with_code_11(trial: Trial) -> Non
     assert status["restarts"]["total"] == 0
 
 
-@contextlib.contextmanager
-def struck_down(trial: Trial) -> Iterator[None]:
+def struck_down(trial: Trial) -> contextlib.AbstractContextManager[None]:
     """Every process that trains dies by SIGSEGV as soon as it is there, as with a broken driver."""
-    over = threading.Event()
 
-    def strike() -> None:
-        while not over.wait(0.05):
-            for pod in trial.pods(stage="pretraining", role="worker"):
-                if pod["status"].get("phase") == "Running" and containers(pod):
-                    for pid in trial.bed.training_processes(pod):
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGSEGV)
+    def strike(over: threading.Event) -> None:
+        for pod in trial.pods(stage="pretraining", role="worker"):
+            if pod["status"].get("phase") == "Running" and containers(pod):
+                for pid in trial.bed.training_processes(pod):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSEGV)
 
-    thread = threading.Thread(target=strike)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return meanwhile(strike, 0.05)
 
 
 def test_workers_that_crash_again_and_again_spend_their_budget_more_and_more_slowly(trial: Trial) -> None:
@@ -156,7 +148,7 @@ def end_of(witness: Witness, generation: int) -> float:
 def of_generation(pod: Body, generation: int) -> bool:
     labels = pod["metadata"]["labels"]
     wanted = {"stage": "pretraining", "role": "worker", "generation": str(generation)}
-    return all(labels.get(f"transfer-operator.dev/{name}") == value for name, value in wanted.items())
+    return all(labels.get(f"{LABEL}/{name}") == value for name, value in wanted.items())
 
 
 def test_a_worker_that_stands_still_is_begun_again_on_the_budget_of_stalls(trial: Trial) -> None:

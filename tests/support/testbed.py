@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
+
 from tests.support.experiment import wait_for
 from tests.support.kube import Body, Kube, kubectl
 
@@ -175,8 +177,12 @@ class Testbed:
 
     def training_processes(self, pod: Body) -> list[int]:
         """Those of a training pod that its nursery has forked: neither the launcher nor the nursery itself."""
-        pids = set(self.processes(pod))
-        return [pid for pid in pids if (nursery := parent(pid)) in pids and parent(nursery) in pids]
+        pids, found = set(self.processes(pod)), []
+        for pid in pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if {one.pid for one in psutil.Process(pid).parents()[:2]} <= pids:
+                    found.append(pid)
+        return found
 
     def memory(self, pod: Body) -> float:
         """Resident memory of a pod's processes, MiB, shared pages counted once."""
@@ -221,16 +227,6 @@ def containers(pod: Body) -> list[str]:
     """Ids of the containers that a pod has, or had."""
     statuses = pod.get("status", {}).get("containerStatuses") or []
     return [status["containerID"].split("://")[1] for status in statuses if status.get("containerID")]
-
-
-def parent(pid: int | None) -> int | None:
-    """Process id of a process's parent; None where it has just ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    found = re.search(r"^PPid:\s+(\d+)", status, re.M)
-    return int(found[1]) if found else None
 
 
 def is_ready(pod: Body) -> bool:

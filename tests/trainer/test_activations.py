@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -33,14 +31,6 @@ from transfer_trainer.parallel import Team, decoder_layers
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"), layers=6)
-
-
-@pytest.fixture
-def group() -> Iterator[None]:
-    """A process group of this process alone: enough for FSDP2 to shard."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def backward(model: nn.Module, precision: Precision = Precision.FLOAT32) -> tuple[int, dict[str, torch.Tensor]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -42,14 +41,6 @@ WANTED = Wanted(decay=str(DECAY))
 @pytest.fixture
 def storage(tmp_path: Path) -> tuple[Path, str]:
     return tmp_path, make_storage(tmp_path)
-
-
-@pytest.fixture
-def group() -> Iterator[None]:
-    """A process group of this process alone: enough for FSDP2 to shard."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def training(

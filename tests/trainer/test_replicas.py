@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,6 @@ STEPS = 12
 def storage(tmp_path: Path) -> tuple[Path, str]:
     save_tiny_model(tmp_path / "model", hidden=64)  # wide enough for moments of 8 bits
     return tmp_path, make_dataset(tmp_path)
-
-
-@pytest.fixture
-def group() -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def stage(key: str, dataset: str, **changes: Any) -> StagePlan:

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from tests.support.experiment import wait_for
+from tests.support.meanwhile import meanwhile
 from tests.support.pods import cluster, make_storage, steps_at, training_stage
 from transfer_trainer.straggler import Computed, ComputeTimer, Stragglers, ratios
 
@@ -71,28 +71,19 @@ def test_only_the_layers_are_timed() -> None:
     assert timer.take() == 0.0
 
 
-@contextlib.contextmanager
-def slowed(pids: list[int]) -> Iterator[None]:
+def slowed(pids: list[int]) -> contextlib.AbstractContextManager[None]:
     """Lets processes run a fifth of the time. By stopping them: on a busy core, what sleeps often gets its turn before others do."""
-    over = threading.Event()
 
     def send(number: int) -> None:
         for pid in pids:
             os.kill(pid, number)
 
-    def stop_and_go() -> None:
-        while not over.wait(0.01):
-            send(signal.SIGSTOP)
-            over.wait(0.04)
-            send(signal.SIGCONT)
+    def stop_and_go(over: threading.Event) -> None:
+        send(signal.SIGSTOP)
+        over.wait(0.04)
+        send(signal.SIGCONT)
 
-    thread = threading.Thread(target=stop_and_go)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return meanwhile(stop_and_go, 0.01)
 
 
 def test_a_worker_that_is_held_up_is_named_in_the_log_and_in_its_metrics(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
