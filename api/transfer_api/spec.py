@@ -714,7 +714,7 @@ class Metadata(Contract):
     model_config = ConfigDict(extra="ignore")
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
-    namespace: Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)] = "default"
+    namespace: Name = "default"
     uid: str = ""
     generation: int = 1
     labels: dict[str, str] = {}
