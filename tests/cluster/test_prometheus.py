@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.experiment import wait_for
+from tests.support.experiment import wait_for, write_texts
 from tests.support.testbed import ROOT
 from tests.support.trial import EVALUATION, Trial
 from transfer_cli.local import free_port
@@ -120,7 +120,8 @@ def test_prometheus_has_the_series_of_operator_training_and_evaluation(trial: Tr
         lambda: prometheus.value(f'transfer_operator_experiment_restarts{{{mine},cause="preemption"}}') == 1, 30, "the eviction is counted"
     )
 
-    texts = [{"name": "all", "path": "texts/id.jsonl"}]
+    write_texts(trial.storage / "texts/many.jsonl", 5, 20_000)  # the pod lives for two scrapes at the very least
+    texts = [{"name": "many", "path": "texts/many.jsonl"}]
     trial.apply(trial.document("scored", pretraining=None, evaluation=EVALUATION | {"texts": texts}))
     scored = f'{{namespace="{trial.name}",experiment="scored"}}'
 

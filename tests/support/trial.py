@@ -211,15 +211,16 @@ class Trial:
         return wait_for(lambda: next(iter(pod for pod in self.pods(role="rendezvous") if lives(pod)), None), 60, "a rendezvous pod")
 
     def replaced(self, old: Body) -> Body:
-        """The record of the worker whose pod was struck, once its next generation is recorded."""
-        index, generation = (int(old["metadata"]["labels"][f"{LABEL}/{name}"]) for name in ("index", "generation"))
+        """The record of the worker whose pod was struck, once its successor is recorded: of its next generation, or of the next attempt."""
+        index, attempt, generation = (int(old["metadata"]["labels"][f"{LABEL}/{name}"]) for name in ("index", "attempt", "generation"))
         kind, experiment = (old["metadata"]["labels"][f"{LABEL}/{name}"] for name in ("stage", "experiment"))
 
         def look(status: Body) -> Body | None:
             stage = next(stage for stage in status["stages"] if stage["name"] == kind)
-            return next((one for one in stage["workers"] if one["index"] == index and one["generation"] > generation), None)
+            worker = next((one for one in stage["workers"] if one["index"] == index), None)
+            return worker if worker and (stage["attempt"], worker["generation"]) > (attempt, generation) else None
 
-        return self.waits(look, f"worker {index} gets another generation", experiment)
+        return self.waits(look, f"worker {index} gets a successor", experiment)
 
     def evict(self, pod: Body) -> None:
         """By the eviction API, as a drain does it."""
