@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ def test_experiments_are_closed_but_for_each_other_the_operator_and_prometheus()
         assert selects(scrapers["from"][0]["podSelector"], labels)
         assert extra["from"] == [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
         assert {"ipBlock": {"cidr": "198.51.100.7/32"}} in [peer for rule in spec["egress"] for peer in rule.get("to", [])]
+        public = [
+            peer["ipBlock"] for rule in spec["egress"] if rule.get("ports") == [{"port": 443, "protocol": "TCP"}] for peer in rule["to"]
+        ]
+        networks = {ipaddress.ip_network(block["cidr"]) for block in public}
+        assert {network.version for network in networks if network.prefixlen == 0} == {4, 6}, "the hub is reached by either protocol"
+        for block in public:
+            for private in block["except"]:
+                assert ipaddress.ip_network(private).is_private or ipaddress.ip_network(private).is_link_local
     to_experiments = [rule for rule in operator["spec"]["egress"] if rule.get("to", [{}])[0].get("podSelector")]
     assert selects(to_experiments[0]["to"][0]["podSelector"], WORKER)
 
