@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,15 +43,16 @@ class PodContext(PodTask):
 
 def find_input(path: str, roots: tuple[Path, ...], field: str = "path") -> Path:
     """Resolves an input path (a glob matches when at least one file does); see `PodContext.find`."""
-    for root in roots:
-        candidate = root / path  # an absolute path stays as it is
-        if candidate.exists() and not (candidate.is_file() or candidate.is_dir()):  # reading a pipe would wait for ever
-            raise DataError(
-                "is a pipe, a socket or a device", field=field, value=path, allowed="a file or a folder",
-                next_step="Write what it gives into a file: it is read more than once",
-            )  # fmt: skip
-        if candidate.exists() or (glob_characters(path) and any(True for _ in expand(candidate))):
-            return candidate
+    with _lookup_errors(path, field):
+        for root in roots:
+            candidate = root / path  # an absolute path stays as it is
+            if candidate.exists() and not (candidate.is_file() or candidate.is_dir()):  # reading a pipe would wait for ever
+                raise DataError(
+                    "is a pipe, a socket or a device", field=field, value=path, allowed="a file or a folder",
+                    next_step="Write what it gives into a file: it is read more than once",
+                )  # fmt: skip
+            if candidate.exists() or (glob_characters(path) and any(True for _ in _expand(candidate))):
+                return candidate
     looked = ", ".join(str(root) for root in roots) if not Path(path).is_absolute() else "as given"
     raise DataError(
         NOT_THERE, field=field, value=path,
@@ -67,13 +70,19 @@ def expand(path: Path) -> list[Path]:
 
     Only what does not exist as it is written is a pattern: folders may have brackets in their names.
     """
-    try:
+    with _lookup_errors(str(path), "path"):
         return _expand(path)
+
+
+@contextlib.contextmanager
+def _lookup_errors(path: str, field: str) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, OSError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"cannot be looked up: {error}", field="path", value=str(path),
-            next_step="Let ** stand alone between slashes, and shorten names",
-        ) from error  # fmt: skip
+            f"cannot be looked up: {what}", field=field, value=path, next_step="Let ** stand alone between slashes, and shorten names"
+        ) from error
 
 
 def _expand(path: Path) -> list[Path]:

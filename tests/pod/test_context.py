@@ -46,6 +46,13 @@ def test_a_missing_input_names_the_field_and_the_folders_that_were_searched(tmp_
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("path", ["a**b.txt", "a" * 300, "a" * 300 + "*"], ids=["stars", "a long name", "a long pattern"])
+def test_a_path_that_cannot_be_looked_up_names_its_field(tmp_path: Path, path: str) -> None:
+    with pytest.raises(DataError) as caught:
+        find_input(path, (tmp_path,), "spec.pretraining.mixture[0].path")
+    assert str(caught.value).startswith("spec.pretraining.mixture[0].path: cannot be looked up: ")
+
+
 def test_a_glob_gives_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "c.md"):
         (tmp_path / name).touch()
