@@ -72,6 +72,7 @@ class Progress(Observed):
     )  # fmt: skip
     straggler_ratio: float | None = Field(default=None, ge=0, description="That time over the median of all processes.")
     lost_steps: Count = Field(default=0, description="Steps done again after a restart.")
+    passed_over: list[Count] = Field(default=[], max_length=64, description="Steps of damaged checkpoints that this round went past.")
     skipped_steps: Count = Field(default=0, description="Steps left out as anomalous.")
     productive_seconds: float = Field(
         default=0.0, ge=0, le=LATEST_UNIX_TIME, description="Time in which steps were done for the first time."

@@ -46,6 +46,8 @@ class Display:
         self._states: dict[str, StageState] = {}
         self._began: dict[str, float] = {}
         self._measured: dict[str, float] = {}
+        self._described = ""
+        self._passed_over: set[tuple[str, int]] = set()
         self._last_line = 0.0
         self._failure_told = False
 
@@ -62,11 +64,14 @@ class Display:
         self._failure(status)
         if progress is not None:
             self._measurements(status.stage, progress)
+            self._damaged(status.stage, progress)
         if self.live is not None:
             self.live.update(_panel(status, progress))
         elif progress is not None and progress.total_steps and time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S:
-            self._last_line = time.monotonic()
-            self.line(f"  {status.stage}: {describe(progress)}")
+            described = f"  {status.stage}: {describe(progress)}"
+            if described != self._described:
+                self._last_line, self._described = time.monotonic(), described
+                self.line(described)
 
     def line(self, text: str, style: str | None = None) -> None:
         """A line that stays; nowhere once nobody reads them any more, for a closed terminal or pipe is no reason to stop."""
@@ -102,7 +107,8 @@ class Display:
         failure = status.failure
         if failure is not None and not self._failure_told:
             self._failure_told = True
-            self.line(f"Failed ({failure.reason}) in {failure.stage}: {failure.message}", style="red")
+            where = f" in {failure.stage}" if failure.stage else ""
+            self.line(f"Failed ({failure.reason}){where}: {failure.message}", style="red")
 
     def _measurements(self, stage: str, progress: Progress) -> None:
         """Bits per byte along training, whenever they were measured anew."""
@@ -111,6 +117,14 @@ class Display:
             self._measured = values
             words = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
             self.line(f"  {stage}: bits per byte: {words}")
+
+    def _damaged(self, stage: str, progress: Progress) -> None:
+        """Checkpoints that a training went past: its disk may be going."""
+        for step in progress.passed_over:
+            if (stage, step) not in self._passed_over:
+                self._passed_over.add((stage, step))
+                said = f"logs/{progress.pod}.log says why"
+                self.line(f"{stage}: the checkpoint of step {step} is damaged and was passed over; {said}", style="yellow")
 
     def _stage_line(self, stage: StageStatus) -> None:
         if stage.state is StageState.WAITING:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluator.reports import scores
+from transfer_api.progress import Activity, Progress
 from transfer_api.stage import StageKind
 from transfer_api.status import ExperimentStatus, Failure, Phase, Reason, StageState, StageStatus
 from transfer_cli.display import Display, open_console, score_table
@@ -42,6 +43,26 @@ def test_a_table_longer_than_a_screen_is_printed_without_the_parts_of_its_means(
     assert "The 60 lines of single tasks and categories are in the report." in told
     open_console().print(score_table([whole, *parts[:9]]))
     assert "part-1" in capsys.readouterr().out
+
+
+def test_a_line_of_progress_that_says_nothing_new_is_not_printed_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transfer_cli.display.PLAIN_LINE_EVERY_S", -1)
+    display, progress = Display(open_console(), "id", None), Progress(activity=Activity.VALIDATING, total_steps=24)
+    for now in (progress, progress, progress.model_copy(update={"step": 1}), progress.model_copy(update={"step": 1})):
+        display.update(ExperimentStatus(stage="pretraining"), now, [])
+    assert capsys.readouterr().out == "  pretraining: Validating, 0/24\n  pretraining: Validating, 1/24\n"
+
+
+def test_a_damaged_checkpoint_is_told_once_with_the_log_that_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(open_console(), "id", None)
+    for passed_over in ([], [20], [20], [20, 16], []):
+        display.update(ExperimentStatus(stage="pretraining"), Progress(pod="pretraining-w0", passed_over=passed_over), [])
+    told = [line for line in capsys.readouterr().out.splitlines() if "passed over" in line]
+    assert told == [
+        f"pretraining: the checkpoint of step {step} is damaged and was passed over; logs/pretraining-w0.log says why" for step in (20, 16)
+    ]
 
 
 def test_other_events_are_told(capsys: pytest.CaptureFixture[str]) -> None:

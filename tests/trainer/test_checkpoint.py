@@ -159,6 +159,7 @@ def test_a_torn_newest_is_not_counted_as_kept_and_the_log_says_why_it_was_passed
     flip(saved / "checkpoints" / "step-00000004" / "__0_0.distcp")
     run = Run(saved)
     assert run.load() == 3
+    assert run.checkpoints.torn == [4]
     assert "step-00000004 is passed over: __0_0.distcp is not the file that was written" in caplog.text
     run.save(5)
     assert folders(saved) == ["step-00000003", "step-00000005"]

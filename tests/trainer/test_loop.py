@@ -146,6 +146,19 @@ def test_a_run_stopped_at_any_step_goes_on_with_the_same_losses(storage: tuple[P
     assert (reports[-1].step, reports[-1].lost_steps, reports[-1].tokens) == (9, 0, 9 * ROWS_PER_STEP * LENGTH)
 
 
+def test_a_checkpoint_that_is_passed_over_is_told_by_its_step(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+    stage = training_stage(KEY, dataset, steps=6, checkpoint_steps=2)
+    asked = iter([False] * 4 + [True])
+    done, reports = train(folder, stage, lambda: next(asked))
+    assert (done, reports[-1].passed_over) == (False, [])
+    *_, newest = sorted((ArtifactStore(folder).work(stage.kind, stage.key) / "checkpoints").iterdir())
+    (newest / ".metadata").unlink()
+    done, reports = train(folder, stage)
+    assert done
+    assert reports[-1].passed_over == [int(newest.name.removeprefix("step-"))]
+
+
 def test_bfloat16_stays_near_float32(storage: tuple[Path, str]) -> None:
     folder, dataset = storage
     exact, rough = training_stage(KEY, dataset, steps=5), training_stage("b" * 32, dataset, steps=5, precision=Precision.BFLOAT16)

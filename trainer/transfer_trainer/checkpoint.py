@@ -114,7 +114,8 @@ class Checkpoints:
         gpu = team.device.type == "cuda"
         self._stager = DefaultStager(StagingOptions(gpu, use_shared_memory=False, use_async_staging=True, use_non_blocking_copy=gpu))
         self._save: _Save | None = None
-        self._torn: list[int] = []
+        self.torn: list[int] = []
+        """Steps of those that loading went past, for they cannot be read."""
 
     # -- saving
 
@@ -221,7 +222,7 @@ class Checkpoints:
         if final.exists():  # the torn one that loading went past
             shutil.rmtree(final)
         part.rename(final)
-        self._prune({*self._torn} - {step})
+        self._prune({*self.torn} - {step})
 
     def _prune(self, torn: set[int]) -> None:
         """Removes what is older than the kept ones, what loading found torn, and what dying rounds left half written."""
@@ -247,7 +248,7 @@ class Checkpoints:
             broken = self._broken(folder)
             if broken:
                 logger.warning("checkpoint %s is passed over: %s", folder, broken)
-                self._torn.append(step)
+                self.torn.append(step)
                 continue
             state = self._state(model, optimizer)
             state_dict_loader.load(state, storage_reader=_Reader(folder), no_dist=self.team.world_size == 1)
@@ -255,8 +256,8 @@ class Checkpoints:
                 model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=self.options
             )  # fmt: skip
             self.last = Saved(step, folder.stat().st_mtime)
-            if self._torn:
-                logger.warning("going on from step %d, the newest checkpoint that is whole; passed over: %s", step, self._torn)
+            if self.torn:
+                logger.warning("going on from step %d, the newest checkpoint that is whole; passed over: %s", step, self.torn)
             return step
         if found:
             raise ArtifactError(

@@ -195,6 +195,7 @@ class Training:
         self._tell(
             step=self.step, total_steps=self.steps, tokens=self._tokens, lost_steps=int(lost), productive_seconds=productive,
             loss=loss if self.step else None, skipped_steps=sum(step <= self.step for step in self.watch.decided),
+            passed_over=self.checkpoints.torn[:64],
         )  # fmt: skip
         if self.execution.checkpoint_interval is CheckpointInterval.AUTO:
             self.interval: Interval = Auto(failures, productive)
