@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transfer_api.amount import format_amount
@@ -103,7 +103,8 @@ def plan_rows(experiment: TransferExperiment, storage: Path, search: tuple[Path,
         processes = _processes(experiment.spec) if stage.kind.elastic else 1
         again = _again(stage, grown, processes, gpu)
         cost = stage_cost(stage, grown, bound if read is None else read, gpu=gpu, layers_again=again)
-        cached = store.find(stage.kind, stage.key) is not None
+        if cached := store.find(stage.kind, stage.key) is not None:
+            cost, bound = _as_made(stage, cost, store), None
         speed = _speed(stage, experiment.spec, peak)
         counted_by_data = cost.tokens is not None and bound is not None
         layers = (again or 0, grown.layers if grown else 0)
@@ -111,6 +112,16 @@ def plan_rows(experiment: TransferExperiment, storage: Path, search: tuple[Path,
             StageRow(stage=stage, cached=cached, cost=cost, speed=speed, processes=processes, again=layers, at_most=counted_by_data)
         )
     return rows
+
+
+def _as_made(stage: StagePlan, cost: StageCost, store: ArtifactStore) -> StageCost:
+    """The cost of a dataset or training that is cached, with the tokens and steps that it came to."""
+    numbers = store.manifest(stage.kind, stage.key).get("numbers", {})
+    if not (stage.kind.elastic or stage.kind is StageKind.DATASET) or "tokens" not in numbers:
+        return cost
+    tokens = int(numbers["tokens"])
+    flops = cost.flops * tokens / cost.tokens if cost.flops and cost.tokens else cost.flops
+    return replace(cost, tokens=tokens, steps=int(numbers["steps"]) if "steps" in numbers else None, flops=flops)
 
 
 def _again(stage: StagePlan, size: ModelSize | None, processes: int, gpu: bool) -> int | None:
@@ -133,7 +144,12 @@ def _input_bytes(stage: StagePlan, by_key: dict[str, StagePlan], storage: Path, 
     parameters = stage.typed_parameters()
     match parameters:
         case TrainingParameters():
-            return _input_bytes(by_key[stage.inputs["dataset"]], by_key, storage, search)
+            dataset, store = by_key[stage.inputs["dataset"]], ArtifactStore(storage)
+            if store.find(dataset.kind, dataset.key) is not None:
+                rows = store.manifest(dataset.kind, dataset.key).get("numbers", {}).get("rows")
+                if rows is not None:
+                    return int(rows) * parameters.sequence_length * BYTES_PER_TOKEN
+            return _input_bytes(dataset, by_key, storage, search)
         case DatasetParameters():
             paths = [source.path for source in parameters.mixture] + [source.path for source in parameters.instructions]
         case EvaluationParameters():

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from tests.support.documents import COMMIT, EVALUATION, PRETRAINING, TUNING, VOCABULARY, document
+from tests.support.finished import finished
 from tests.support.folders import CONFIG, PARAMETERS, write_experiment
 from transfer_api.load import load_experiment
-from transfer_api.stage import StagePlan, plan_stages
+from transfer_api.stage import StageKind, StagePlan, plan_stages
 from transfer_cli import plan
 from transfer_cli.inputs import fingerprints
 from transfer_cli.main import main
@@ -74,6 +75,22 @@ def test_what_is_there_is_shown_as_cached_and_not_counted(tmp_path: Path, capsys
     text = shown(file, store.root, capsys)
     assert "every stage is cached" in text
     assert "workers:" not in text
+
+
+def test_a_tuning_that_is_cached_has_the_steps_that_it_took_and_another_those_of_its_dataset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def steps(named: Path) -> str:
+        line = next(line for line in shown(named, tmp_path / "storage", capsys).splitlines() if "instruction-tuning " in line)
+        return " ".join(re.split(r"\s{2,}", line.strip())[2:5])
+
+    wanted = document(pretraining=None, instructionTuning={**TUNING, "epochs": 3})
+    made = {StageKind.DATASET: {"rows": 48, "tokens": 5000}, StageKind.INSTRUCTION_TUNING: {"steps": 17, "tokens": 17408}}
+    finished(tmp_path, wanted, numbers=made)
+    assert steps(tmp_path / "experiment.yaml") == "cached 17.408K 17"
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(document(pretraining=None, instructionTuning={**TUNING, "epochs": 2})))
+    assert steps(other) == f"to do {2 * 48 * 128 / 1000:g}K {2 * 48 // 8}"
 
 
 def test_changed_content_is_to_be_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
