@@ -13,6 +13,7 @@ from typing import Any
 
 from transfer_api.errors import ExitCode, SpecError
 from transfer_api.spec import API_VERSION, LANGUAGE_SUITES, LLM_EVAL, NAME_LENGTH, PERPLEXITY, TransferExperiment
+from transfer_cli.paths import chosen_storage, default_output, folder
 
 DEFAULT_LANGUAGE = "en"
 JUDGES = 2
@@ -54,10 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shots", type=int, metavar="N", help="examples before each question (default: as the suite says)")
     parser.add_argument("--limit", type=int, metavar="N", help="most items of one task or text")
     parser.add_argument("--shards", type=int, metavar="N", help="processes that share the work, each with the model (default: 1)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="report, results and status (default: runs/evaluate-MODEL)")
+    parser.add_argument("--output", type=folder, metavar="DIR", help="report, results and status (default: runs/evaluate-MODEL)")
     parser.add_argument(
         "--storage",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="finished evaluations, which are not done again (default: $TRANSFER_STORAGE or runs/.storage)",
     )
@@ -75,13 +76,12 @@ def run(options: argparse.Namespace) -> int:
     import yaml
 
     from transfer_cli.outputs import output_errors
-    from transfer_cli.paths import default_output, default_storage
     from transfer_cli.run import start
     from transfer_pod.artifact import write_atomically
 
     experiment, document = build(options)
     output = (options.output or default_output(experiment.metadata.name)).absolute()
-    storage = (options.storage or default_storage()).absolute()
+    storage = chosen_storage(options.storage)
 
     def keep() -> None:
         with output_errors(output):

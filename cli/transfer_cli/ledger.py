@@ -11,13 +11,12 @@ import argparse
 import itertools
 import json
 import sys
-from pathlib import Path
 
 from transfer_api.errors import ArtifactError, ExitCode, SpecError
 from transfer_api.stage import StageKind, TrainingParameters
 from transfer_api.status import StageState, StageStatus
 from transfer_cli.outputs import STATUS, read_status
-from transfer_cli.paths import default_storage
+from transfer_cli.paths import chosen_storage, folder
 from transfer_cli.status import output_of
 from transfer_pod.artifact import ArtifactStore
 
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("action", choices=["verify"], help="verify: compare what was read with what was to be read")
     parser.add_argument("name", metavar="RUN", help="experiment name, or the folder of a run")
-    parser.add_argument("--storage", type=Path, metavar="DIR", help="storage of the run (default: $TRANSFER_STORAGE or runs/.storage)")
+    parser.add_argument("--storage", type=folder, metavar="DIR", help="storage of the run (default: $TRANSFER_STORAGE or runs/.storage)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     if status is None:
         step = f"Looked for {output / STATUS}; a run with --output goes by that folder"
         raise SpecError("has no run here", field="RUN", value=options.name, next_step=step)
-    store = ArtifactStore((options.storage or default_storage()).absolute())
+    store = ArtifactStore(chosen_storage(options.storage))
     code = ExitCode.COMPLETE
     trained = [stage for stage in status.stages if stage.kind.elastic]
     for stage in trained:

@@ -29,7 +29,7 @@ from transfer_api.load import load_experiment
 from transfer_api.spec import PERPLEXITY, ExperimentSpec, Precision, TransferExperiment
 from transfer_api.stage import DatasetParameters, EvaluationParameters, StageKind, StagePlan, TrainingParameters, plan_stages
 from transfer_cli.inputs import count_rows, fingerprints, model_size, text_bytes
-from transfer_cli.paths import default_storage
+from transfer_cli.paths import chosen_storage, folder
 from transfer_cli.preflight import input_problems
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
@@ -69,15 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("file", type=Path, metavar="FILE", help="experiment file; what it lacks is said, and is no error here")
     parser.add_argument(
-        "--storage", type=Path, metavar="DIR",
+        "--storage", type=folder, metavar="DIR",
         help="where models, data and artifacts are (default: $TRANSFER_STORAGE or runs/.storage)",
     )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the plan. Exit codes: 0, 2 when the file cannot work."""
+    """Prints the plan. Exit codes: 0, 2 when the file cannot work, 11 when an artifact of it is damaged."""
     experiment = load_experiment(options.file)
-    storage = (options.storage or default_storage()).absolute()
+    storage = chosen_storage(options.storage)
     search = (options.file.absolute().parent,)
     size = model_size(experiment.spec, storage, search)
     rows = plan_rows(experiment, storage, search, size)

@@ -12,33 +12,31 @@ from transfer_api.status import ExperimentStatus, Phase, Reason, StageState
 from transfer_cli import preflight
 from transfer_cli.display import open_console, score_table
 from transfer_cli.outputs import STAMP, read_status, write_outputs, write_report_alone
-from transfer_cli.paths import default_output, default_storage
+from transfer_cli.paths import chosen_storage, default_output, folder, run_command
 from transfer_pod.artifact import ArtifactStore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("file", type=Path, help="experiment file")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
-    parser.add_argument("--storage", type=Path, metavar="DIR", help="storage of the run (default: $TRANSFER_STORAGE or runs/.storage)")
+    parser.add_argument("--output", type=folder, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--storage", type=folder, metavar="DIR", help="storage of the run (default: $TRANSFER_STORAGE or runs/.storage)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Writes report.md, report.html, results.json and model/ again and prints the table."""
     experiment = load_experiment(options.file)
-    storage = (options.storage or default_storage()).absolute()
+    storage = chosen_storage(options.storage)
     output = (options.output or default_output(experiment.metadata.name)).absolute()
-    status = read_status(output)
+    status, command = read_status(output), run_command(options.file, output=options.output, storage=options.storage)
     stopped = status is not None and status.failure is not None and status.failure.reason is Reason.BEYOND_MARGIN
     if status is None or not (status.phase is Phase.COMPLETE or stopped):
-        raise SpecError(
-            "is not complete", field="metadata.name", value=experiment.metadata.name, next_step=f"Run `transfer run {options.file}` first"
-        )
+        raise SpecError("is not complete", field="metadata.name", value=experiment.metadata.name, next_step=f"Run `{command}` first")
     _check_storage(status, storage)
     digests = preflight.fingerprints(experiment, storage=storage, search=(options.file.absolute().parent,))
     plan = plan_stages(experiment.spec, digests)
     if [stage.key for stage in plan] != [stage.key for stage in status.stages]:
-        raise _changed(options.file, [path for path in input_paths(experiment.spec) if path not in digests])
+        raise _changed(command, [path for path in input_paths(experiment.spec) if path not in digests])
     if stopped:
         write_report_alone(experiment, plan, status, storage=storage, output=output)
         open_console().print(f"Written: {output}/report.html, report.md, results.json; stopped before a result")
@@ -68,7 +66,7 @@ def _check_storage(status: ExperimentStatus, storage: Path) -> None:
         )  # fmt: skip
 
 
-def _changed(file: Path, absent: list[str]) -> SpecError:
+def _changed(command: str, absent: list[str]) -> SpecError:
     """Why the stages of the file are not those that ran: inputs that are gone, else other parameters or other content."""
     if absent:
         return SpecError(
@@ -77,5 +75,5 @@ def _changed(file: Path, absent: list[str]) -> SpecError:
         )  # fmt: skip
     return SpecError(
         "has changed since it ran, or what it reads has", field="spec",
-        next_step=f"Run `transfer run {file}`; stages that are the same are reused",
+        next_step=f"Run `{command}`; stages that are the same are reused",
     )  # fmt: skip

@@ -30,7 +30,7 @@ from transfer_cli.display import Display, open_display
 from transfer_cli.local import LocalBackend
 from transfer_cli.main import INTERRUPTED
 from transfer_cli.outputs import STATUS, output_errors, read_status, write_outputs, write_report_alone
-from transfer_cli.paths import default_output, default_storage
+from transfer_cli.paths import chosen_storage, default_output, folder
 from transfer_operator.decide import CreatePod, Decision, Settings, Snapshot, decide
 from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.server import PodServer
@@ -44,9 +44,9 @@ SETTINGS = Settings(parallel_stages=1, grace_seconds=120, status_seconds=1)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("file", type=Path, help="experiment file")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="report, results, status and model (default: runs/NAME)")
+    parser.add_argument("--output", type=folder, metavar="DIR", help="report, results, status and model (default: runs/NAME)")
     parser.add_argument(
-        "--storage", type=Path, metavar="DIR",
+        "--storage", type=folder, metavar="DIR",
         help="models, data, checkpoints and artifacts (default: $TRANSFER_STORAGE or runs/.storage)",
     )  # fmt: skip
     parser.add_argument(
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the experiment, or goes on with it. Exit codes: 0, 2, 10, 11, 75 (saved on Ctrl-C), 130 (killed by a second one)."""
     experiment = load_experiment(options.file)
-    storage = (options.storage or default_storage()).absolute()
+    storage = chosen_storage(options.storage)
     output = (options.output or default_output(experiment.metadata.name)).absolute()
     return start(experiment, storage=storage, output=output, search=(options.file.absolute().parent,), metrics_port=options.metrics_port)
 

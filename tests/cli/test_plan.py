@@ -93,6 +93,31 @@ def test_a_tuning_that_is_cached_has_the_steps_that_it_took_and_another_those_of
     assert steps(other) == f"to do {2 * 48 * 128 / 1000:g}K {2 * 48 // 8}"
 
 
+@pytest.mark.parametrize("given", ["file", "file/below"])
+def test_a_storage_that_is_a_file_is_named_by_where_it_was_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    file = write_experiment(tmp_path)
+    (tmp_path / "file").touch()
+    for command in ("plan", "run", "report"):
+        assert main([command, str(file), "--storage", str(tmp_path / given)]) == 2
+        assert capsys.readouterr().err.startswith(f"transfer {command}: --storage: ")
+    monkeypatch.setenv("TRANSFER_STORAGE", str(tmp_path / given))
+    assert main(["plan", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert "TRANSFER_STORAGE: " in told
+    assert "not a folder" in told
+
+
+@pytest.mark.parametrize("arguments", [["plan", "--storage"], ["run", "--storage"], ["run", "--output"], ["evaluate", "--output"]])
+def test_an_empty_name_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    command, option = arguments
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(tmp_path / "experiment.yaml"), option, ""])
+    assert ended.value.code == 2
+    assert f"argument {option}: is empty; name a folder, or leave the option out" in capsys.readouterr().err
+
+
 def test_changed_content_is_to_be_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, store = write_experiment(tmp_path), ArtifactStore(tmp_path / "storage")
     for stage in stages(file, store.root):

@@ -56,4 +56,11 @@ def test_an_input_that_is_gone_is_named(ran: Path, capsys: pytest.CaptureFixture
 
 def test_a_file_that_has_changed_is_said_to_have_changed(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (ran / "experiment.yaml").write_text(yaml.safe_dump(changed(document(evaluation=EVALUATION), "spec.pretraining.tokens", "80K")))
-    assert "spec: has changed since it ran, or what it reads has. Run `transfer run" in refusal(ran, capsys)
+    told = refusal(ran, capsys)
+    assert "spec: has changed since it ran, or what it reads has" in told
+    assert f"Run `transfer run {ran}/experiment.yaml --output {ran}/output --storage {ran}/storage`; stages" in told
+
+
+def test_a_run_that_is_to_come_first_is_named_with_the_folders_that_were_given(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (ran / "output" / STATUS).unlink()
+    assert f"Run `transfer run {ran}/experiment.yaml --output {ran}/output --storage {ran}/storage` first" in refusal(ran, capsys)
