@@ -24,7 +24,7 @@ from transfer_pod.artifact import ArtifactStore
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("action", choices=["verify"], help="verify: compare what was read with what was to be read")
-    parser.add_argument("name", metavar="RUN", help="experiment name, or the folder of a run")
+    parser.add_argument("name", metavar="RUN", help="experiment name or file, or the folder of a run")
     parser.add_argument("--storage", type=folder, metavar="DIR", help="storage of the run (default: $TRANSFER_STORAGE or runs/.storage)")
 
 

@@ -44,7 +44,7 @@ def read_status(output: Path) -> ExperimentStatus | None:
         if missing:
             raise ValueError("fields are missing")  # cut short, or something else: each of them would pass as its default
         return ExperimentStatus.model_validate(content)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise ArtifactError(

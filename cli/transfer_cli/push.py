@@ -24,7 +24,7 @@ _MARK = "<!-- pushed by transfer -->"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("name", metavar="RUN", help="experiment name, or the folder of a run")
+    parser.add_argument("name", metavar="RUN", help="experiment name or file, or the folder of a run")
     parser.add_argument("target", metavar="TARGET", help="hub:OWNER/NAME, or a folder")
     parser.add_argument("--public", action="store_true", help="make a new repository public; an existing one stays as it is")
     parser.add_argument("--branch", help="branch of the repository to commit to (default: main)")

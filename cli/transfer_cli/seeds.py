@@ -26,7 +26,7 @@ RESULTS = "results.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="name or output folder of a finished run; two or more with different seeds")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="name, file or folder of a finished run; two or more with different seeds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
 
 

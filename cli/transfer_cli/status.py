@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from transfer_api.errors import ExitCode, SpecError
+from transfer_api.load import load_experiment
 from transfer_api.status import Cause, ConditionType, ExperimentStatus, Phase, StageState
 from transfer_cli.lock import is_held
 from transfer_cli.outputs import STATUS, read_status
@@ -17,7 +18,7 @@ INTERRUPTED = "Interrupted: its process is gone; the same `transfer run` goes on
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("name", help="experiment name, or the folder of a run")
+    parser.add_argument("name", help="experiment name or file, or the folder of a run")
     parser.add_argument("-o", "--format", choices=["text", "yaml"], default="text", help="text for people, yaml as it is stored")
 
 
@@ -39,8 +40,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def output_of(name: str) -> Path:
-    """The output folder that a name or a path means."""
-    return Path(name) if (Path(name) / STATUS).exists() else default_output(name)
+    """The output folder that is meant by a name, a path of it, its status, or the file of an experiment that ran without --output.
+
+    Raises:
+        SpecErrors: a file that is neither.
+    """
+    given = Path(name)
+    if given.is_file():
+        return given.parent if given.name == STATUS else default_output(load_experiment(given).metadata.name)
+    return given if (given / STATUS).exists() else default_output(name)
 
 
 def interrupted(output: Path, status: ExperimentStatus) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.folders import write_experiment
 from transfer_api.errors import SpecError
 from transfer_api.stage import StageKind
 from transfer_api.status import ExperimentStatus, Phase, StageState, StageStatus
@@ -64,6 +65,24 @@ def test_yaml_stays_as_it_is_stored_and_the_interruption_is_told_beside_it(tmp_p
 def test_a_run_that_ended_by_itself_was_not_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], phase: Phase) -> None:
     leave(tmp_path, phase)
     assert f"Phase:     {phase}\n" in said(tmp_path, capsys)[0]
+
+
+def test_the_file_of_an_experiment_stands_for_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_experiment(tmp_path)
+    assert main(["status", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert "has no run here (got 'experiment.yaml')" in told.replace(f"{tmp_path}/", "")
+    assert "Looked for runs/demo/status.yaml; a run with --output goes by that folder" in told
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    leave(tmp_path / "runs" / "demo", Phase.COMPLETE)
+    for named in (str(file), "runs/demo/status.yaml"):
+        assert main(["status", named]) == 0
+        assert "Phase:     Complete\n" in capsys.readouterr().out
+    assert main(["status", "id.txt"]) == 2
+    assert "id.txt" in capsys.readouterr().err
 
 
 def test_a_lock_that_cannot_be_read_claims_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
