@@ -75,19 +75,13 @@ def run(options: argparse.Namespace) -> int:
         )  # fmt: skip
     import yaml
 
-    from transfer_cli.outputs import output_errors
     from transfer_cli.run import start
-    from transfer_pod.artifact import write_atomically
 
     experiment, document = build(options)
     output = (options.output or default_output(experiment.metadata.name)).absolute()
     storage = chosen_storage(options.storage)
-
-    def keep() -> None:
-        with output_errors(output):
-            write_atomically(output / FILE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
-
-    return start(experiment, storage=storage, output=output, search=(Path.cwd(),), begun=keep)
+    kept = {FILE: yaml.safe_dump(document, sort_keys=False, allow_unicode=True)}
+    return start(experiment, storage=storage, output=output, search=(Path.cwd(),), kept=kept)
 
 
 def fetch(options: argparse.Namespace) -> int:

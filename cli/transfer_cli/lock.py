@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TextIO
 
 from transfer_api.errors import SpecError
-from transfer_cli.outputs import output_errors
+from transfer_cli.outputs import LOCK, output_errors
 
-LOCK = ".lock"
 _LOOKS_LAST_S = 0.5
 """A look at the lock holds it for an instant; a run that begins in it waits this long at most."""
 

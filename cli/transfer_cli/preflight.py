@@ -11,7 +11,7 @@ import functools
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from transfer_api.cost import StageCost, stage_cost
@@ -22,7 +22,7 @@ from transfer_api.stage import StageKind, StagePlan, asked_suites, is_address, m
 from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import PACKED, fingerprints, model_size, sources
-from transfer_cli.outputs import STATUS, models
+from transfer_cli.outputs import check_output, models
 from transfer_evaluator.mirror import FIELD as MIRROR
 from transfer_evaluator.suites import check_suites
 from transfer_pod.artifact import ArtifactStore, storage_errors
@@ -43,6 +43,7 @@ def check(
     output: Path,
     search: Sequence[Path],
     metrics_port: int | None = None,
+    kept: Iterable[str] = (),
 ) -> tuple[StagePlan, ...]:
     """Checks model, data, folders, disk, port and GPUs; returns the stages, with the digests of their inputs in the keys.
 
@@ -52,6 +53,7 @@ def check(
         output: folder for report and model; created when it is not there.
         search: further folders in which relative paths are looked up.
         metrics_port: port that is to be listened on, if any.
+        kept: names of what goes into the output folder beside the files of every run.
 
     Raises:
         SpecErrors: with every problem that was found.
@@ -64,7 +66,7 @@ def check(
         [
             lambda: _writable(storage, "storage", "--storage"),
             lambda: _writable(output, "output", "--output"),
-            lambda: _no_other_model(output),
+            lambda: check_output(output, kept),
             lambda: _port(metrics_port),
             lambda: _enough_text(spec, (storage, *search)),
             lambda: _gpus(spec),
@@ -266,16 +268,6 @@ def _adapters(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferErr
     except TransferError:
         return []  # `_model_question` has said it
     return _ask([functools.partial(check_lora, sides, lora, field) for field, lora in wanted])
-
-
-def _no_other_model(output: Path) -> None:
-    """A run puts its model at model/ in place of an earlier run's; what nobody ran here is somebody's own."""
-    model = output / "model"
-    if model.exists() and not (output / STATUS).exists():
-        raise SpecError(
-            "has a folder model/ that no run has made, and a run would replace it", field="output", value=str(output),
-            next_step="Choose another one with --output, or move that folder away",
-        )  # fmt: skip
 
 
 def _writable(folder: Path, field: str, option: str) -> None:

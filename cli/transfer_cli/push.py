@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 from transfer_api.errors import ArtifactError, ExitCode, SpecError
 from transfer_api.status import Phase
 from transfer_cli.card import CARD
-from transfer_cli.outputs import ADAPTER, MODEL, MODEL_KINDS, output_errors, read_status
+from transfer_cli.outputs import ADAPTER, MODEL, MODEL_KINDS, Written, output_errors, read_status
 from transfer_cli.status import output_of
 
 HUB = "hub:"
@@ -59,8 +60,13 @@ def pushable(output: Path, name: str) -> dict[str, Path]:
         )  # fmt: skip
     if not any(stage.kind in MODEL_KINDS for stage in status.stages):
         raise SpecError("only evaluated a model and made none", field="RUN", value=name, next_step="Push the model that it evaluated")
-    if not (output / MODEL / "config.json").is_file() or not (output / MODEL / CARD).is_file():
-        raise ArtifactError(f"{output / MODEL} is not whole", next_step="Write it again with `transfer report FILE`")
+    written = Written.read(output)
+    missing = [one for one in written.missing(output) if one.startswith((f"{MODEL}/", f"{ADAPTER}/"))] if written else [MODEL]
+    if missing:
+        raise ArtifactError(
+            f"{output} is not whole: it lacks {', '.join(missing)}" if written else f"{output} was not written to its end",
+            next_step=f"`transfer run FILE --output {shlex.quote(str(output))}` of the same file puts there what is missing",
+        )
     found = {str(path.relative_to(output / MODEL)): path for path in sorted((output / MODEL).rglob("*")) if path.is_file()}
     if (output / ADAPTER).is_dir():
         found |= {str(path.relative_to(output)): path for path in sorted((output / ADAPTER).rglob("*")) if path.is_file()}

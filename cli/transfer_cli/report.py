@@ -11,7 +11,7 @@ from transfer_api.stage import input_paths, plan_stages
 from transfer_api.status import ExperimentStatus, Phase, Reason, StageState
 from transfer_cli import preflight
 from transfer_cli.display import open_console, score_table
-from transfer_cli.outputs import STAMP, read_status, write_outputs, write_report_alone
+from transfer_cli.outputs import read_status, write_outputs, write_report_alone
 from transfer_cli.paths import chosen_storage, default_output, folder, run_command
 from transfer_pod.artifact import ArtifactStore
 
@@ -41,8 +41,7 @@ def run(options: argparse.Namespace) -> int:
         write_report_alone(experiment, plan, status, storage=storage, output=output)
         open_console().print(f"Written: {output}/report.html, report.md, results.json; stopped before a result")
         return ExitCode.COMPLETE
-    (output / STAMP).unlink(missing_ok=True)
-    scores = write_outputs(experiment, plan, status, storage=storage, output=output)
+    scores = write_outputs(experiment, plan, status, storage=storage, output=output, again=True)
     console = open_console()
     if scores:
         console.print(score_table(scores))

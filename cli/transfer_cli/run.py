@@ -10,16 +10,14 @@ import argparse
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-import yaml
-
-from transfer_api.errors import ExitCode, TransferError
+from transfer_api.errors import ArtifactError, ExitCode, TransferError
 from transfer_api.load import load_experiment
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import TransferExperiment
@@ -29,7 +27,16 @@ from transfer_cli import lock, preflight
 from transfer_cli.display import Display, open_display
 from transfer_cli.local import LocalBackend
 from transfer_cli.main import INTERRUPTED
-from transfer_cli.outputs import STATUS, output_errors, read_status, write_outputs, write_report_alone
+from transfer_cli.outputs import (
+    STATUS,
+    claim,
+    output_errors,
+    read_status,
+    set_status_aside,
+    write_outputs,
+    write_report_alone,
+    write_status,
+)
 from transfer_cli.paths import chosen_storage, default_output, folder
 from transfer_operator.decide import CreatePod, Decision, Settings, Snapshot, decide
 from transfer_pod.artifact import ArtifactStore, write_atomically
@@ -69,7 +76,7 @@ def start(
     output: Path,
     search: tuple[Path, ...],
     metrics_port: int | None = None,
-    begun: Callable[[], None] = lambda: None,
+    kept: Mapping[str, str] | None = None,
 ) -> int:
     """Checks an experiment and runs it; returns the exit code.
 
@@ -79,12 +86,13 @@ def start(
         output: folder for report, results, status and model.
         search: further folders in which relative paths are looked up.
         metrics_port: where to serve metrics, if anywhere.
-        begun: called once the checks are passed and the output folder is this run's.
+        kept: files that are to lie in the output folder too, by name.
 
     Raises:
         SpecErrors: it cannot work.
     """
-    plan = preflight.check(experiment, storage=storage, output=output, search=search, metrics_port=metrics_port)
+    kept = kept or {}
+    plan = preflight.check(experiment, storage=storage, output=output, search=search, metrics_port=metrics_port, kept=kept)
     session = Session(
         experiment=experiment,
         plan=plan,
@@ -93,10 +101,12 @@ def start(
         backend=LocalBackend(experiment=experiment, storage=storage, search=search, logs=output / "logs"),
     )
     name = experiment.metadata.name
-    with output_errors(output):
-        session.backend.logs.mkdir(parents=True, exist_ok=True)
+    claim(output)
     with lock.hold(output, name), open_display(experiment, plan) as display, _metrics(metrics_port, session, display):
-        begun()
+        with output_errors(output):
+            session.backend.logs.mkdir(parents=True, exist_ok=True)
+            for file, content in kept.items():
+                write_atomically(output / file, content)
         return session.run(display)
 
 
@@ -119,7 +129,7 @@ class Session:
         # What is ignored stays so: nohup wants the run to outlive its terminal.
         signals = {one: signal.signal(one, self._interrupt) for one in wanted if signal.getsignal(one) is not signal.SIG_IGN}
         try:
-            status = self._recorded()
+            status = self._recorded(display)
             if status.phase is not Phase.COMPLETE:
                 status = self._loop(status, display)
             return self._finish(status, display)
@@ -175,9 +185,7 @@ class Session:
 
     def _write(self, old: ExperimentStatus, decision: Decision) -> ExperimentStatus:
         if decision.status != old or not (self.output / STATUS).exists():
-            content = yaml.safe_dump(decision.status.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=False)
-            with output_errors(self.output):
-                write_atomically(self.output / STATUS, content)
+            write_status(self.output, decision.status)
         return decision.status
 
     def _act(self, decision: Decision) -> None:
@@ -188,9 +196,13 @@ class Session:
             else:
                 self.backend.delete(action)
 
-    def _recorded(self) -> ExperimentStatus:
+    def _recorded(self, display: Display) -> ExperimentStatus:
         """The status of an earlier run of this very experiment, if there is something to go on from."""
-        status = read_status(self.output)
+        try:
+            status = read_status(self.output)
+        except ArtifactError:
+            status = None
+            display.line(f"The status cannot be read; it is now {set_status_aside(self.output)}. Finished stages are found again.")
         keys = [stage.key for stage in self.plan]
         if status is None or [stage.key for stage in status.stages] != keys or status.phase is Phase.FAILED:
             return ExperimentStatus()

@@ -64,13 +64,15 @@ def write_report(folder: Path, report: ReportInput) -> list[Path]:
         LATEX: _render("report.tex.j2", page),
         HTML: _render("report.html.j2", {**page, **_answers(report), **_script(), "plots": _plots(report)}),
     }
+    written = [folder / name for name in contents]
     with storage_errors(folder, field="output"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_atomically(folder / name, content)
         for stage, items in report.items.items():
             shutil.copytree(items, folder / "items" / stage, dirs_exist_ok=True)
-    return [folder / name for name in contents]
+            written += [folder / "items" / stage / path.relative_to(items) for path in sorted(items.rglob("*")) if path.is_file()]
+    return written
 
 
 def results(report: ReportInput) -> Results:

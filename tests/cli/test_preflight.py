@@ -50,14 +50,12 @@ def test_what_can_run_passes(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_a_model_folder_that_no_run_has_made_is_not_replaced(tmp_path: Path) -> None:
+def test_a_file_beside_those_of_every_run_is_not_replaced_either(tmp_path: Path) -> None:
     write_experiment(tmp_path, ALL)
-    (tmp_path / "runs" / "model").mkdir(parents=True)
-    with pytest.raises(SpecErrors, match="model/ that no run has made") as raised:
-        check(tmp_path)
-    assert "--output" in str(raised.value)
-    (tmp_path / "runs" / "status.yaml").touch()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "experiment.yaml").touch()
     check(tmp_path)
+    assert "would replace: experiment.yaml" in refusal(tmp_path, kept=["experiment.yaml"])
 
 
 def _lacks_field(folder: Path) -> None:
@@ -257,7 +255,7 @@ def test_the_copy_of_the_model_counts_for_the_disk_of_the_output(tmp_path: Path,
     told = refusal(tmp_path)
     assert "storage: has 0.0 GB free and the experiment with the copy of its model needs" in told
     (output / "model").mkdir()
-    (output / "status.yaml").touch()
+    (output / ".written").touch()
     check(tmp_path)  # the copy takes the place of the one that lies there
 
 

@@ -16,15 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.documents import EVALUATION, TUNING, VOCABULARY, document
-from tests.support.folders import write_experiment, write_model
+from tests.support.finished import finished
 from transfer_api.load import load_experiment
 from transfer_api.progress import Score
 from transfer_api.stage import StageKind, plan_stages
 from transfer_api.status import ExperimentStatus, Phase, StageState, StageStatus
 from transfer_cli.inputs import fingerprints
 from transfer_cli.main import main
-from transfer_cli.outputs import ADAPTER, MODEL, MODEL_KINDS, STATUS, _copy_model
+from transfer_cli.outputs import MODEL, STAMP, STATUS
 from transfer_pod.artifact import ArtifactStore
 
 SCORE = Score(
@@ -39,27 +38,10 @@ NUMBERS = {
 
 @pytest.fixture
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the finished run `demo`: artifacts with small model folders, outputs as a run writes them."""
+    """A working folder with the finished run `demo`: artifacts with small model folders, and its outputs."""
     monkeypatch.chdir(tmp_path)
-    file = write_experiment(tmp_path, document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION))
-    store, experiment, stages = ArtifactStore(tmp_path / "storage"), load_experiment(file), []
-    plan = plan_stages(experiment.spec, fingerprints(experiment, storage=store.root, search=(tmp_path,)))
-    for stage in plan:
-        work = store.work(stage.kind, stage.key) / "artifact"
-        work.mkdir()
-        (work / "file").write_text("x")
-        if stage.kind in MODEL_KINDS:
-            write_model(work / MODEL)
-        if stage.kind is StageKind.INSTRUCTION_TUNING:
-            (work / ADAPTER).mkdir()
-            (work / ADAPTER / "adapter_config.json").write_text("{}")
-        scores = [SCORE.model_dump(mode="json", by_alias=True)] if stage.name == "evaluation" else []
-        store.commit(stage, work, numbers=NUMBERS.get(stage.kind, {}), scores=scores)
-        stages.append(StageStatus(name=stage.name, kind=stage.kind, key=stage.key, state=StageState.COMPLETE))
-    output = tmp_path / "runs" / "demo"
-    output.mkdir(parents=True)
-    _copy_model(experiment, store, plan, output)
-    write_status(output, stages)
+    finished(tmp_path, numbers=NUMBERS, scores=[SCORE])
+    assert main(["run", "experiment.yaml", "--storage", "storage"]) == 0
     return tmp_path
 
 
@@ -137,8 +119,14 @@ def test_a_run_without_a_model_an_unfinished_one_and_a_torn_one_are_told_apart(r
     assert "is not complete (Running)" in capsys.readouterr().err
     write_status(output, stages)
     (output / MODEL / "config.json").unlink()
+    (output / MODEL / "model.safetensors").unlink()
     assert main(["push", "demo", "given"]) == 11
-    assert "is not whole" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "runs/demo is not whole: it lacks model/config.json, model/model.safetensors" in told
+    assert "transfer run FILE --output runs/demo" in told
+    (output / STAMP).write_bytes(b"")
+    assert main(["push", "demo", "given"]) == 11
+    assert "was not written to its end" in capsys.readouterr().err
 
 
 class Hub(ThreadingHTTPServer):
