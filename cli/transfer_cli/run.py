@@ -11,18 +11,18 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from transfer_api.errors import ArtifactError, ExitCode, TransferError
+from transfer_api.errors import ArtifactError, ExitCode, StorageError, TransferError
 from transfer_api.load import load_experiment
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan
-from transfer_api.status import ExperimentStatus, Phase, Reason, StageState, StageStatus
+from transfer_api.status import ExperimentStatus, Failure, Phase, Reason, StageState, StageStatus
 from transfer_cli import lock, preflight
 from transfer_cli.display import Display, open_display
 from transfer_cli.local import LocalBackend
@@ -39,6 +39,7 @@ from transfer_cli.outputs import (
 )
 from transfer_cli.paths import chosen_storage, default_output, folder
 from transfer_operator.decide import CreatePod, Decision, Settings, Snapshot, decide
+from transfer_operator.decide.summary import summarize
 from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.server import PodServer
 
@@ -184,7 +185,9 @@ class Session:
         return {key: result for key, result in results.items() if result is not None}
 
     def _write(self, old: ExperimentStatus, decision: Decision) -> ExperimentStatus:
-        if decision.status != old or not (self.output / STATUS).exists():
+        """Leaves the status for others to read; that all is complete they read once they can have it (`_finish`)."""
+        changed = decision.status != old or not (self.output / STATUS).exists()
+        if changed and decision.status.phase is not Phase.COMPLETE:
             write_status(self.output, decision.status)
         return decision.status
 
@@ -216,9 +219,14 @@ class Session:
 
     def _finish(self, status: ExperimentStatus, display: Display) -> int:
         if status.phase is Phase.COMPLETE:
-            scores = write_outputs(self.experiment, self.plan, status, storage=self.storage, output=self.output)
-            display.finish(status, scores, self.output)
-            return ExitCode.COMPLETE
+            try:
+                scores = write_outputs(self.experiment, self.plan, status, storage=self.storage, output=self.output)
+            except TransferError as error:
+                status = self._not_given(status, error)
+            else:
+                write_status(self.output, status)
+                display.finish(status, scores, self.output)
+                return ExitCode.COMPLETE
         if status.phase is Phase.SUSPENDED:
             asked = self.experiment.spec.suspend
             display.line("Suspended: set spec.suspend to false to go on." if asked else "Saved. The same command goes on from here.")
@@ -230,6 +238,17 @@ class Session:
             display.line(f"Report: {self.output}/report.html")
         unreadable = failure is not None and failure.reason is Reason.CHECKPOINT_UNREADABLE
         return ExitCode.UNREADABLE if unreadable else ExitCode.CANNOT_WORK
+
+    def _not_given(self, status: ExperimentStatus, error: TransferError) -> ExperimentStatus:
+        """Every stage is complete, and what they made cannot be given to people: the experiment has failed."""
+        unreadable = error.exit_code is ExitCode.UNREADABLE
+        reason = Reason.CHECKPOINT_UNREADABLE if unreadable else Reason.CANNOT_WORK
+        failure = Failure(reason=reason, exit_code=error.exit_code, message=str(error)[:4096])
+        snapshot = Snapshot(experiment=self.experiment, plan=self.plan, status=status, pods=(), artifacts={}, settings=SETTINGS)
+        failed = summarize(snapshot, status.stages, Phase.FAILED, failure, datetime.now(UTC))
+        with suppress(StorageError):  # where report and model have no room
+            write_status(self.output, failed)
+        return failed
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.stop.is_set():

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.finished import finished
 from transfer_api.errors import ExitCode
-from transfer_api.status import Phase
+from transfer_api.status import Phase, Reason
 from transfer_cli.main import main
 from transfer_cli.outputs import NAMES, STAMP, STATUS, Written, read_status
 
@@ -100,6 +100,30 @@ def test_a_status_that_was_removed_is_written_again(place: Path) -> None:
     assert phase(place) is Phase.COMPLETE
 
 
+def test_a_damaged_last_artifact_fails_the_run_by_its_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = damage(place)
+    assert run() == ExitCode.UNREADABLE
+    assert f"Failed (CheckpointUnreadable): {weights} is not the file that was written" in capsys.readouterr().out
+    status = read_status(place / "output")
+    assert status is not None
+    assert status.phase is Phase.FAILED
+    assert status.failure is not None
+    assert (status.failure.reason, status.failure.exit_code) == (Reason.CHECKPOINT_UNREADABLE, ExitCode.UNREADABLE)
+    assert {one.type: one.status for one in status.conditions}["Complete"] == "False"
+
+
+def test_complete_is_said_when_everything_is_there_and_not_before(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transfer_cli import outputs
+
+    def killed(*_: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outputs, "_report", killed)
+    assert run() == ExitCode.SAVED
+    assert read_status(place / "output") is None
+    assert Written.read(place / "output") is None
+
+
 def weights(output: Path) -> None:
     (output / "model" / "model.safetensors").unlink()
 
@@ -143,6 +167,7 @@ def test_what_is_missing_and_damaged_in_the_storage_too_ends_with_eleven(place: 
     assert run() == 0, "what was given is whole"
     weights(place / "output")
     assert run() == ExitCode.UNREADABLE
+    assert phase(place) is Phase.FAILED
 
 
 def test_a_model_that_was_moved_to_another_disk_by_a_link_gives_its_place_to_the_next(place: Path) -> None:
