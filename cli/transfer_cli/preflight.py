@@ -22,7 +22,7 @@ from transfer_api.stage import StageKind, StagePlan, asked_suites, is_address, m
 from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import PACKED, fingerprints, model_size, sources
-from transfer_cli.outputs import check_output, models
+from transfer_cli.outputs import NAMES, check_output, models
 from transfer_evaluator.mirror import FIELD as MIRROR
 from transfer_evaluator.suites import check_suites
 from transfer_pod.artifact import ArtifactStore, storage_errors
@@ -67,6 +67,7 @@ def check(
             lambda: _writable(storage, "storage", "--storage"),
             lambda: _writable(output, "output", "--output"),
             lambda: check_output(output, kept),
+            lambda: _apart(storage, output),
             lambda: _port(metrics_port),
             lambda: _enough_text(spec, (storage, *search)),
             lambda: _gpus(spec),
@@ -268,6 +269,21 @@ def _adapters(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferErr
     except TransferError:
         return []  # `_model_question` has said it
     return _ask([functools.partial(check_lora, sides, lora, field) for field, lora in wanted])
+
+
+def _apart(storage: Path, output: Path) -> None:
+    """All experiments share the storage, so what one of them is given cannot lie in it; nor the storage in what is replaced."""
+    kept, given = storage.resolve(), output.resolve()
+    if given.is_relative_to(kept):
+        raise SpecError(
+            "is the storage" if given == kept else "lies in the storage", field="output", value=str(output),
+            allowed=f"a folder outside of {storage}", next_step="Choose another one with --output",
+        )  # fmt: skip
+    if replaced := next((name for name in NAMES if kept.is_relative_to(given / name)), None):
+        raise SpecError(
+            f"lies in {replaced} of the output folder, which a run replaces", field="storage", value=str(storage),
+            next_step="Choose another one with --storage, or another output folder with --output",
+        )  # fmt: skip
 
 
 def _writable(folder: Path, field: str, option: str) -> None:

@@ -58,6 +58,31 @@ def test_a_file_beside_those_of_every_run_is_not_replaced_either(tmp_path: Path)
     assert "would replace: experiment.yaml" in refusal(tmp_path, kept=["experiment.yaml"])
 
 
+@pytest.mark.parametrize(
+    ("storage", "output", "message"),
+    [
+        ("a", "a", "output: is the storage"),
+        ("a", "a/b/c", "output: lies in the storage"),
+        ("link", "a/b", "output: lies in the storage"),
+        ("a/model", "a", "storage: lies in model of the output folder"),
+        ("a/logs/b", "a", "storage: lies in logs of the output folder"),
+        ("runs/.storage", "runs", ""),
+        ("a", "a-b", ""),
+    ],
+)
+def test_storage_and_output_are_apart(tmp_path: Path, storage: str, output: str, message: str) -> None:
+    write_experiment(tmp_path, ALL)
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "a").mkdir()
+    folders = {"storage": tmp_path / storage, "output": tmp_path / output}
+    if not message:
+        check(tmp_path, **folders)
+        return
+    told = refusal(tmp_path, **folders)
+    assert message in told
+    assert "with --" in told
+
+
 def _lacks_field(folder: Path) -> None:
     (folder / "id.txt").rename(folder / "id.jsonl")
     (folder / "id.jsonl").write_text('{"content": "Semua orang."}\n')
