@@ -71,6 +71,7 @@ class Progress(Observed):
         description="Time of a step in which this pod's slowest process computed by itself: rows and forward pass.",
     )  # fmt: skip
     straggler_ratio: float | None = Field(default=None, ge=0, description="That time over the median of all processes.")
+    snapshots: list[Count] = Field(default=[], max_length=32, description="Amounts of tokens whose snapshots are in the storage.")
     lost_steps: Count = Field(default=0, description="Steps done again after a restart.")
     passed_over: list[Count] = Field(default=[], max_length=64, description="Steps of damaged checkpoints that this round went past.")
     skipped_steps: Count = Field(default=0, description="Steps left out as anomalous.")

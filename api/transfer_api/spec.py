@@ -402,8 +402,8 @@ class Pretraining(Optimization):
     )
     snapshot_tokens: list[ListedAmount] = Field(
         default=[], max_length=32,
-        description="Amounts of tokens, such as [10M, 50M], after which the model is kept as well: in the stage's artifact, as plain "
-        "folders snapshots/<tokens>/. Increasing, within the budget; each is made after the first step that reaches it.",
+        description="Amounts of tokens, such as [10M, 50M], after which the model is kept as well, as an artifact of its own "
+        "that is there at once. Increasing, within the budget; each is made after the first step that reaches it.",
     )  # fmt: skip
 
 
@@ -551,8 +551,8 @@ class Retention(Contract):
     )
     stop: bool = Field(
         default=False, exclude_if=lambda value: not value,
-        description="Ends the experiment as Failed where a checkpoint has lost more; stages after pretraining wait for its scores. "
-        "Needs when: EachCheckpoint.",
+        description="Ends the experiment as Failed where a checkpoint has lost more, in the middle of pretraining too; later "
+        "stages wait for its scores. Needs when: EachCheckpoint.",
     )  # fmt: skip
 
 

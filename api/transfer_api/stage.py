@@ -114,7 +114,7 @@ class DatasetParameters(Observed):
 
 
 class TrainingParameters(Observed):
-    """Artifact: `model/` (plain safetensors and tokenizer), `ledger.jsonl`, `training.json`, `snapshots/<tokens>/` where wanted.
+    """Artifact: `model/` (plain safetensors and tokenizer), `ledger.jsonl`, `training.json`; each snapshot is one of its own.
 
     Inputs: `dataset`, and `model` unless training starts from the base model. Exactly one of `tokens`, `steps` and
     `epochs` is set. A row is `sequence_length` tokens, a step is `rows_per_step` rows.
@@ -130,7 +130,7 @@ class TrainingParameters(Observed):
     steps: int | None
     epochs: int | None
     snapshot_tokens: list[int] = Field(
-        default=[], exclude_if=lambda value: not value, description="They are in the artifact, so with others it is another one."
+        default=[], exclude_if=lambda value: not value, description="They are made on the way, so with others it is another run."
     )
     learning_rate: str
     embedding_learning_rate: str
@@ -262,6 +262,16 @@ def stage_key(kind: StageKind, parameters: Mapping[str, Any], inputs: Mapping[st
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def snapshot_key(key: str, tokens: int) -> str:
+    """Key of the artifact that holds, as `model/`, what a pretraining was after so many tokens; there before that is complete."""
+    return f"{key}-at-{tokens}"
+
+
+def artifact_path(kind: StageKind, key: str) -> str:
+    """Folder of an artifact, relative to the storage."""
+    return f"artifacts/{kind.value}/{key}"
 
 
 def input_paths(spec: ExperimentSpec) -> list[str]:

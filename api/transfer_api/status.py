@@ -212,6 +212,7 @@ class StageStatus(Observed):
     last_step_time: datetime | None = Field(default=None, description="When a new highest step was seen, or the attempt began.")
     productive_seconds: int = Field(default=0, ge=0, description="Time in which steps were done for the first time.")
     lost_steps: int = Field(default=0, ge=0, description="Steps that had to be done again.")
+    snapshots: list[int] = Field(default=[], max_length=32, description="Amounts of tokens whose snapshots can be scored already.")
     artifact: ArtifactStatus | None = None
     message: str = Field(default="", max_length=1024)
 

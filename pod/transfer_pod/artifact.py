@@ -23,7 +23,7 @@ from typing import Any
 
 from transfer_api.errors import ArtifactError, StorageError
 from transfer_api.progress import UNJUDGED, ArtifactReference, Outcome, ResultMessage, Score
-from transfer_api.stage import StageKind, StagePlan
+from transfer_api.stage import StageKind, StagePlan, artifact_path
 
 MANIFEST = "manifest.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -38,7 +38,7 @@ class ArtifactStore:
 
     def path(self, kind: StageKind, key: str) -> Path:
         """Folder of a finished artifact (which need not exist)."""
-        return self.root / "artifacts" / kind.value / key
+        return self.root / artifact_path(kind, key)
 
     def work_path(self, kind: StageKind, key: str) -> Path:
         """Folder of an unfinished stage (which need not exist)."""

@@ -13,17 +13,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transfer_api.errors import ModelError, SpecError
+from transfer_api.errors import ArtifactError, ModelError, SpecError
 from transfer_api.spec import Lora, ModelSource
-from transfer_api.stage import StageKind
+from transfer_api.stage import StageKind, snapshot_key
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
 from transfer_pod.hub import hub_error
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 WEIGHTS = "model.safetensors"
-SNAPSHOTS = "snapshots"
-"""Folder of a training artifact beside `model/`: the models after so many tokens."""
 INDEX = "model.safetensors.index.json"
 """Says which shard has which tensor, where the weights are in several files."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -57,11 +55,22 @@ def base_folder(source: ModelSource, find: Callable[[str, str], Path]) -> Path:
 
 def _of_artifact(context: PodContext, key: str) -> Path:
     store = ArtifactStore(context.storage)
+    if (tokens := context.stage.snapshot) is not None:
+        return _of_snapshot(store, key, tokens)
     for kind in (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING):
         if store.find(kind, key) is not None:
-            tokens = context.stage.snapshot
-            return store.open(kind, key, part="model" if tokens is None else f"{SNAPSHOTS}/{tokens}")
+            return store.open(kind, key, part="model")
     raise ModelError(f"the stage that makes this stage's model has left no artifact {key}", next_step="Run the experiment again")
+
+
+def _of_snapshot(store: ArtifactStore, key: str, tokens: int) -> Path:
+    snapshot = snapshot_key(key, tokens)
+    if store.find(StageKind.PRETRAINING, snapshot) is None:
+        raise ArtifactError(
+            f"{store.path(StageKind.PRETRAINING, snapshot)}, the model after {tokens} tokens, is not there",
+            next_step=f"Remove {store.path(StageKind.PRETRAINING, key)} to have the training made again",
+        )
+    return store.open(StageKind.PRETRAINING, snapshot, part="model")
 
 
 def _from_hub(source: ModelSource) -> Path:

@@ -50,7 +50,7 @@ def test_an_experiment_with_every_stage_becomes_complete_with_a_score(trial: Tri
     assert [score["value"] for score in scored] != [score["value"] for score in results]
 
     trained = trial.storage / next(stage["artifact"]["path"] for stage in status["stages"] if stage["name"] == "pretraining")
-    assert len(list((trained / "snapshots").glob("*/model.safetensors"))) == 1
+    assert len(list(trained.parent.glob(f"{trained.name}-at-*/model/model.safetensors"))) == 1
 
     # What a user looks at.
     row = dict(zip(*(line.split() for line in kubectl("get", "txp", "-n", trial.name).splitlines()), strict=False))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.operator.builders import World, result
-from transfer_api.progress import Progress
+from transfer_api.progress import Progress, Score
 from transfer_api.status import ExperimentStatus, Phase, StageState
 from transfer_operator.decide import CreatePod, Decision, DeletePod, Pod, PodPhase, Role, Snapshot, decide
 from transfer_operator.decide.snapshot import PodName
@@ -30,6 +30,11 @@ class Cluster(World):
     incidents: Counter[str] = field(default_factory=Counter)
     ever_created: set[str] = field(default_factory=set)
     ever_seen: set[str] = field(default_factory=set)
+
+    @property
+    def marks(self) -> list[int]:
+        """Amounts of tokens whose snapshots the training makes, half-way."""
+        return self.experiment.spec.pretraining.snapshot_tokens if self.experiment.spec.pretraining else []
 
     # The operator.
 
@@ -120,15 +125,20 @@ class Cluster(World):
         if pod.alive and pod.phase is PodPhase.RUNNING and pod.name.role is Role.WORKER:
             step = max(0, min(TOTAL_STEPS, (pod.progress.step if pod.progress else 0) + steps))
             told = Progress(
-                step=step, total_steps=TOTAL_STEPS, loss=1.5, productive_seconds=step * 1.5, last_step_time=self.now.timestamp()
+                step=step,
+                total_steps=TOTAL_STEPS,
+                loss=1.5,
+                productive_seconds=step * 1.5,
+                last_step_time=self.now.timestamp(),
+                snapshots=self.marks if step >= TOTAL_STEPS // 2 else [],
             )
             self.change(name, progress=told)
 
-    def complete(self, name: str) -> None:
+    def complete(self, name: str, scores: list[Score] | None = None) -> None:
         """A worker commits the artifact and ends."""
         plan = next(plan for plan in self.plan if plan.key == self.pods[name].name.stage)
-        self.artifacts[plan.key] = result(plan)
-        self.ends(name, 0)
+        self.artifacts[plan.key] = result(plan, scores)
+        self.ends(name, 0, result=self.artifacts[plan.key])
 
     def calm(self, rounds: int = 150) -> None:
         """Nothing bad happens any more: the experiment comes to its end in so many looks."""
@@ -162,6 +172,7 @@ def check_successor(old: ExperimentStatus, new: ExperimentStatus) -> None:
         assert_grows(before.restarts.model_dump(), after.restarts.model_dump())
         for name in ("attempt", "last_step", "out_of_memory", "productive_seconds", "lost_steps"):
             assert getattr(after, name) >= getattr(before, name), name
+        assert set(before.snapshots) <= set(after.snapshots)
         if before.state in (StageState.COMPLETE, StageState.FAILED):
             assert after == before, "a finished stage stays as it is"
         if before.attempt == after.attempt and before.workers and after.workers:

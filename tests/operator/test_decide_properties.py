@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests.operator.builders import EVALUATION, TRAINING, experiment
 from tests.operator.cluster import Cluster
+from tests.operator.test_decide_checkpoints import LOST
 from transfer_api.status import Cause, Phase
 from transfer_operator.decide import PodPhase, Role, Settings
 
@@ -36,6 +37,7 @@ WILD = st.one_of(
     QUIET,
     st.tuples(st.just("a pod ends"), st.tuples(PICK, st.sampled_from(CODES))),
     st.tuples(st.just("a pod completes"), PICK),
+    st.tuples(st.just("a pod completes, and English was lost"), PICK),
     st.tuples(st.just("a pod refuses"), PICK),
     st.tuples(st.just("a pod is evicted"), PICK),
     st.tuples(st.just("a pod is deleted"), PICK),
@@ -95,6 +97,8 @@ def misfortune(cluster: Cluster, what: str, value, chosen: str | None) -> None:
         return
     elif what == "a pod completes" and cluster.pods[chosen].name.role is Role.WORKER:
         cluster.complete(chosen)
+    elif what == "a pod completes, and English was lost" and cluster.pods[chosen].name.kind == "evaluation":
+        cluster.complete(chosen, [LOST])
     elif what == "a pod refuses":
         cluster.ends(chosen, 10)
     elif what == "a pod is evicted":
@@ -119,7 +123,7 @@ ON_THE_WAY = {
     events=st.lists(WILD, max_size=60),
     workers=st.sampled_from([{"min": 1, "replicas": 2, "max": 4}, {"min": 2, "replicas": 3}, {"min": 1, "replicas": 1}]),
     budgets=st.sampled_from([{}, BUDGETS]),
-    slots=st.sampled_from([None, 1]),
+    slots=st.sampled_from([None, 1, 2]),
     checkpoints=st.booleans(),
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

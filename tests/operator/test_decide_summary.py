@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from tests.operator.builders import EVALUATION, TRAINING, World, result, training, world
+from tests.operator.builders import EVALUATION, TRAINING, World, training, world
 from transfer_api.progress import Progress, Score
-from transfer_api.status import REASON_TEXT, ConditionType, Phase, Reason, StageState
+from transfer_api.status import REASON_TEXT, ConditionType, Phase, Reason
 from transfer_operator.decide import PodPhase
 from transfer_operator.decide.summary import number, signed
 
@@ -202,75 +202,6 @@ def test_whether_english_was_kept_is_a_condition_that_outlives_the_pods(interval
     made.artifacts.clear()
     made.pods.clear()
     assert made.decides().condition(ConditionType.ENGLISH_RETAINED) == condition
-
-
-LOST = Score(
-    suite="s", task="udhr-en", language="en", metric="bits_per_byte", value=1.2, baseline=1.0, difference=0.2, interval=(0.1, 0.3), items=3,
-    higher_is_better=False,
-)  # fmt: skip
-KEPT = LOST.model_copy(update={"difference": 0.0, "interval": (-0.01, 0.01)})
-
-
-def on_the_way(*, stop: bool) -> World:
-    """Pretraining is done; two of its checkpoints are to be scored, and instructions are tuned on after it."""
-    pretraining = {**TRAINING["pretraining"], "snapshotTokens": [1024, 2048]}
-    tuning = {"data": [{"path": "pairs.jsonl"}], "sequenceLength": 64, "globalBatchTokens": 512}
-    evaluation = {**EVALUATION["evaluation"], "when": "EachCheckpoint", "retention": {"stop": stop}}
-    made = world(pretraining=pretraining, instructionTuning=tuning, evaluation=evaluation)
-    for stage in ("baseline", "pretraining-dataset", "pretraining"):
-        made.has_artifact(stage)
-    return made.decides()
-
-
-def score_checkpoint(made: World, tokens: int, score: Score) -> World:
-    stage = f"evaluation-at-{tokens}"
-    (pod,) = made.stage_pods(stage)
-    return made.ends(str(pod.name), result=result(made.planned(stage), [score])).decides()
-
-
-def test_a_checkpoint_that_has_lost_too_much_stops_the_experiment_before_the_next_stage():
-    made = on_the_way(stop=True)
-    assert not made.stage_pods("instruction-dataset")
-    assert "waits for the scores of the checkpoints" in made.stage("instruction-dataset").message
-    score_checkpoint(made, 1024, KEPT)
-    assert made.status.phase is not Phase.FAILED
-    score_checkpoint(made, 2048, LOST)
-    assert made.status.phase is Phase.FAILED
-    assert (made.status.failure.reason, made.status.failure.stage) == (Reason.BEYOND_MARGIN, "evaluation-at-2048")
-    assert made.status.failure.message.startswith("after 2,048 tokens: at most 5.0% of the baseline may be lost: udhr-en")
-    assert made.stage("evaluation-at-2048").state is StageState.COMPLETE
-    assert not made.stage_pods("instruction-dataset")
-
-
-def test_checkpoints_that_keep_english_let_the_next_stage_begin():
-    made = on_the_way(stop=True)
-    for tokens in (1024, 2048):
-        assert not made.stage_pods("instruction-dataset")
-        score_checkpoint(made, tokens, KEPT)
-    assert made.stage_pods("instruction-dataset")
-
-
-def test_without_stop_a_checkpoint_that_has_lost_too_much_is_told_once_and_nothing_waits():
-    made = on_the_way(stop=False)
-    assert made.stage_pods("instruction-dataset")
-    score_checkpoint(made, 1024, LOST)
-    assert made.events().count(Reason.BEYOND_MARGIN) == 1
-    assert made.status.phase is Phase.RUNNING or made.status.phase is Phase.PENDING
-    assert Reason.BEYOND_MARGIN not in made.decides().events()
-
-
-def test_a_stop_that_cannot_be_judged_is_told():
-    made = on_the_way(stop=True)
-    score_checkpoint(made, 1024, LOST.model_copy(update={"language": "id"}))
-    assert made.events().count(Reason.RETENTION_NOT_MEASURED) == 1
-    assert made.status.phase is not Phase.FAILED
-
-
-def test_an_experiment_that_a_checkpoint_stops_says_that_english_was_lost():
-    made = on_the_way(stop=True)
-    score_checkpoint(made, 1024, LOST)
-    condition = made.condition(ConditionType.ENGLISH_RETAINED)
-    assert (condition.status, condition.reason) == ("False", Reason.BEYOND_MARGIN)
 
 
 def test_as_many_checkpoints_as_a_file_may_name_have_room_in_the_status():

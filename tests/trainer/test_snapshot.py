@@ -16,10 +16,9 @@ from transfer_api.cost import ModelSize, stage_cost
 from transfer_api.errors import ArtifactError, SpecError
 from transfer_api.load import SpecErrors, experiment_from
 from transfer_api.progress import Progress
-from transfer_api.stage import StagePlan, plan_stages
+from transfer_api.stage import StagePlan, plan_stages, snapshot_key
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
-from transfer_trainer import snapshot
 from transfer_trainer.fence import Fence, FencedError, Term
 from transfer_trainer.ledger import LEDGER, read_ledger
 from transfer_trainer.loop import Training
@@ -62,6 +61,17 @@ def artifact(folder: Path, stage: StagePlan) -> Path:
     return ArtifactStore(folder).open(stage.kind, stage.key)
 
 
+def kept(folder: Path, stage: StagePlan, tokens: int) -> Path:
+    """The model of a snapshot, every file of it checked."""
+    return ArtifactStore(folder).open(stage.kind, snapshot_key(stage.key, tokens)) / "model"
+
+
+def amounts(folder: Path, stage: StagePlan) -> list[int]:
+    """Snapshots that are there."""
+    found = ArtifactStore(folder).path(stage.kind, stage.key).parent.glob(f"{stage.key}-at-*")
+    return sorted(int(path.name.rpartition("-")[2]) for path in found)
+
+
 def test_they_are_the_model_of_their_step_and_change_no_loss(storage: tuple[Path, str]) -> None:
     folder, dataset = storage
     marks = [2 * STEP - 1, 4 * STEP, 6 * STEP + 5]
@@ -75,15 +85,31 @@ def test_they_are_the_model_of_their_step_and_change_no_loss(storage: tuple[Path
     assert training(folder, marked).run()
     without, having = artifact(folder, plain), artifact(folder, marked)
     assert losses(read_ledger(having / LEDGER)) == losses(read_ledger(without / LEDGER))
-    kept = {path.name: weights(path) for path in (having / "snapshots").iterdir()}
-    assert sorted(map(int, kept)) == marks
+    assert amounts(folder, marked) == marks
+    first, second, third = (weights(kept(folder, marked, mark)) for mark in marks)
     for name, value in weights(having / "model").items():
-        assert torch.equal(kept[str(marks[1])][name], after_four[name])
-        assert torch.equal(kept[str(marks[2])][name], value), "beyond the last whole step it is the last model"
-    assert not torch.equal(kept[str(marks[0])]["model.norm.weight"], after_four["model.norm.weight"])
-    assert AutoTokenizer.from_pretrained(having / "snapshots" / str(marks[0]))("Semua orang")["input_ids"]
-    named = ArtifactStore(folder).manifest(marked.kind, OTHER)["files"]
-    assert {f"snapshots/{mark}/model.safetensors" for mark in marks} <= set(named), "the manifest has their hashes"
+        assert torch.equal(second[name], after_four[name])
+        assert torch.equal(third[name], value), "beyond the last whole step it is the last model"
+    assert not torch.equal(first["model.norm.weight"], after_four["model.norm.weight"])
+    assert AutoTokenizer.from_pretrained(kept(folder, marked, marks[0]))("Semua orang")["input_ids"]
+
+
+def test_one_is_there_and_told_of_as_soon_as_its_step_is_done(storage: tuple[Path, str]) -> None:
+    folder, dataset = storage
+    stage = training_stage(KEY, dataset, steps=6, checkpoint_steps=100, snapshot_tokens=[2 * STEP, 5 * STEP])
+    told: list[tuple[int, list[int]]] = []
+
+    def report(progress: Progress) -> None:
+        assert amounts(folder, stage)[: len(progress.snapshots)] == progress.snapshots
+        told.append((progress.step, progress.snapshots))
+
+    left = iter([False] * 3 + [True])
+    assert not training(folder, stage, lambda: next(left), report).run()
+    assert told[-1] == (3, [2 * STEP])
+    first = len(told)
+    assert training(folder, stage, report=report).run()
+    assert (3, [2 * STEP]) in told[first:], "who goes on tells of those that were made before"
+    assert told[-1] == (6, [2 * STEP, 5 * STEP])
 
 
 def test_one_that_was_made_before_a_kill_is_not_made_again(storage: tuple[Path, str]) -> None:
@@ -91,34 +117,33 @@ def test_one_that_was_made_before_a_kill_is_not_made_again(storage: tuple[Path, 
     stage = training_stage(KEY, dataset, steps=6, checkpoint_steps=100, snapshot_tokens=[2 * STEP, 5 * STEP])
     with pytest.raises(KilledError):
         training(folder, stage, report=killed_after(4)).run()
-    made = ArtifactStore(folder).work(stage.kind, KEY) / "snapshots" / str(2 * STEP) / "model.safetensors"
+    made = kept(folder, stage, 2 * STEP) / "model.safetensors"
     inode, content = made.stat().st_ino, made.read_bytes()
     assert training(folder, stage).run(), "from the start, past both"
-    kept = artifact(folder, stage) / "snapshots"
-    assert {path.name for path in kept.iterdir()} == {str(2 * STEP), str(5 * STEP)}
-    again = kept / str(2 * STEP) / "model.safetensors"
+    assert amounts(folder, stage) == [2 * STEP, 5 * STEP]
+    again = kept(folder, stage, 2 * STEP) / "model.safetensors"
     assert (again.stat().st_ino, again.read_bytes()) == (inode, content)
 
 
 def test_a_kill_in_the_middle_of_writing_one_leaves_nothing_that_counts(storage: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, dataset = storage
     stage = training_stage(KEY, dataset, steps=3, checkpoint_steps=1, snapshot_tokens=[2 * STEP])
-    snapshots = ArtifactStore(folder).work(stage.kind, KEY) / "snapshots"
+    work = ArtifactStore(folder).work(stage.kind, KEY)
 
-    def kill(folder: Path) -> None:
+    def kill(*_: object, **__: object) -> None:
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr(snapshot, "sync", kill)
+        patched.setattr(ArtifactStore, "commit", kill)
         with pytest.raises(KilledError):
             training(folder, stage).run()
-    (torn,) = snapshots.iterdir()
-    assert torn.name.startswith(".")
+    assert len(list(work.glob("snapshot.*"))) == 1
     resumed = training(folder, stage)
     assert resumed.step == 1, "the step it belongs to is in no checkpoint"
-    assert not list(snapshots.iterdir())
+    assert not list(work.glob("snapshot.*"))
+    assert amounts(folder, stage) == []
     assert resumed.run()
-    assert [path.name for path in (artifact(folder, stage) / "snapshots").iterdir()] == [str(2 * STEP)]
+    assert amounts(folder, stage) == [2 * STEP]
 
 
 def test_one_that_is_gone_cannot_be_made_any_more(storage: tuple[Path, str]) -> None:
@@ -127,7 +152,7 @@ def test_one_that_is_gone_cannot_be_made_any_more(storage: tuple[Path, str]) -> 
     left = iter([False, False, True])
     assert not training(folder, stage, lambda: next(left)).run()
     work = ArtifactStore(folder).work(stage.kind, KEY)
-    (work / "snapshots" / str(STEP)).rename(folder / "elsewhere")
+    kept(folder, stage, STEP).parent.rename(folder / "elsewhere")
     with pytest.raises(ArtifactError, match="is missing") as raised:
         training(folder, stage)
     assert raised.value.next_step == f"Remove {work} to start again"
@@ -135,10 +160,13 @@ def test_one_that_is_gone_cannot_be_made_any_more(storage: tuple[Path, str]) -> 
 
 def test_an_older_round_puts_none_in_place(tmp_path: Path) -> None:
     term = Term("lineage", 1, 0, "store")
-    old = Snapshots(tmp_path, {100: 1}, Team(), Fence.take(tmp_path, term, 0))
-    new = Snapshots(tmp_path, {100: 1}, Team(round=1), Fence.take(tmp_path, term, 1))
+    stage, store = training_stage(KEY, OTHER, steps=1), ArtifactStore(tmp_path)
+    work = store.work(stage.kind, KEY)
+    old = Snapshots(store, stage, {100: 1}, Team(), Fence.take(work, term, 0))
+    new = Snapshots(store, stage, {100: 1}, Team(round=1), Fence.take(work, term, 1))
 
     def save(part: Path) -> None:
+        part.mkdir()
         (part / "config.json").write_text("{}")
 
     with pytest.raises(FencedError):
@@ -153,16 +181,16 @@ def test_an_older_round_puts_none_in_place(tmp_path: Path) -> None:
         old.write(100, overtaken)
     new.write(100, save)
     assert (new.due(1), new.due(2)) == ([], [])
-    assert [path.name for path in new.folder.iterdir()] == ["100"]
+    assert amounts(tmp_path, stage) == [100]
 
 
 def test_that_of_adapters_is_merged(storage: tuple[Path, str]) -> None:
     folder, dataset = storage
     stage = training_stage(KEY, dataset, steps=2, lora=True, snapshot_tokens=[STEP, 2 * STEP])
     assert training(folder, stage).run()
-    made = artifact(folder, stage)
-    assert not list((made / "snapshots").glob("*/adapter*"))
-    first, last, model = (weights(made / name) for name in (f"snapshots/{STEP}", f"snapshots/{2 * STEP}", "model"))
+    places = kept(folder, stage, STEP), kept(folder, stage, 2 * STEP), artifact(folder, stage) / "model"
+    assert not list(places[0].parent.rglob("adapter*"))
+    first, last, model = map(weights, places)
     assert all(torch.equal(last[name], model[name]) for name in model)
     assert not torch.equal(first["model.layers.0.self_attn.q_proj.weight"], model["model.layers.0.self_attn.q_proj.weight"])
 

@@ -24,7 +24,6 @@ from transfer_trainer.fence import Fence
 from transfer_trainer.ledger import LEDGER, Summary, read_ledger
 from transfer_trainer.lora import add_adapters, merge_adapters, save_adapter
 from transfer_trainer.model import load_model
-from transfer_trainer.snapshot import Snapshots
 
 ADAPTER = "adapter"
 """Folder of the artifact beside `model/`."""
@@ -42,7 +41,6 @@ def export(
     base: Path,
     weights: dict[str, Any],
     fence: Fence,
-    snapshots: Snapshots,
     **numbers: float,
 ) -> ArtifactReference:
     """Writes and commits the artifact; rank 0 only. The work folder is gone afterwards.
@@ -53,7 +51,6 @@ def export(
         base: folder of the model that training started from.
         weights: what `full_weights` gave.
         fence: the round's right to write.
-        snapshots: those that were made on the way.
         numbers: figures for the manifest.
 
     Raises:
@@ -66,7 +63,6 @@ def export(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write_model(store, stage, base, weights, folder / "model", folder / ADAPTER)
-        snapshots.link(folder)
         shutil.copyfile(work / LEDGER, folder / LEDGER)
         summary = read_ledger(folder / LEDGER)
         write_atomically(folder / "training.json", json.dumps(curve(summary), indent=1))

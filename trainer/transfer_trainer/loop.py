@@ -130,7 +130,7 @@ class Training:
         order = row_order(self.parameters.seed, self.store.sources)
         self.batches = BatchReader(self.store, order, self.parameters.rows_per_step, self.steps, self.team)
         marks = snapshot_steps(self.parameters, self.steps, self.section)
-        self.snapshots = Snapshots(self.work, marks, self.team, self.fence)
+        self.snapshots = Snapshots(self.artifacts, self.context.stage, marks, self.team, self.fence)
         length = self.store.sequence_length
         self.micro_batch_tokens = micro_batch_tokens(self.execution, gpu=self.team.device.type == "cuda")
         self.micro_rows = max(1, self.micro_batch_tokens // length)
@@ -196,6 +196,7 @@ class Training:
             step=self.step, total_steps=self.steps, tokens=self._tokens, lost_steps=int(lost), productive_seconds=productive,
             loss=loss if self.step else None, skipped_steps=sum(step <= self.step for step in self.watch.decided),
             passed_over=self.checkpoints.torn[:64],
+            snapshots=self.snapshots.made(self.step),
         )  # fmt: skip
         if self.execution.checkpoint_interval is CheckpointInterval.AUTO:
             self.interval: Interval = Auto(failures, productive)
@@ -417,9 +418,12 @@ class Training:
 
     def _snapshot(self) -> None:
         """Writes the snapshots that are due after this step; no process goes on before they are in place."""
-        due = self.snapshots.due(self.step)
-        if not due:
-            return
+        if due := self.snapshots.due(self.step):
+            self._write_snapshots(due)
+        if (made := self.snapshots.made(self.step)) != self.progress.snapshots:
+            self._tell(snapshots=made)
+
+    def _write_snapshots(self, due: list[int]) -> None:
         self._tell(activity=Activity.SAVING)
         if self.checkpoints.running:
             self._note_save()
@@ -464,7 +468,7 @@ class Training:
             self._close_records()
             numbers = {"loss": self.progress.loss or 0.0, "steps": self.steps, "tokens": self.progress.tokens}
             numbers |= self.progress.metrics
-            export(self.artifacts, self.context.stage, self.base, weights, self.fence, self.snapshots, **numbers)
+            export(self.artifacts, self.context.stage, self.base, weights, self.fence, **numbers)
         self.team.wait(patiently=True)
         self._tell(activity=Activity.DONE)
 

@@ -22,7 +22,8 @@ An experiment is a list of stages (`transfer_api.stage.plan_stages`), each of wh
                                ▲─────────┘
 
 One failed stage ends the experiment; what ran beside it is left as `Suspended`. A stage that another experiment makes (`makers`) is waited
-for. An evaluation of a checkpoint may end the experiment by what it scored, although it is Complete itself (`evaluation.retention.stop`).
+for. An evaluation of a checkpoint begins as soon as a pod of the training tells of the snapshot. By what it scored it may end the
+experiment in the middle of that training, although it is Complete itself (`evaluation.retention.stop`).
 The experiment is Pending until a first pod runs, then Running (or Suspended), and at last Complete or Failed, which nothing changes.
 
 While a stage runs, one record for each worker index says which generation of its pod is wanted. A pod of that generation that ended
@@ -31,7 +32,8 @@ write; the replacement is created because the record asks for it. A pod of any o
 once, whatever is repeated.
 
 Read in this order: `snapshot` (what is seen), `decision` (what is answered), `verdict` (what the end of a pod means),
-`stage` (one stage), `experiment` (all of them), `usage` (GPU-hours and goodput), `summary` (what people read).
+`stage` (one stage), `gate` (what may end all of them early), `experiment` (all of them), `usage` (GPU-hours and goodput), `summary` (what
+people read).
 """
 
 from transfer_operator.decide.decision import CreatePod, Decision, DeletePod, Event

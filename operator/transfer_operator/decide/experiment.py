@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from transfer_api.progress import ResultMessage
-from transfer_api.retention import judge_retention
 from transfer_api.stage import StagePlan
 from transfer_api.status import ArtifactStatus, Failure, Phase, Restarts, StageState, StageStatus, second
 from transfer_operator.decide import stage as stages
 from transfer_operator.decide.decision import Action, Decision, DeletePod, Event, Refusal
+from transfer_operator.decide.gate import judge_checkpoint, may_stop, stands_aside
 from transfer_operator.decide.snapshot import Pod, PodPhase, Snapshot
 from transfer_operator.decide.stage import Step, Surroundings
-from transfer_operator.decide.summary import gate_of, scored, summarize
+from transfer_operator.decide.summary import summarize
 from transfer_operator.decide.verdict import Done, verdict
 
 
@@ -36,15 +36,20 @@ def decide(snapshot: Snapshot, now: datetime) -> Decision:
             refusal = step.refusal
             step.change(state=StageState.FAILED, completion_time=now, message=refusal.message[:1024])
             break
-        if (refusal := _judge_checkpoint(snapshot, step)) is not None:
+        if (refusal := judge_checkpoint(snapshot, step, steps)) is not None:
             break
     if refusal is not None:
         return _fail(snapshot, steps, refusal, now)
+    for place, step in enumerate(steps):
+        others = [other.status for other in steps if other is not step]
+        if not snapshot.experiment.spec.suspend and _may_begin(snapshot, step, steps[:place], others):
+            step.change(message="")
+            stages.begin(step)
     return _answer(snapshot, steps, now)
 
 
 def _advance(snapshot: Snapshot, plan: StagePlan, before: list[Step], now: datetime) -> Step:
-    """One stage, knowing what the stages before it have come to in this call."""
+    """One stage that runs, or is complete, knowing what the stages before it have come to in this call."""
     record = _record(snapshot, plan)
     others = [s.status for s in before] + [s for s in snapshot.status.stages if s.key not in {plan.key, *(b.plan.key for b in before)}]
     around = Surroundings(
@@ -60,10 +65,9 @@ def _advance(snapshot: Snapshot, plan: StagePlan, before: list[Step], now: datet
     _adopt(step, snapshot.artifacts.get(plan.key))
     suspend = snapshot.experiment.spec.suspend
     if step.status.state is StageState.RUNNING:
-        (stages.suspend if suspend else stages.advance)(step)
-    elif step.status.state is not StageState.COMPLETE and not suspend and _may_begin(snapshot, step, before, others):
-        step.change(message="")
-        stages.begin(step)
+        stages.note_progress(step)
+        aside = stands_aside(snapshot, step, others)
+        (stages.suspend if suspend or aside else stages.advance)(step)
     if step.status.state is StageState.COMPLETE:
         stages.let_end(step)
     elif step.status.state is not StageState.RUNNING:
@@ -101,44 +105,35 @@ def _adopt(step: Step, finished: ResultMessage | None) -> None:
 
 
 def _may_begin(snapshot: Snapshot, step: Step, before: list[Step], others: list[StageStatus]) -> bool:
-    """Whether the inputs are complete, a slot is free and no back-off is running."""
+    """Whether it waits, the inputs are complete, a slot is free and no back-off is running."""
+    if step.status.state in (StageState.RUNNING, StageState.COMPLETE):
+        return False
     retry = step.status.retry_time
     if retry is not None and retry > step.around.now:
         step.wake.append(retry)
         return False
-    done = {other.plan.key for other in before if other.status.state is StageState.COMPLETE}
-    if not set(step.plan.inputs.values()) <= done:
+    if not _inputs_are_there(step.plan, others):
         return False
     if (maker := snapshot.makers.get(step.plan.key)) is not None:
         step.change(message=f"waits for {maker}, which makes the same stage")
         return False
-    unscored = any(other.plan.snapshot is not None and other.plan.key not in done for other in before)
-    gate = gate_of(snapshot)
-    if unscored and step.plan.snapshot is None and gate is not None and gate.stop:
+    unscored = any(other.plan.snapshot is not None and other.status.state is not StageState.COMPLETE for other in before)
+    if unscored and step.plan.snapshot is None and may_stop(snapshot):
         step.change(message="waits for the scores of the checkpoints, by which evaluation.retention may stop the experiment")
+        return False
+    if stands_aside(snapshot, step, others):
         return False
     slots = snapshot.settings.parallel_stages
     running = sum(1 for other in others if other.state is StageState.RUNNING)
     return slots is None or running < slots
 
 
-def _judge_checkpoint(snapshot: Snapshot, step: Step) -> Refusal | None:
-    """Whether the checkpoint whose evaluation has just become complete has lost too much of English to go on; it is told in any case."""
-    gate = gate_of(snapshot)
-    complete = step.status.state is StageState.COMPLETE and _record(snapshot, step.plan).state is not StageState.COMPLETE
-    if step.plan.snapshot is None or not complete or gate is None:
-        return None
-    result = scored(snapshot, step.status)
-    if result is None:
-        return None
-    judged = judge_retention(gate, result.scores)
-    if judged.kept or (judged.kept is None and not gate.stop):
-        return None
-    message = f"after {step.plan.snapshot:,} tokens: {judged.message}"
-    if gate.stop and judged.kept is False:
-        return Refusal(reason=judged.reason, message=message)
-    step.events.append(Event(reason=judged.reason, message=message, warning=True))
-    return None
+def _inputs_are_there(plan: StagePlan, others: list[StageStatus]) -> bool:
+    """Whether all that a stage reads is; of a training whose checkpoint is scored, that is the snapshot."""
+    return all(
+        any(other.key == key and (other.state is StageState.COMPLETE or plan.snapshot in other.snapshots) for other in others)
+        for key in plan.inputs.values()
+    )
 
 
 def _all_records(snapshot: Snapshot, steps: list[Step]) -> list[StageStatus]:

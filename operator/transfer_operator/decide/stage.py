@@ -140,7 +140,6 @@ def begin(step: Step) -> None:
 
 def advance(step: Step) -> None:
     """Moves a running stage on by one call."""
-    note_progress(step)
     if not step.status.workers:  # resumed before the suspension was over
         begin(step)
         return
@@ -175,7 +174,6 @@ def suspend(step: Step) -> None:
 
     From now on no pod is wanted, so none that goes is an incident, whether or not the experiment is resumed meanwhile.
     """
-    note_progress(step)
     step.refusal = next((result for pod in step.pods if isinstance(result := _judge(pod), Refusal)), None)
     for pod in step.pods:
         step.delete(pod)
@@ -245,9 +243,13 @@ def overstays(pod: Pod, pods: Iterable[Pod], completed: datetime | None, now: da
 
 
 def note_progress(step: Step) -> None:
-    """Takes the highest step that any pod tells of; a new highest ends the back-off."""
+    """Takes the highest step that any pod tells of, and the snapshots; a new highest ends the back-off."""
     best = latest_progress(step.pods)
-    if best is None or not (step.around.note_progress or best.step == best.total_steps):
+    if best is None:
+        return
+    if set(best.snapshots) - set(step.status.snapshots):
+        step.change(snapshots=sorted({*step.status.snapshots, *best.snapshots}))
+    if not (step.around.note_progress or best.step == best.total_steps):
         return
     if best.step > step.status.last_step:
         step.change(last_step=best.step, last_step_time=step.around.now, fruitless=0, retry_time=None)
