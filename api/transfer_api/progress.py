@@ -120,6 +120,9 @@ class Score(Observed):
     )
     part_of: str = Field(default="", description="The group whose mean counts this task.")
     parts: Count = Field(default=0, description="Number of tasks that this is the mean of; each has a line of its own.")
+    languages: list[str] = Field(
+        default=[], description="Languages that this is the mean over, each with the same weight and a line of its own."
+    )
     higher_is_better: bool = True
     harness: str = Field(default="", description="What produced it: name, version, shots, scoring mode.")
 

@@ -81,7 +81,7 @@ CONTRACT_VERSION: Mapping[StageKind, int] = {
     StageKind.DATASET: 2,
     StageKind.PRETRAINING: 2,
     StageKind.INSTRUCTION_TUNING: 2,
-    StageKind.EVALUATION: 4,
+    StageKind.EVALUATION: 5,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +20,17 @@ from typing import Any
 import numpy as np
 
 from transfer_api.errors import ArtifactError
+from transfer_api.language import ENGLISH, primary
 from transfer_api.progress import Score
 from transfer_evaluator.statistics import (
     LEAST_CLUSTERS,
     Floats,
+    cluster_sums,
     holm,
     mcnemar,
+    mean_interval,
+    mean_paired_difference,
+    mean_randomization_test,
     minimum_detectable,
     paired_difference,
     paired_standard_error,
@@ -41,6 +47,9 @@ DOCUMENT = "document"
 """The passage that questions are about."""
 SUBJECT = "subject"
 """The task or field that a question belongs to. Few subjects are a fixed choice, of which nothing is to be learned about others."""
+SEVERAL = "mul"
+UNKNOWN = "und"
+"""As languages: both are of ISO 639-2."""
 MCNEMAR = "exact McNemar"
 RANDOMIZATION = "paired randomization"
 
@@ -156,12 +165,17 @@ def read_items(folder: Path, result: TaskResult) -> list[Item] | None:
 
 
 def score_tasks(results: Sequence[TaskResult], baseline: Callable[[TaskResult], list[Item] | None], seed: int) -> list[Score]:
-    """Lines of the table: main metrics of whole tasks, then of parts of groups, then the other metrics."""
+    """Lines of the table: main metrics of whole tasks, then of parts of groups, then the other metrics; means before their parts."""
     wholes = {_group(result) for result in results if not result.detail}
     parts = Counter(_group(result) for result in results if result.detail and _group(result) in wholes)
     lines: list[tuple[tuple[bool, bool], Score]] = []
-    for result in results:
-        reference = baseline(result)
+    references = [baseline(result) for result in results]
+    families = _families(results)
+    for place_of, (result, reference) in enumerate(zip(results, references, strict=True)):
+        if (family := families.get(place_of)) is not None:
+            members = [(results[member], references[member] or []) for member in family]
+            shared = [metric for metric in result.metrics if all(metric in member.metrics for member, _ in members)]
+            lines += [((not metric.main, False), score_mean(members, metric, seed)) for metric in shared]
         group = _group(result)
         place = {"part_of": group[1]} if result.detail and group in wholes else {"parts": parts[group]}
         for metric in result.metrics:
@@ -183,12 +197,12 @@ def _group(result: TaskResult) -> tuple[str, str]:
 def adjust(scores: Sequence[Score]) -> list[Score]:
     """Adds Holm's p-values. A family is what one question is asked of side by side: a metric on the texts or tasks of a suite.
 
-    A group's mean is asked of once, and is no family with its parts.
+    A mean, of a group or over languages, is asked of once, and is no family with its parts.
     """
-    families: dict[tuple[str, str, str], list[int]] = {}
+    families: dict[tuple[str, str, str, bool], list[int]] = {}
     for place, score in enumerate(scores):
         if score.p_value is not None:
-            families.setdefault((score.suite, score.metric, score.part_of), []).append(place)
+            families.setdefault((score.suite, score.metric, score.part_of, bool(score.languages)), []).append(place)
     adjusted = list(scores)
     for places in families.values():
         values = holm([scores[place].p_value or 0.0 for place in places])
@@ -227,6 +241,84 @@ def score_metric(result: TaskResult, metric: Metric, reference: Sequence[Item] |
             "minimum_detectable": minimum_detectable(error) if error else None,
         }
     )  # fmt: skip
+
+
+def score_mean(members: Sequence[tuple[TaskResult, Sequence[Item]]], metric: Metric, seed: int) -> Score:
+    """The mean over languages of one metric, each with the same weight; items are drawn within their language.
+
+    Args:
+        members: what was measured in each language, with the items of the baseline.
+        metric: one that all of them have.
+        seed: of the resampling.
+    """
+    results = [result for result, _ in members]
+    strata = [_Stratum.of(result, reference, metric) for result, reference in members]
+    transform = metric.transform.function
+    suite, task = _family(results[0])
+    languages = [result.language for result in results]
+    value, interval = mean_interval([one.own_K2 for one in strata], transform=transform, seed=seed)
+    harness = f"mean over {len(results)} languages ({', '.join(languages)}), each with the same weight"
+    counted = all(one.clustered for one in strata)
+    score = Score(
+        suite=suite, task=task, language=SEVERAL, metric=metric.name, value=value, interval=interval, languages=languages,
+        items=sum(one.items for one in strata), higher_is_better=metric.higher_is_better, harness=harness,
+        resampled=results[0].cluster if counted else results[0].unit,
+        clusters=sum(len(one.own_K2) for one in strata) if counted else None,
+    )  # fmt: skip
+    pairs = [one.both_K4 for one in strata if one.both_K4 is not None]
+    if len(pairs) < len(strata):
+        return score
+    difference, interval = mean_paired_difference(pairs, transform=transform, seed=seed)
+    errors = [paired_standard_error(*both_K4.T, transform=transform) for both_K4 in pairs]
+    known = [error for error in errors if error is not None]
+    error = math.sqrt(sum(error**2 for error in known)) / len(known) if len(known) == len(errors) else None
+    return score.model_copy(
+        update={
+            "baseline": float(np.mean([ratio(both_K4[:, 2], both_K4[:, 3], transform) for both_K4 in pairs])),
+            "difference": difference, "interval": interval, "test": RANDOMIZATION,
+            "p_value": mean_randomization_test(pairs, transform=transform, seed=seed),
+            "minimum_detectable": minimum_detectable(error) if error else None,
+        }
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Stratum:
+    """One language of a mean: sums over what is drawn."""
+
+    own_K2: Floats
+    both_K4: Floats | None
+    """Beside the baseline, over the items that both have; None without any."""
+    items: int
+    clustered: bool
+
+    @classmethod
+    def of(cls, result: TaskResult, reference: Sequence[Item], metric: Metric) -> _Stratum:
+        items = [item for item in result.items if metric.numerator in item]
+        pairs = _pairs(items, reference, metric)
+        ours, theirs = ([side for side, _ in pairs], [side for _, side in pairs])
+        drawn, drawn_of_pairs = _clusters(result.cluster, items), _clusters(result.cluster, ours)
+        columns = [*_columns(ours, metric), *_columns(theirs, metric)]
+        both_K4 = cluster_sums(np.stack(columns, axis=1), drawn_of_pairs) if pairs else None
+        return cls(cluster_sums(np.stack(_columns(items, metric), axis=1), drawn), both_K4, len(items), drawn is not None)
+
+
+def _families(results: Sequence[TaskResult]) -> dict[int, list[int]]:
+    """Results of one kind in two or more languages, by the place of the first. English stands apart: it is what is not to be lost."""
+    families: dict[tuple[str, str], list[int]] = {}
+    for place, result in enumerate(results):
+        if not result.detail and primary(result.language) not in (ENGLISH, UNKNOWN, SEVERAL):
+            families.setdefault(_family(result), []).append(place)
+    alike = (family for family in families.values() if len(family) > 1)
+    return {family[0]: family for family in alike if len({results[place].language for place in family}) == len(family)}
+
+
+def _family(result: TaskResult) -> tuple[str, str]:
+    """Names of suite and task without the language that they end with: udhr of udhr-hi. The harness has codes of its own in some tasks."""
+    code = f"(?:{re.escape(result.language)}|{re.escape(primary(result.language))})"
+    suite, task = (re.sub(rf"(?i)(?:^|[-_.]){code}$", "", name) for name in (result.suite, result.task))
+    of_suite = not task or (task == result.task and suite != result.suite)
+    return suite, suite if of_suite else task
 
 
 def _clusters(name: str, items: Sequence[Item]) -> list[str] | None:

@@ -8,7 +8,10 @@ title the weight of a chapter, the ratio of sums does not.
 Items that share a passage or a subject are not independent, and drawing them one by one makes intervals too narrow. So whole
 clusters are drawn (Davison and Hinkley, Bootstrap Methods and their Application, 3.8): their sums are the rows that are resampled.
 
-Shapes: N items, K clusters, C columns, R resamples.
+A mean over languages is over strata: the languages are those that were asked for, and nothing is to be learned about others. So they are
+fixed, and the items of each are drawn within it (the same book, 3.2). Each counts the same, whatever the number of its items.
+
+Shapes: N items, K clusters, S strata, C columns, R resamples.
 """
 
 from __future__ import annotations
@@ -95,6 +98,36 @@ def paired_standard_error(
     return float(np.sqrt((count - 1) / count * np.sum((difference_K - difference_K.mean()) ** 2)))
 
 
+def mean_interval(
+    strata_SK2: Sequence[Floats], *, transform: Callable[[Floats], Floats] = same, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, Interval]:
+    """Mean of the ratios of the strata, and its 95 % interval; each stratum is what `cluster_sums` gives of its two columns."""
+    sums_SR2 = [_resampled_sums(sums_K2, [seed, place], resamples) for place, sums_K2 in enumerate(strata_SK2)]
+    mean = float(np.mean([ratio(sums_K2[:, 0], sums_K2[:, 1], transform) for sums_K2 in strata_SK2]))
+    return mean, _percentiles(np.mean([transform(sums_R2[:, 0] / sums_R2[:, 1]) for sums_R2 in sums_SR2], axis=0), mean)
+
+
+def mean_paired_difference(
+    strata_SK4: Sequence[Floats], *, transform: Callable[[Floats], Floats] = same, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, Interval]:
+    """Mean of the paired differences of the strata, and its 95 % interval."""
+    sums_SR4 = [_resampled_sums(sums_K4, [seed, place], resamples) for place, sums_K4 in enumerate(strata_SK4)]
+    mean = _mean_difference(strata_SK4, transform)
+    return mean, _percentiles(np.mean([_difference(sums_R4, transform) for sums_R4 in sums_SR4], axis=0), mean)
+
+
+def mean_randomization_test(
+    strata_SK4: Sequence[Floats], *, transform: Callable[[Floats], Floats] = same, seed: int = 0, resamples: int = TEST_RESAMPLES
+) -> float:
+    """Two-sided p-value of a mean of paired differences: clusters swap sides within their stratum."""
+    generators = [np.random.default_rng([seed, place]) for place in range(len(strata_SK4))]
+    swapped_SR = [
+        _random_swaps(sums_K4, resamples, generator, transform) for sums_K4, generator in zip(strata_SK4, generators, strict=True)
+    ]
+    mean_R: Floats = np.mean(swapped_SR, axis=0)
+    return (_reached(mean_R, abs(_mean_difference(strata_SK4, transform))) + 1) / (resamples + 1)
+
+
 def minimum_detectable(standard_error: float, *, power: float = POWER, level: float = LEVEL) -> float:
     """The true difference that a two-sided test at `1 - level` would find with probability `power`, by the normal approximation."""
     normal = NormalDist()
@@ -128,19 +161,25 @@ def randomization_test(
     sums_K4 = cluster_sums(np.stack([numerator_N, denominator_N, baseline_numerator_N, baseline_denominator_N], axis=1), clusters)
     count = len(sums_K4)
     observed = abs(float(_difference(sums_K4.sum(axis=0, keepdims=True), transform)[0]))
-    exact = count <= EXACT_CLUSTERS
-    total, reached = 0, 0
-    chunk = max(1, CHUNK_DRAWS // count)
+    if count <= EXACT_CLUSTERS:
+        swaps_RK = np.arange(2**count)[:, None] >> np.arange(count) & 1  # all ways in which they can
+        return _reached(_difference(_swapped_sums(sums_K4, swaps_RK.astype(np.float64)), transform), observed) / len(swaps_RK)
     generator = np.random.default_rng(seed)
-    draws = 2**count if exact else resamples
-    for start in range(0, draws, chunk):
-        size = min(chunk, draws - start)
-        swap_RK = _all_swaps(start, size, count) if exact else generator.integers(0, 2, size=(size, count), dtype=np.int8)
-        difference_R = _difference(_swapped_sums(sums_K4, swap_RK.astype(np.float64)), transform)
-        # Sums in another order differ in the last digits, and a tie counts.
-        reached += int(np.sum(np.abs(difference_R) >= observed * (1 - 1e-9) - 1e-15))
-        total += size
-    return reached / total if exact else (reached + 1) / (total + 1)
+    return (_reached(_random_swaps(sums_K4, resamples, generator, transform), observed) + 1) / (resamples + 1)
+
+
+def _random_swaps(sums_K4: Floats, resamples: int, generator: np.random.Generator, transform: Callable[[Floats], Floats]) -> Floats:
+    """Differences after clusters have swapped sides at random: [R]."""
+    count = len(sums_K4)
+    chunk = max(1, CHUNK_DRAWS // count)
+    sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
+    drawn = (generator.integers(0, 2, size=(size, count), dtype=np.int8).astype(np.float64) for size in sizes)
+    return np.concatenate([_difference(_swapped_sums(sums_K4, swap_RK), transform) for swap_RK in drawn])
+
+
+def _reached(difference_R: Floats, observed: float) -> int:
+    """How many are as large. Sums in another order differ in the last digits, and a tie counts."""
+    return int(np.sum(np.abs(difference_R) >= observed * (1 - 1e-9) - 1e-15))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -169,9 +208,8 @@ def _difference(sums_R4: Floats, transform: Callable[[Floats], Floats]) -> Float
     return transform(sums_R4[:, 0] / sums_R4[:, 1]) - transform(sums_R4[:, 2] / sums_R4[:, 3])
 
 
-def _all_swaps(start: int, size: int, count: int) -> NDArray[np.int64]:
-    """Rows `start` to `start + size` of the list of all ways in which `count` clusters can swap sides: [R, K] of 0 and 1."""
-    return np.asarray(np.arange(start, start + size)[:, None] >> np.arange(count) & 1, dtype=np.int64)
+def _mean_difference(strata_SK4: Sequence[Floats], transform: Callable[[Floats], Floats]) -> float:
+    return float(np.mean([_difference(sums_K4.sum(axis=0, keepdims=True), transform)[0] for sums_K4 in strata_SK4]))
 
 
 def _swapped_sums(sums_K4: Floats, swap_RK: Floats) -> Floats:
@@ -181,7 +219,7 @@ def _swapped_sums(sums_K4: Floats, swap_RK: Floats) -> Floats:
     return sums_R4
 
 
-def _resampled_sums(columns_KC: Floats, seed: int, resamples: int) -> Floats:
+def _resampled_sums(columns_KC: Floats, seed: int | Sequence[int], resamples: int) -> Floats:
     """Column sums of `resamples` draws of K rows with replacement: [R, C]."""
     rows = len(columns_KC)
     if rows == 0:

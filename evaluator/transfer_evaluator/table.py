@@ -103,7 +103,7 @@ def _row(score: Score, shown: Sequence[str]) -> Row:
     content: dict[str, tuple[str, str | float | None]] = {
         "suite": (score.suite, score.suite),
         "task": (f"{score.task} (mean of {score.parts})" if score.parts else score.task, score.task),
-        "language": (score.language, score.language),
+        "language": (f"mean of {len(score.languages)}" if score.languages else score.language, score.language),
         "metric": (score.metric, score.metric),
         "baseline": (number(score.baseline), score.baseline),
         "result": (number(score.value), score.value),
@@ -121,7 +121,8 @@ def _row(score: Score, shown: Sequence[str]) -> Row:
 
 
 def _resampled(score: Score) -> str:
-    return f"{score.clusters:,} {score.resampled}s" if score.clusters else f"{score.resampled}s" if score.resampled else "–"
+    words = f"{score.clusters:,} {score.resampled}s" if score.clusters else f"{score.resampled}s" if score.resampled else "–"
+    return f"{words}, each in its language" if score.languages else words
 
 
 def probability(value: float | None) -> str:
