@@ -20,6 +20,7 @@ from transfer_api.language import LANGUAGE_PATTERN, check_language
 API_GROUP = "transfer-operator.dev"
 API_VERSION = f"{API_GROUP}/v1alpha1"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+MOST_EPOCHS = 1000
 NAME_LENGTH = 52  # child names add up to 11 characters, and a label value ends at 63
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)]
@@ -393,9 +394,9 @@ class Pretraining(Optimization):
     tokens: Amount | None = Field(default=None, description="Budget in tokens, such as 500M.")
     steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Budget in optimizer steps.")
     epochs: int | None = Field(
-        default=None, ge=1, le=1000, description="Budget in passes over the source that lasts longest at its weight."
+        default=None, ge=1, le=MOST_EPOCHS, description="Budget in passes over the source that lasts longest at its weight."
     )
-    max_epochs: int = Field(default=1, ge=1, le=1000, description="How often a source may be repeated to fill the budget.")
+    max_epochs: int = Field(default=1, ge=1, le=MOST_EPOCHS, description="How often a source may be repeated to fill the budget.")
     mixture: list[WeightedSource] = Field(min_length=1, max_length=32, description="Texts and their shares.")
     validation_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two measurements of bits per byte on evaluation.texts. Default: none."
@@ -417,7 +418,7 @@ class InstructionTuning(Optimization):
     examples: Amount | None = Field(
         default=None, description="Size of the subset, chosen by seed; a larger subset contains every smaller one. Default: all."
     )
-    epochs: int | None = Field(default=None, ge=1, le=1000, description="Passes over the examples. Default: 1.")
+    epochs: int | None = Field(default=None, ge=1, le=MOST_EPOCHS, description="Passes over the examples. Default: 1.")
     steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Budget in optimizer steps instead of epochs.")
     template: Literal["Model", "ChatML", "Alpaca", "Llama2", "Llama3"] = Field(
         default="Model", description="Chat template: the model's own (ChatML where it has none), or a named one."

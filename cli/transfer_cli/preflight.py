@@ -17,7 +17,7 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import ExperimentSpec, Method, ModelSource, TransferExperiment, is_judged
+from transfer_api.spec import MOST_EPOCHS, ExperimentSpec, Method, ModelSource, TransferExperiment, WeightedSource, is_judged
 from transfer_api.stage import StageKind, StagePlan, asked_suites, is_address, models_of, plan_stages
 from transfer_api.task import JUDGE_TOKENS
 from transfer_cli.gpus import worker_share
@@ -69,11 +69,11 @@ def check(
             lambda: check_output(output, kept),
             lambda: _apart(storage, output),
             lambda: _port(metrics_port),
-            lambda: _enough_text(spec, (storage, *search)),
             lambda: _gpus(spec),
             lambda: _judge_tokens(spec),
         ]
     )
+    errors += list(_too_little_text(spec, (storage, *search), errors))
     if not errors:
         plan = plan_stages(spec, fingerprints(experiment, storage=storage, search=search))
         errors += _ask([*_disk(spec, plan, storage, output, search)])
@@ -129,28 +129,44 @@ def _judges(plan: Sequence[StagePlan], storage: Path) -> None:
     greet(take_seats(stages[-1], storage, "preflight"))
 
 
-def _enough_text(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:
-    """Refuses a budget that no tokenizer could fill: a token is a byte or more. What is nearer is known once the texts are counted."""
+def _too_little_text(spec: ExperimentSpec, roots: tuple[Path, ...], errors: Sequence[TransferError]) -> Iterator[TransferError]:
+    """Refuses a budget that no tokenizer could fill: a token is a byte or more. What is nearer is known once the texts are counted.
+
+    Args:
+        spec: what the experiment reads.
+        roots: folders in which relative paths are looked up.
+        errors: what was found before; the size of a source that cannot be read means nothing.
+    """
     training = spec.pretraining
     if training is None or training.epochs is not None:
         return
     wanted = training.tokens or (training.steps or 0) * training.global_batch_tokens
     weights = sum(source.weight for source in training.mixture)
     for number, source in enumerate(training.mixture):
-        if source.path is None or is_address(source.path) or not weights:
-            continue
-        try:
-            files = [file for file in expand(find_input(source.path, roots)) if file.is_file()]
-        except DataError:
-            continue  # said elsewhere
-        size = sum(file.stat().st_size for file in files)
+        field = f"spec.pretraining.mixture[{number}]"
+        size = None if any((error.field or "").startswith(f"{field}.") for error in errors) else _plain_bytes(source, roots)
         share = wanted * source.weight // weights
-        if files and not any(file.suffix in PACKED for file in files) and share > training.max_epochs * size:
-            raise DataError(
-                f"has {size:,} bytes, and so no more tokens; the budget asks for {share:,} of it in at most {training.max_epochs} epochs",
-                field=f"spec.pretraining.mixture[{number}].path", value=source.path,
-                next_step="Add text, ask for less, or raise maxEpochs",
-            )  # fmt: skip
+        if not size or share <= training.max_epochs * size:
+            continue
+        epochs = -(-share // size)
+        more = f", or set maxEpochs: {epochs} or more" if epochs <= MOST_EPOCHS else ""
+        yield DataError(
+            f"has {size:,} bytes, and so no more tokens; the budget asks for {share:,} of it: at least {_epochs(epochs)}, "
+            f"where maxEpochs allows {_epochs(training.max_epochs)}",
+            field=f"{field}.path", value=source.path, next_step=f"Add text, or ask for less{more}",
+        )  # fmt: skip
+
+
+def _plain_bytes(source: WeightedSource, roots: tuple[Path, ...]) -> int | None:
+    """Size of a source's files; None where they are elsewhere, or packed."""
+    if source.path is None or is_address(source.path):
+        return None
+    files = expand(find_input(source.path, roots))
+    return None if any(file.suffix in PACKED for file in files) else sum(file.stat().st_size for file in files)
+
+
+def _epochs(count: int) -> str:
+    return f"{count:,} epoch{'s' if count != 1 else ''}"
 
 
 def _ask(questions: Sequence[Callable[[], None]]) -> list[TransferError]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.documents import EVALUATION, PRETRAINING, TUNING, VOCABULARY, changed, document
-from tests.support.folders import PARAMETERS, write_experiment, write_model
+from tests.support.folders import PARAMETERS, write_document, write_experiment, write_model
 from transfer_api.errors import ExitCode
 from transfer_api.load import SpecErrors, load_experiment
 from transfer_api.stage import StagePlan, plan_stages
@@ -302,7 +302,20 @@ def test_a_budget_that_no_tokenizer_could_fill_is_refused_before_anything_runs(t
     told = refusal(tmp_path)
     assert "spec.pretraining.mixture[0].path" in told
     assert f"has {size:,} bytes, and so no more tokens" in told
-    assert "maxEpochs" in told
+    epochs = -(-750_000 // size)
+    assert f"asks for 750,000 of it: at least {epochs} epochs, where maxEpochs allows 1 epoch (got" in told
+    assert f"maxEpochs: {epochs}" in told
+    write_document(tmp_path, document(pretraining={**PRETRAINING, **few, "tokens": "500M"}))
+    assert "maxEpochs: " not in refusal(tmp_path)  # more than it may be
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"Semua \xff orang.\n"], ids=["empty", "blank", "not UTF-8"])
+def test_a_source_that_cannot_be_read_is_not_too_small_as_well(tmp_path: Path, content: bytes) -> None:
+    write_experiment(tmp_path, document(pretraining={**PRETRAINING, "tokens": "1B"}))
+    (tmp_path / "id.txt").write_bytes(content)
+    told = refusal(tmp_path)
+    assert told.count("mixture[0]") == 1
+    assert "mixture[1].path: has 24,000 bytes" in told  # a source of its own
 
 
 def test_vocabulary_counts_for_the_disk(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ def write_experiment(folder: Path, wanted: dict[str, Any] | None = None) -> Path
     for name, text in (("id.txt", much), ("en.txt", "All people.\n" * 2000), ("test.txt", "Satu.\n\nDua.\n")):
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "pairs.jsonl").write_text(json.dumps({"instruction": "Say one", "input": "", "output": "satu"}) + "\n")
+    return write_document(folder, wanted or document(evaluation=EVALUATION))
+
+
+def write_document(folder: Path, wanted: dict[str, Any]) -> Path:
+    """experiment.yaml alone, in place of the one that is there."""
     path = folder / "experiment.yaml"
-    path.write_text(yaml.safe_dump(wanted or document(evaluation=EVALUATION)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(wanted), encoding="utf-8")
     return path
