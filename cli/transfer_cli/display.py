@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -19,6 +18,7 @@ from transfer_api.progress import Progress, Score
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan
 from transfer_api.status import ExperimentStatus, StageState, StageStatus
+from transfer_cli.stdout import give_up
 from transfer_evaluator.table import columns, render_table, title, verdict
 from transfer_operator.decide import Event
 
@@ -74,19 +74,23 @@ class Display:
                 self.line(described)
 
     def line(self, text: str, style: str | None = None) -> None:
-        """A line that stays; nowhere once nobody reads them any more, for a closed terminal or pipe is no reason to stop."""
+        """A line that stays; nowhere once nobody reads them any more, for a closed terminal or a full disk is no reason to stop."""
+        self._show(Text(text, style=style or ""))
+
+    def _show(self, what: RenderableType) -> None:
         try:
-            self.console.print(Text(text, style=style or ""), soft_wrap=True)
+            self.console.print(what, soft_wrap=isinstance(what, Text))
             self.console.file.flush()
-        except OSError:
-            self.console.on_broken_pipe()
+        except OSError as error:
+            self.console.quiet = True
+            give_up(error)
 
     def finish(self, status: ExperimentStatus, scores: list[Score], output: Path) -> None:
         """The table, and where everything lies."""
         if self.live is not None:
             self.live.update(Text(""))
         if scores:
-            self.console.print(score_table(scores))
+            self._show(score_table(scores))
             self.line(verdict(scores, self.language))
         for stage in status.stages:
             if stage.artifact is not None and stage.artifact.provisional:
@@ -145,8 +149,7 @@ class _Screen(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        give_up(BrokenPipeError())
 
 
 def open_console() -> Console:
@@ -158,13 +161,12 @@ def open_console() -> Console:
 def open_display(experiment: TransferExperiment, plan: tuple[StagePlan, ...]) -> Iterator[Display]:
     """A display for as long as the run lasts."""
     console = open_console()
+    live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+    display = Display(console, experiment.spec.language, live)
     count = f"{len(plan)} stage{'s' if len(plan) != 1 else ''}"
-    console.print(f"{experiment.metadata.name}: {count} ({', '.join(stage.name for stage in plan)})", soft_wrap=True)
-    if not console.is_terminal:
-        yield Display(console, experiment.spec.language, None)
-        return
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        yield Display(console, experiment.spec.language, live)
+    display.line(f"{experiment.metadata.name}: {count} ({', '.join(stage.name for stage in plan)})")
+    with live or nullcontext():
+        yield display
 
 
 def describe(progress: Progress) -> str:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import signal
 import sys
 
 from transfer_api.errors import ArtifactError, ExitCode, StorageError, TransferError
+from transfer_cli import stdout
 
 INTERRUPTED = 130
 COMMANDS: dict[str, str] = {
@@ -30,6 +30,19 @@ COMMANDS: dict[str, str] = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 2 refused before anything ran, else as in docs/concepts.md."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    chosen = next((word for word in arguments if word in COMMANDS), None)
+    stdout.prepare()
+    try:
+        return stdout.delivered(_command(arguments, chosen))
+    except SystemExit as ended:  # argparse: --help, --version, or an option that is wrong
+        sys.exit(stdout.delivered(int(ended.code or 0)))
+    except OSError as error:
+        if not stdout.is_lost():
+            raise
+        return stdout.give_up(error)
+
+
+def _command(arguments: list[str], chosen: str | None) -> int:
     parser = argparse.ArgumentParser(
         prog="transfer",
         description="Adapt a language model to another language: one experiment file in, a scored table out.",
@@ -40,7 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
-    chosen = next((word for word in arguments if word in COMMANDS), None)
     try:
         for name, text in COMMANDS.items():
             command = commands.add_parser(name, help=text, description=text)
@@ -57,9 +69,6 @@ def main(arguments: list[str] | None = None) -> int:
         # `run` before its first look: nothing has begun, and the same command goes on as after any other Ctrl-C.
         print(f"transfer {chosen}: stopped", file=sys.stderr)
         return ExitCode.SAVED if chosen in ("run", "evaluate") else INTERRUPTED
-    except BrokenPipeError:  # `transfer plan … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.COMPLETE
 
 
 class Interrupted(KeyboardInterrupt):

@@ -89,6 +89,9 @@ def test_a_run_goes_on_when_nobody_reads_its_lines_any_more() -> None:
     done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "went on")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "transfer: standard output cannot be written: No space left on device\nwent on")
 
 
 def test_scores_beside_nothing_have_no_columns_for_it(capsys: pytest.CaptureFixture[str]) -> None:
