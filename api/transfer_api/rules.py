@@ -22,12 +22,15 @@ from transfer_api.gpu import is_gpu
 from transfer_api.language import ASKED_LANGUAGES, primary
 from transfer_api.spec import (
     CODE_SWITCHING,
+    DECAY,
     GAOKAO_OPEN,
     Anomalies,
+    AnomalyAction,
     CheckpointInterval,
     Ema,
     Evaluation,
     ExperimentSpec,
+    Initialization,
     InstructionSource,
     InstructionTuning,
     JudgeSpending,
@@ -81,6 +84,9 @@ MODELS = ("spec.model", "spec.evaluation.baselineModel")
 SOURCES = (*TEXTS, INSTRUCTIONS, QUESTIONS)
 SPENDING = ("spec.evaluation.judge.spending", "spec.evaluation.secondJudge.spending")
 TRAINING = ("spec.pretraining", "spec.instructionTuning")
+# Defaults, by which a rule sees that nobody has set a field.
+WINDOW, LIMIT = Anomalies().window, Anomalies().limit
+SPLIT = TextSource().split
 # How the name of a data file ends, or of a glob that may mean such files.
 OBJECT_FILE = "(?i)([.]jsonl([.]gz|[.]zst)?|[.]parquet|[]*?])$"
 TEXT_FILE = "(?i)([.](jsonl|txt)([.]gz|[.]zst)?|[.]parquet|[]*?])$"
@@ -241,7 +247,7 @@ def _warmup(training: Optimization) -> Violation | None:
 
 
 def _decay(training: Optimization) -> Violation | None:
-    if float(training.warmup) + float(training.decay) <= 1 or training.schedule is not Schedule.WSD:
+    if training.schedule is not Schedule.WSD or float(training.warmup) + float(training.decay or DECAY) <= 1:
         return None
     return Violation(
         field="decay", value=training.decay, allowed="at most 1 together with warmup", next_step='Write it such as "0.2", the last fifth'
@@ -260,7 +266,7 @@ def _checkpoint_interval(training: Optimization) -> Violation | None:
 def _embeddings_first(training: Optimization) -> Violation | None:
     if float(training.embeddings_first) > 1:
         return _share("embeddingsFirst", training.embeddings_first, "0.1 for the first tenth of the steps")
-    if float(training.embeddings_first) > 0 and training.method.adapters and not training.lora.train_embeddings:
+    if float(training.embeddings_first) > 0 and not training.trains_embeddings:
         return Violation(
             field="embeddingsFirst", value=training.embeddings_first, allowed="0 where embeddings are not trained",
             next_step="Set lora.trainEmbeddings: true, or remove embeddingsFirst",
@@ -282,8 +288,8 @@ def _learning_rate(training: Optimization) -> Violation | None:
 
 
 def _distillation_rate(vocabulary: Vocabulary) -> Violation | None:
-    rate = vocabulary.distillation.learning_rate
-    if 0 < float(rate) <= 1:
+    rate = vocabulary.distillation.learning_rate if vocabulary.distillation else None
+    if rate is None or 0 < float(rate) <= 1:
         return None
     return Violation(field="distillation.learningRate", value=rate, allowed="more than 0, at most 1", next_step='Write it such as "1e-4"')
 
@@ -463,11 +469,11 @@ def _toleration(toleration: Toleration) -> Violation | None:
 
 def _new_rows_train(spec: ExperimentSpec) -> Violation | None:
     stages = [(name, stage) for name, stage in (("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning)) if stage]
-    if spec.vocabulary is None or not stages or any(s.method is Method.FULL or s.lora.train_embeddings for _, s in stages):
+    if spec.vocabulary is None or not stages or any(stage.trains_embeddings for _, stage in stages):
         return None
-    name, stage = stages[0]
+    name, _ = stages[0]
     return Violation(
-        field=f"{name}.lora.trainEmbeddings", value=stage.lora.train_embeddings, allowed="true where no stage is Full",
+        field=f"{name}.lora.trainEmbeddings", value=False, allowed="true where no stage is Full",
         next_step=f"Set {name}.lora.trainEmbeddings: true, or {name}.method: Full",
     )  # fmt: skip
 
@@ -487,6 +493,87 @@ def _one_process(spec: ExperimentSpec) -> Violation | None:
         field="workers.resources.limits", value=many, allowed="at most one GPU where a method is QLoRA",
         next_step="Ask for one GPU, or set method: LoRA",
     )  # fmt: skip
+
+
+# Settings that nothing would read, because another one stands in their way: who wrote one wants it to be read. Texts, questions and judges
+# of suites that are not asked for are none of these: suites choose among what is there.
+
+
+def _adapters_of_full(training: Optimization) -> Violation | None:
+    if training.lora is None or training.method.adapters:
+        return None
+    return Violation(
+        field="lora", allowed="only with method: LoRA or method: QLoRA", next_step="Add method: LoRA or method: QLoRA, or remove lora"
+    )
+
+
+def _decay_of_wsd(training: Optimization) -> Violation | None:
+    if training.decay is None or training.schedule is Schedule.WSD:
+        return None
+    return Violation(field="decay", value=training.decay, allowed="only with schedule: WSD", next_step="Add schedule: WSD, or remove decay")
+
+
+def _embedding_rate(training: Optimization) -> Violation | None:
+    if training.embedding_learning_rate is None or training.trains_embeddings:
+        return None
+    return Violation(
+        field="embeddingLearningRate", value=training.embedding_learning_rate, allowed="only where embeddings are trained",
+        next_step="Set lora.trainEmbeddings: true, or remove embeddingLearningRate",
+    )  # fmt: skip
+
+
+def _window(anomalies: Anomalies) -> Violation | None:
+    if anomalies.window == WINDOW or anomalies.spike_factor is not None:
+        return None
+    return Violation(field="window", value=anomalies.window, allowed="only with spikeFactor", next_step="Add spikeFactor, or remove window")
+
+
+def _limit(anomalies: Anomalies) -> Violation | None:
+    if anomalies.limit == LIMIT or anomalies.action is not AnomalyAction.STOP:
+        return None
+    return Violation(
+        field="limit", value=anomalies.limit, allowed="only with action: Skip or action: RollBack",
+        next_step="Set action: Skip or RollBack, or remove limit: the first anomalous step ends the stage",
+    )  # fmt: skip
+
+
+def _max_epochs(training: Pretraining) -> Violation | None:
+    if training.epochs is None or training.max_epochs == 1:
+        return None
+    return Violation(
+        field="maxEpochs", value=training.max_epochs, allowed="only with tokens or steps",
+        next_step="Remove it, or set tokens or steps instead of epochs",
+    )  # fmt: skip
+
+
+def _distillation_budget(vocabulary: Vocabulary) -> Violation | None:
+    if vocabulary.distillation is None or vocabulary.initialization is Initialization.DISTILLATION:
+        return None
+    return Violation(
+        field="distillation", allowed="only with initialization: Distillation",
+        next_step="Set initialization: Distillation, or remove distillation",
+    )  # fmt: skip
+
+
+def _subset_of_hub(source: TextSource | InstructionSource | QuestionSource) -> Violation | None:
+    if source.path is None or (source.subset is None and source.split == SPLIT):
+        return None
+    field, value = ("subset", source.subset) if source.subset is not None else ("split", source.split)
+    return Violation(field=field, value=value, allowed="only with hub", next_step="Remove it; of files, name those that are wanted")
+
+
+def _token_of_hub(model: ModelSource) -> Violation | None:
+    if model.path is None or model.token_secret is None:
+        return None
+    return Violation(field="tokenSecret", value=model.token_secret.name, allowed="only with name", next_step="Remove it")
+
+
+def _training_rows(spec: ExperimentSpec) -> Violation | None:
+    if spec.evaluation is None or not spec.evaluation.contamination or spec.pretraining or spec.instruction_tuning:
+        return None
+    return Violation(
+        field="evaluation.contamination", value=True, allowed="only with pretraining or instructionTuning", next_step="Remove contamination"
+    )
 
 
 def _exactly_one(node: BaseModel, *fields: str) -> Violation | None:
@@ -517,11 +604,9 @@ IMMUTABLE = ("model", "language", "storage", "vocabulary", "pretraining", "instr
 _OPTIONAL_STAGES = ("vocabulary", "pretraining", "instructionTuning", "evaluation")
 
 _WARMUP_CEL = "double(self.warmup) <= 1.0"
-_DECAY_CEL = "self.schedule != 'WSD' || double(self.warmup) + double(self.decay) <= 1.0"
-_EMBEDDINGS_FIRST_CEL = (
-    "double(self.embeddingsFirst) <= 1.0 && (double(self.embeddingsFirst) == 0.0 || self.method == 'Full' || "
-    "(has(self.lora) && self.lora.trainEmbeddings))"
-)
+_DECAY_CEL = f"self.schedule != 'WSD' || double(self.warmup) + double(has(self.decay) ? self.decay : '{DECAY}') <= 1.0"
+_TRAINS_EMBEDDINGS_CEL = "(self.method == 'Full' || (has(self.lora) && self.lora.trainEmbeddings))"
+_EMBEDDINGS_FIRST_CEL = f"double(self.embeddingsFirst) <= 1.0 && (double(self.embeddingsFirst) == 0.0 || {_TRAINS_EMBEDDINGS_CEL})"
 _RATE_CEL = (
     "double(self.learningRate) > 0.0 && double(self.learningRate) <= 1.0 && (!has(self.embeddingLearningRate) || "
     "(double(self.embeddingLearningRate) > 0.0 && double(self.embeddingLearningRate) <= 1.0))"
@@ -530,10 +615,8 @@ _SWITCHING_CEL = (
     "!has(self.evaluation) || !('code-switching' in self.evaluation.suites) || "
     f"self.language.matches('(?i)^({'|'.join(ASKED_LANGUAGES)})(-|$)')"
 )
-_NEW_ROWS_CEL = (
-    "!has(self.vocabulary) || (!has(self.pretraining) && !has(self.instructionTuning)) || "
-    "(has(self.pretraining) && (self.pretraining.method == 'Full' || self.pretraining.lora.trainEmbeddings)) || "
-    "(has(self.instructionTuning) && (self.instructionTuning.method == 'Full' || self.instructionTuning.lora.trainEmbeddings))"
+_NEW_ROWS_CEL = "!has(self.vocabulary) || (!has(self.pretraining) && !has(self.instructionTuning)) || " + " || ".join(
+    f"(has(self.{stage}) && {_TRAINS_EMBEDDINGS_CEL.replace('self.', f'self.{stage}.')})" for stage in ("pretraining", "instructionTuning")
 )
 _ONE_PROCESS_CEL = (
     "!((has(self.pretraining) && self.pretraining.method == 'QLoRA') || "
@@ -738,6 +821,50 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="one-process", paths=("spec",), cel=_ONE_PROCESS_CEL,
         message="QLoRA trains in one process: one worker with at most one GPU", check=_one_process,
+    ),
+    Rule(
+        name="adapters-of-their-methods", paths=TRAINING, cel="!has(self.lora) || self.method != 'Full'",
+        message="lora are adapters, and method: Full trains every weight instead", check=_adapters_of_full,
+    ),
+    Rule(
+        name="decay-of-its-schedule", paths=TRAINING, cel="!has(self.decay) || self.schedule == 'WSD'",
+        message="decay is of the schedule WSD; every other has its own end", check=_decay_of_wsd,
+    ),
+    Rule(
+        name="embedding-rate-is-used", paths=TRAINING, cel=f"!has(self.embeddingLearningRate) || {_TRAINS_EMBEDDINGS_CEL}",
+        message="embeddingLearningRate is of embeddings and head, which adapters leave as they are", check=_embedding_rate,
+    ),
+    Rule(
+        name="window-of-spikes", paths=tuple(f"{place}.anomalies" for place in TRAINING),
+        cel=f"self.window == {WINDOW} || has(self.spikeFactor)",
+        message="window is where the median of spikeFactor is taken", check=_window,
+    ),
+    Rule(
+        name="limit-of-skipped-steps", paths=tuple(f"{place}.anomalies" for place in TRAINING),
+        cel=f"self.limit == {LIMIT} || self.action != 'Stop'",
+        message="limit is how many steps Skip and RollBack let pass", check=_limit,
+    ),
+    Rule(
+        name="most-epochs-of-a-budget", paths=("spec.pretraining",), cel="!has(self.epochs) || self.maxEpochs == 1",
+        message="maxEpochs bounds tokens and steps; epochs says how often by itself", check=_max_epochs,
+    ),
+    Rule(
+        name="distillation-of-its-initialization", paths=("spec.vocabulary",),
+        cel="!has(self.distillation) || self.initialization == 'Distillation'",
+        message="distillation is the budget of initialization: Distillation", check=_distillation_budget,
+    ),
+    Rule(
+        name="subset-only-of-hub", paths=SOURCES, cel=f"!has(self.path) || (!has(self.subset) && self.split == '{SPLIT}')",
+        message="subset and split are of a hub data set; a path has none", check=_subset_of_hub,
+    ),
+    Rule(
+        name="token-only-of-hub", paths=MODELS, cel="!has(self.path) || !has(self.tokenSecret)",
+        message="tokenSecret is of a hub; a path needs none", check=_token_of_hub,
+    ),
+    Rule(
+        name="contamination-by-training", paths=("spec",),
+        cel="!has(self.evaluation) || !self.evaluation.contamination || has(self.pretraining) || has(self.instructionTuning)",
+        message="evaluation.contamination looks into training rows, and nothing is trained", check=_training_rows,
     ),
     *(_unchanged(field, field in _OPTIONAL_STAGES) for field in IMMUTABLE),
 )  # fmt: skip

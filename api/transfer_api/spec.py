@@ -264,7 +264,7 @@ class Vocabulary(Contract):
         "old rows' covariance, or normal noise. Distillation starts as the first and trains the new rows alone, towards the hidden "
         "states that the model has with the old tokens.",
     )
-    distillation: Distillation = Field(default_factory=Distillation, description="Budget; used with initialization Distillation.")
+    distillation: Distillation | None = Field(default=None, description="Budget; only with initialization: Distillation.")
     pad_to_multiple_of: int | None = Field(
         default=None, ge=1, le=1024,
         description="Rounds the rows of embedding and head up, such as to 128 for fast matrix products. Default: no more rows than tokens.",
@@ -296,7 +296,9 @@ class Anomalies(Contract):
         default=None,
         description='A loss of more than this times the median of the last `window` steps is a spike, such as "2". Default: none is.',
     )
-    window: int = Field(default=64, ge=4, le=1024, description="Steps in that median. Until a stage has so many, none is a spike.")
+    window: int = Field(
+        default=64, ge=4, le=1024, description="Steps in that median; only with spikeFactor. Until a stage has so many, none is a spike."
+    )
     limit: int = Field(default=10, ge=1, le=10_000, description="Most anomalous steps that Skip and RollBack let pass in one stage.")
 
 
@@ -308,6 +310,8 @@ class Ema(Contract):
     )
 
 
+DECAY = "0.2"
+"""Where the schedule WSD says nothing else."""
 _METHOD = (
     "Full: every weight; LoRA: adapters, merged at the end; QLoRA: adapters beside frozen weights in 4 bits (NF4, arXiv 2305.14314), "
     "merged into the weights as they were, in one process."
@@ -318,7 +322,7 @@ class Optimization(Contract):
     """What pretraining and instruction tuning share."""
 
     method: Method = Field(default=Method.FULL, description=_METHOD)
-    lora: Lora = Field(default_factory=Lora, description="Adapters; used with methods LoRA and QLoRA.")
+    lora: Lora | None = Field(default=None, description="Adapters; only with methods LoRA and QLoRA.")
     optimizer: Optimizer = Field(
         default=Optimizer.ADAMW,
         description="AdamW, with moments in float32 (8 bytes a trained parameter), or AdamW8bit, with moments in 8 bits by blocks within a "
@@ -331,7 +335,7 @@ class Optimization(Contract):
     )
     learning_rate: DecimalString = Field(default="2e-5", description="Peak learning rate.")
     embedding_learning_rate: DecimalString | None = Field(
-        default=None, description="Peak learning rate of embeddings and head. Default: learningRate."
+        default=None, description="Peak learning rate of embeddings and head, where they are trained. Default: learningRate."
     )
     schedule: Schedule = Field(
         default=Schedule.COSINE,
@@ -339,7 +343,9 @@ class Optimization(Contract):
         "last `decay` of the steps (WSD, warmup-stable-decay).",
     )
     warmup: DecimalString = Field(default="0.05", description="Share of the steps in which the learning rate rises to its peak.")
-    decay: DecimalString = Field(default="0.2", description="Share of the steps in which the learning rate falls to 0, with schedule WSD.")
+    decay: DecimalString | None = Field(
+        default=None, description="Share of the steps in which the learning rate falls to 0; only with schedule: WSD. Default: 0.2."
+    )
     embeddings_first: DecimalString = Field(
         default="0",
         description="Share of the steps in which only embeddings and head are trained, before everything is: new rows find their place "
@@ -387,6 +393,16 @@ class Optimization(Contract):
         default=2, ge=1, le=100, description="Complete checkpoints that are kept. Where the newest is damaged, the one before is used."
     )
 
+    @property
+    def adapters(self) -> Lora | None:
+        """What is trained beside the frozen model; None where all weights are."""
+        return (self.lora or Lora()) if self.method.adapters else None
+
+    @property
+    def trains_embeddings(self) -> bool:
+        """Whether embeddings and head are trained."""
+        return self.adapters is None or self.adapters.train_embeddings
+
 
 class Pretraining(Optimization):
     """Continues pretraining on a mixture of texts. Exactly one budget: tokens, steps or epochs."""
@@ -396,7 +412,9 @@ class Pretraining(Optimization):
     epochs: int | None = Field(
         default=None, ge=1, le=MOST_EPOCHS, description="Budget in passes over the source that lasts longest at its weight."
     )
-    max_epochs: int = Field(default=1, ge=1, le=MOST_EPOCHS, description="How often a source may be repeated to fill the budget.")
+    max_epochs: int = Field(
+        default=1, ge=1, le=MOST_EPOCHS, description="How often a source may be repeated to fill a budget of tokens or steps."
+    )
     mixture: list[WeightedSource] = Field(min_length=1, max_length=32, description="Texts and their shares.")
     validation_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two measurements of bits per byte on evaluation.texts. Default: none."

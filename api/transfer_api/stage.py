@@ -25,6 +25,7 @@ from pydantic.alias_generators import to_camel
 from transfer_api.base import Observed
 from transfer_api.language import primary
 from transfer_api.spec import (
+    DECAY,
     GAOKAO_OPEN,
     LANGUAGE_SUITES,
     LLM_EVAL,
@@ -136,7 +137,7 @@ class TrainingParameters(Observed):
     embedding_learning_rate: str
     schedule: Schedule
     warmup: str
-    decay: str = "0.2"
+    decay: str = DECAY
     embeddings_first: str = "0"
     z_loss: str = "0"
     weight_decay: str
@@ -389,7 +390,7 @@ class _Planner:
         wanted = self.spec.vocabulary
         return VocabularyParameters(
             model=self.model, added_tokens=wanted.added_tokens, initialization=wanted.initialization,
-            distillation=wanted.distillation if wanted.initialization is Initialization.DISTILLATION else None,
+            distillation=(wanted.distillation or Distillation()) if wanted.initialization is Initialization.DISTILLATION else None,
             pad_to_multiple_of=wanted.pad_to_multiple_of,
             corpus=[source.model_copy(update={"language": None}) for source in wanted.corpus], seed=self.spec.seed,
         )  # fmt: skip
@@ -413,7 +414,7 @@ class _Planner:
         if pretraining is None and wanted.epochs is None and wanted.steps is None:
             epochs = 1
         parameters = TrainingParameters(
-            model=self.model, method=wanted.method, lora=wanted.lora if wanted.method.adapters else None,
+            model=self.model, method=wanted.method, lora=wanted.adapters,
             optimizer=wanted.optimizer,
             sequence_length=wanted.sequence_length, rows_per_step=wanted.global_batch_tokens // wanted.sequence_length,
             tokens=pretraining.tokens if pretraining else None, steps=wanted.steps, epochs=epochs,
@@ -422,7 +423,7 @@ class _Planner:
             embedding_learning_rate=wanted.embedding_learning_rate or wanted.learning_rate,
             schedule=wanted.schedule, warmup=wanted.warmup,
             # Fields that the rest makes meaningless do not part stages that are the same.
-            decay=wanted.decay if wanted.schedule is Schedule.WSD else "0",
+            decay=(wanted.decay or DECAY) if wanted.schedule is Schedule.WSD else "0",
             embeddings_first=wanted.embeddings_first, z_loss=wanted.z_loss, weight_decay=wanted.weight_decay,
             gradient_clipping=wanted.gradient_clipping, ema=wanted.ema,
             anomalies=wanted.anomalies if wanted.anomalies != Anomalies() else None, precision=wanted.precision, seed=self.spec.seed,

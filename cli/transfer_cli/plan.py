@@ -313,7 +313,7 @@ def _workers(spec: ExperimentSpec, rows: list[StageRow]) -> list[str]:
         if isinstance(parameters, TrainingParameters):
             share = -(-parameters.rows_per_step // processes)
             rows_of = f"{parameters.rows_per_step} rows of {parameters.sequence_length} tokens"
-            lines.append(f"  {row.stage.name}: {rows_of} a step, at most {share} a process")
+            lines.append(f"  {row.stage.name}: {_method(parameters)}, {rows_of} a step, at most {share} a process")
             asked, (again, layers) = row.stage.execution.activation_checkpointing.value, row.again
             if again:
                 of = f"{again} of {layers}" if again < layers else f"all {layers}"
@@ -322,6 +322,13 @@ def _workers(spec: ExperimentSpec, rows: list[StageRow]) -> list[str]:
                     f"  {row.stage.name}: {of} layers are computed again in the backward pass (activationCheckpointing: {asked}; {room})"
                 )
     return lines
+
+
+def _method(training: TrainingParameters) -> str:
+    """`Full`, or `LoRA r=16` with what is trained beside the adapters."""
+    if training.lora is None:
+        return training.method.value
+    return f"{training.method.value} r={training.lora.rank}{' and embeddings' if training.lora.train_embeddings else ''}"
 
 
 def _epochs(rows: list[StageRow]) -> list[str]:

@@ -277,7 +277,7 @@ def _sequence_lengths(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Tra
 def _adapters(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[TransferError]:
     """Adapters that the model has no place for."""
     stages = [("pretraining", spec.pretraining), ("instructionTuning", spec.instruction_tuning)]
-    wanted = [(f"spec.{name}.lora", training.lora) for name, training in stages if training and training.method.adapters]
+    wanted = [(f"spec.{name}.lora", training.adapters) for name, training in stages if training and training.adapters]
     if spec.model.path is None or not wanted:
         return []
     try:

@@ -21,6 +21,9 @@ EACH = {**EVALUATION, "when": "EachCheckpoint"}
 SNAPSHOTS = changed(ALL, "spec.pretraining.snapshotTokens", ["2K"])
 JUDGE = {"url": "https://judge.example/v1", "model": "judge-1"}
 JUDGED: dict[str, Any] = {"suites": ["llm-eval"], "questions": [{"name": "open", "path": "questions.jsonl"}], "judge": JUDGE}
+DISTILLED = changed(ALL, "spec.vocabulary.distillation", {"snippets": 20, "learningRate": "1e-3"})
+DISTILLED = changed(DISTILLED, "spec.vocabulary.initialization", "Distillation")
+EPOCHS = {**{name: value for name, value in PRETRAINING.items() if name != "tokens"}, "epochs": 2}
 TEXT_FILES = ("a.jsonl", "a.txt.gz", "a.JSONL.zst", "a.parquet", "texts/*", "texts/id-?", "texts/[ab]", "s3://bucket/texts/*.txt")
 QLORA = {**PRETRAINING, "method": "QLoRA"}
 LORA = {"method": "LoRA", "lora": {"trainEmbeddings": False}}
@@ -75,8 +78,9 @@ CASES = [
     ("three budgets", changed(changed(document(), "spec.pretraining.epochs", 1), "spec.pretraining.steps", 2), "exactly one budget"),
     ("no budget", changed(document(), "spec.pretraining.tokens", DROP), "exactly one budget"),
     ("two budgets of tuning", changed(changed(ALL, "spec.instructionTuning.epochs", 1), "spec.instructionTuning.steps", 1), "two budgets"),
-    ("distillation at a rate of 0", changed(ALL, "spec.vocabulary.distillation", {"learningRate": "0"}), "more than 0 and at most 1"),
-    ("distillation within its budget", changed(ALL, "spec.vocabulary.distillation", {"snippets": 20, "learningRate": "1e-3"}), None),
+    ("distillation at a rate of 0", changed(DISTILLED, "spec.vocabulary.distillation.learningRate", "0"), "more than 0 and at most 1"),
+    ("distillation within its budget", DISTILLED, None),
+    ("distillation that is not chosen", changed(DISTILLED, "spec.vocabulary.initialization", DROP), "is the budget of initialization"),
     ("min over replicas", document(workers={"min": 3, "replicas": 2}), "min is larger than replicas"),
     ("min over the default replicas", document(workers={"min": 2}), "min is larger than replicas"),
     ("replicas over max", document(workers={"replicas": 3, "max": 2}), "replicas is larger than max"),
@@ -122,7 +126,30 @@ CASES = [
     ("warmup of one", changed(document(), "spec.pretraining.warmup", "1"), None),
     ("decay beside warmup", changed(changed(document(), "spec.pretraining.schedule", "WSD"), "spec.pretraining.decay", "0.95"), None),
     ("decay over the rest", changed(changed(document(), "spec.pretraining.schedule", "WSD"), "spec.pretraining.decay", "0.96"), "together"),
-    ("decay of a cosine", changed(document(), "spec.pretraining.decay", "5"), None),
+    ("decay of a cosine", changed(document(), "spec.pretraining.decay", "0.1"), "allowed: only with schedule: WSD"),
+    ("warmup beside the decay that is not written", document(pretraining={**PRETRAINING, "schedule": "WSD", "warmup": "0.81"}), "together"),
+    ("adapters without a method", document(pretraining={**PRETRAINING, "lora": {"rank": 16}}), "Add method: LoRA or method: QLoRA"),
+    ("adapters of their defaults without a method", document(pretraining={**PRETRAINING, "lora": {}}), "spec.pretraining.lora: "),
+    ("adapters of tuning in full", changed(ALL, "spec.instructionTuning", {**TUNING, "method": "Full", "lora": {}}), "Tuning.lora: "),
+    ("adapters of tuning", changed(ALL, "spec.instructionTuning.lora", {}), None),
+    ("adapters of QLoRA", document(pretraining={**QLORA, "lora": {"rank": 4}}), None),
+    ("a window without spikes", changed(document(), "spec.pretraining.anomalies", {"window": 8}), "only with spikeFactor"),
+    ("a window of spikes", changed(document(), "spec.pretraining.anomalies", {"window": 8, "spikeFactor": "3"}), None),
+    ("a limit of nothing", changed(document(), "spec.pretraining.anomalies", {"limit": 2}), "Skip or action: RollBack"),
+    ("a limit of steps left out", changed(document(), "spec.pretraining.anomalies", {"limit": 2, "action": "RollBack"}), None),
+    ("epochs and the most of them", document(pretraining={**EPOCHS, "maxEpochs": 2}), "only with tokens or steps"),
+    ("epochs", document(pretraining=EPOCHS), None),
+    ("a subset of files", changed(document(), "spec.pretraining.mixture.0.subset", "id"), "a path has none"),
+    ("a split of files", changed(ALL, "spec.instructionTuning.data.0.split", "test"), "a path has none"),
+    ("a subset of a hub", changed(document(), "spec.pretraining.mixture.0", {"hub": "a/b", "subset": "id", "split": "test"}), None),
+    ("a token of a folder", changed(document(), "spec.model.tokenSecret", {"name": "hub"}), "only with name"),
+    (
+        "a token of a hub",
+        changed(document(), "spec.model", {"name": "a/b", "revision": COMMIT, "tokenSecret": {"name": "hub"}}),
+        None,
+    ),
+    ("contamination by nothing", document(pretraining=None, evaluation={**EVALUATION, "contamination": True}), "nothing is trained"),
+    ("contamination", document(evaluation={**EVALUATION, "contamination": True}), None),
     ("embeddings first, over one", changed(document(), "spec.pretraining.embeddingsFirst", "1.1"), "embeddingsFirst is a share"),
     ("embeddings first, not trained", changed(ALL, "spec.instructionTuning.embeddingsFirst", "0.1"), "needs embeddings"),
     (
@@ -145,7 +172,13 @@ CASES = [
     ("an average that never moves", changed(ALL, "spec.instructionTuning.ema", {"decay": "1"}), "less than 1"),
     ("learning rate of zero", changed(document(), "spec.pretraining.learningRate", "0"), "more than 0"),
     ("learning rate as integer", changed(document(), "spec.pretraining.learningRate", "2"), "at most 1"),
-    ("embedding rate too large", changed(ALL, "spec.instructionTuning.embeddingLearningRate", "1e1"), "embeddingLearningRate"),
+    ("embedding rate too large", changed(ALL, "spec.pretraining.embeddingLearningRate", "1e1"), "embeddingLearningRate"),
+    ("embedding rate beside adapters", changed(ALL, "spec.instructionTuning.embeddingLearningRate", "1e-3"), "lora.trainEmbeddings: true"),
+    (
+        "embedding rate of embeddings beside adapters",
+        changed(ALL, "spec.instructionTuning", {**TUNING, "embeddingLearningRate": "1e-3", "lora": {"trainEmbeddings": True}}),
+        None,
+    ),
     ("perplexity without texts", document(evaluation={"suites": ["perplexity", "mmlu"]}), "needs texts"),
     ("default suite without texts", document(evaluation={}), "needs texts"),
     ("tasks without texts", document(evaluation={"suites": ["mmlu"]}), None),

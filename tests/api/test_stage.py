@@ -85,16 +85,33 @@ def test_without_baseline_nothing_is_compared() -> None:
     [
         ("spec.workers", {"replicas": 3}), ("spec.suspend", True), ("spec.restarts", {"stall": 1}), ("spec.storage", {"url": "s3://b"}),
         ("spec.pretraining.microBatchTokens", 256), ("spec.pretraining.checkpointSteps", 3), ("spec.pretraining.tokens", 41_000),
-        ("spec.pretraining.embeddingLearningRate", "2e-5"), ("spec.pretraining.lora", {"rank": 4}), ("metadata.name", "other"),
-        ("spec.model.parameters", "7B"), ("spec.model.tokenSecret", {"name": "hub"}), ("spec.pretraining.maxEpochs", 9),
+        ("spec.pretraining.embeddingLearningRate", "2e-5"), ("metadata.name", "other"),
+        ("spec.model.parameters", "7B"), ("spec.pretraining.maxEpochs", 9),
         ("spec.pretraining.anomalies", {"action": "Stop"}),
         ("spec.pretraining.validationSteps", 5), ("spec.pretraining.mixture.0.language", "jv"), ("spec.vocabulary.corpus.0.language", "jv"),
         ("spec.dataSecret", "bucket"), ("spec.evaluation.retention", {}),
-        ("spec.vocabulary.distillation", {"snippets": 5}),
     ],
 )  # fmt: skip
 def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) -> None:
     assert keys(changed(ALL, path, value)) == keys(ALL)
+
+
+def test_a_hub_token_changes_no_key() -> None:
+    of_hub = changed(ALL, "spec.model", {"name": "a/b", "revision": COMMIT})
+    assert keys(changed(of_hub, "spec.model.tokenSecret", {"name": "hub"})) == keys(of_hub)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field", "written"),
+    [
+        (changed(ALL, "spec.pretraining.schedule", "WSD"), "spec.pretraining.decay", "0.2"),
+        (ALL, "spec.instructionTuning.lora", {"rank": 16, "alpha": 32}),
+        (changed(ALL, "spec.vocabulary.initialization", "Distillation"), "spec.vocabulary.distillation", {"snippets": 100}),
+    ],
+    ids=["decay", "adapters", "distillation"],
+)
+def test_a_default_that_is_written_is_the_one_that_is_not(wanted: dict[str, Any], field: str, written: Any) -> None:
+    assert keys(changed(wanted, field, written)) == keys(wanted)
 
 
 def test_options_that_a_file_does_not_use_leave_its_keys_as_they_were() -> None:
@@ -115,8 +132,6 @@ def test_the_overlap_with_training_is_counted_against_every_data_set_and_not_for
     assert inputs["pretraining_rows"] == planned["pretraining-dataset"].key
     assert inputs["instruction_rows"] == planned["instruction-dataset"].key
     assert planned["baseline"] == stages(ALL)["baseline"]
-    alone = stages(document(pretraining=None, evaluation={**EVALUATION, "contamination": True}))
-    assert alone["evaluation"].key == stages(document(pretraining=None, evaluation=EVALUATION))["evaluation"].key
 
 
 def test_texts_are_made_by_all_workers_and_instructions_by_one() -> None:

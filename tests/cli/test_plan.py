@@ -63,6 +63,20 @@ def test_every_stage_is_shown_with_key_and_cost(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "storage").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ({}, "Full"),
+        ({"method": "LoRA"}, "LoRA r=16"),
+        ({"method": "QLoRA", "lora": {"rank": 4, "trainEmbeddings": True}}, "QLoRA r=4 and embeddings"),
+    ],
+    ids=["full", "LoRA", "QLoRA"],
+)
+def test_the_method_of_a_stage_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: dict[str, Any], told: str) -> None:
+    file = write_experiment(tmp_path, document(pretraining=PRETRAINING | method))
+    assert f"\n  pretraining: {told}, 8 rows of 128 tokens a step" in shown(file, tmp_path / "storage", capsys)
+
+
 def test_what_is_there_is_shown_as_cached_and_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, store = write_experiment(tmp_path), ArtifactStore(tmp_path / "storage")
     planned = stages(file, store.root)
