@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Pushes and prints where to. Exit codes: 0 done, 2 nothing to push, or the target cannot take it, 11 the model is not whole."""
+    if "://" in options.target:
+        raise SpecError(
+            "is an address, and only a hub or a folder takes a model", field="TARGET", value=options.target,
+            allowed="hub:OWNER/NAME, or a folder", next_step="Push to a folder, and copy that with the tool of the store",
+        )  # fmt: skip
     output = output_of(options.name)
     files = pushable(output, options.name)
     if options.target.startswith(HUB):

@@ -95,6 +95,11 @@ def test_a_folder_with_something_else_in_it_is_left_alone(ran: Path, capsys: pyt
         (["nobody", "given"], 2, "RUN: has no run here (got 'nobody')"),
         (["demo", "hub:nobody"], 2, "TARGET: is not a repository (got 'hub:nobody'); allowed: hub:OWNER/NAME"),
         (["demo", "hub:a/b/c"], 2, "TARGET: is not a repository"),
+        (
+            ["demo", "s3://bucket/models"],
+            2,
+            "TARGET: is an address, and only a hub or a folder takes a model",
+        ),
         (["demo", "given", "--public"], 2, "--public: is for a hub"),
         (["demo", "given", "--branch", "x"], 2, "--branch: is for a hub"),
         (["demo", "experiment.yaml"], 2, "TARGET: is not a folder"),
