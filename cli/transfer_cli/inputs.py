@@ -21,7 +21,7 @@ from transfer_api.stage import input_paths, models_of
 from transfer_pod.artifact import sha256, write_atomically
 from transfer_pod.context import expand, find_input
 from transfer_pod.documents import count_rows as rows_of
-from transfer_pod.model import read_config, safetensors_header
+from transfer_pod.model import read_config, safetensors_header, weight_files
 
 CACHE = ".fingerprints.json"
 # Of a model folder only what decides how it is loaded: a README does not make it another model.
@@ -148,7 +148,7 @@ def model_size(spec: ExperimentSpec, storage: Path, search: Sequence[Path]) -> M
     if spec.model.path is not None:
         with contextlib.suppress(TransferError):
             folder = find_input(spec.model.path, (storage, *search))
-            headers = [safetensors_header(path) for path in sorted(folder.glob("*.safetensors"))]
+            headers = [safetensors_header(path) for path in weight_files(folder)]
             count = sum(_elements(entry["shape"]) for header in headers for entry in header.values())
             if count:
                 return ModelSize.from_config(count, "counted in its safetensors", read_config(folder))

@@ -10,7 +10,7 @@ import torch
 
 from transfer_api.errors import ModelError
 from transfer_api.spec import Precision
-from transfer_pod.model import check_whole
+from transfer_pod.model import check_whole, first_sentence
 
 DTYPE = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
 DEFAULT_POSITIONS = 2048
@@ -63,7 +63,7 @@ def load_model(folder: Path, precision: Precision, device: torch.device | None =
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(
-            f"cannot be loaded: {type(error).__name__}: {error}", field="spec.model", value=str(folder),
+            f"cannot be loaded: {type(error).__name__}: {first_sentence(error)}", field="spec.model", value=str(folder),
             allowed="a causal language model of transformers", next_step="Try AutoModelForCausalLM.from_pretrained(folder)",
         ) from error  # fmt: skip
     check_whole(info, folder)

@@ -6,9 +6,15 @@ same questions before it starts anything.
 
 from __future__ import annotations
 
+import ast
+import difflib
 import errno
+import functools
+import importlib.metadata
+import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +30,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Says which shard has which tensor, where the weights are in several files."""
+_CAUSAL_LIST = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -108,13 +115,14 @@ def check_model_folder(folder: Path, field: str = "spec.model.path") -> Path:
             "needs code of its own to load, which is not run here", field=field, value=str(folder),
             next_step="Use a model whose class is part of transformers",
         )  # fmt: skip
+    _check_architecture(folder, config, field)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(
             "has no tokenizer", field=field, value=str(folder), allowed=" or ".join(TOKENIZER_FILES),
             next_step="Save the tokenizer into the same folder: AutoTokenizer.from_pretrained(…).save_pretrained(folder)",
         )  # fmt: skip
     _check_tokenizer(folder / TOKENIZER_FILES[0], field)
-    weights = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    weights = weight_files(folder)
     if not weights:
         pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
         problem = f"has its weights as a pickle ({pickles[0]}), which can run code when read" if pickles else "has no weights"
@@ -126,6 +134,37 @@ def check_model_folder(folder: Path, field: str = "spec.model.path") -> Path:
     for path in weights:
         safetensors_header(path, field)
     return folder
+
+
+def _check_architecture(folder: Path, config: Mapping[str, Any], field: str) -> None:
+    """Whether transformers has a causal language model of this type. It is looked for again when the model is loaded."""
+    kind, known = config.get("model_type"), causal_types()
+    if not known or kind in known:
+        return
+    near = difflib.get_close_matches(str(kind), known, n=1)
+    problem = "config.json has no model_type" if kind is None else "has a model_type that is no causal language model of transformers"
+    raise ModelError(
+        problem, field=field, value=kind if kind is not None else str(folder), allowed=f"one of the {len(known)} that transformers "
+        f"{importlib.metadata.version('transformers')} knows, such as llama, qwen3 or gemma",
+        next_step=f"Did you mean {near[0]}?" if near else "Use another model",
+    )  # fmt: skip
+
+
+@functools.cache
+def causal_types() -> frozenset[str]:
+    """Types of config.json that AutoModelForCausalLM loads; none where another version of transformers keeps its list elsewhere.
+
+    Read out of its source, which takes 25 ms: to import it takes two seconds, and torch with it.
+    """
+    found = importlib.util.find_spec("transformers")
+    if found is None or found.origin is None:
+        return frozenset()
+    try:
+        tree = ast.parse((Path(found.origin).parent / "models/auto/modeling_auto.py").read_bytes())
+        lists = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _CAUSAL_LIST]
+        return frozenset(name for each in lists if isinstance(each, ast.Call) for name, _ in ast.literal_eval(each.args[0]))
+    except (OSError, SyntaxError, ValueError, TypeError, IndexError):
+        return frozenset()
 
 
 def _check_shards(folder: Path, config: Mapping[str, Any], field: str) -> None:
@@ -168,6 +207,11 @@ def check_whole(info: Mapping[str, Any], folder: Path) -> None:
         )  # fmt: skip
 
 
+def first_sentence(error: Exception) -> str:
+    """What is wrong; transformers goes on with advice, such as to install another version, which is not ours to give."""
+    return re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0].removesuffix(".")
+
+
 def check_lora(smallest: Mapping[str, int], lora: Lora, field: str) -> None:
     """Refuses adapters that the model has no place for.
 
@@ -197,7 +241,7 @@ def check_lora(smallest: Mapping[str, int], lora: Lora, field: str) -> None:
 def linear_sides(folder: Path) -> dict[str, int]:
     """What `check_lora` asks for, from the headers of the weights alone: matrices in layers, without embeddings and head."""
     sides: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         for name, entry in safetensors_header(path).items():
             parts = name.split(".")
             in_layer = len(parts) > 2 and parts[-1] == "weight" and any(part.isdigit() for part in parts)
@@ -239,6 +283,11 @@ def read_config(folder: Path, field: str = "spec.model.path") -> dict[str, Any]:
             f"has no readable config.json: {error}", field=field, value=str(folder), next_step="Give the folder of a transformers model"
         ) from error
     return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder; a pipe of such a name is none, and to read it would wait for ever."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def safetensors_header(path: Path, field: str = "spec.model.path") -> dict[str, Any]:

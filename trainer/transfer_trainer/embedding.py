@@ -21,7 +21,7 @@ import torch
 from transfer_api.errors import ModelError
 from transfer_api.spec import Initialization
 from transfer_api.stage import VocabularyParameters
-from transfer_pod.model import check_whole
+from transfer_pod.model import check_whole, first_sentence
 from transfer_trainer.model import check_ties
 
 MULTIVARIATE_SCALE = 1e-5
@@ -50,7 +50,7 @@ def resized_model(folder: Path, pieces: Sequence[Sequence[int]], first_id: int, 
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"cannot be loaded: {error}", field="spec.model", value=str(folder), next_step="Check the model's files"
+            f"cannot be loaded: {first_sentence(error)}", field="spec.model", value=str(folder), next_step="Check the model's files"
         ) from error
     check_whole(info, folder)
     check_ties(model, folder)

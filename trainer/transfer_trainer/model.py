@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from transfer_api.errors import ModelError, SpecError
 from transfer_api.spec import Precision
-from transfer_pod.model import check_whole, read_config
+from transfer_pod.model import check_whole, first_sentence, read_config
 from transfer_trainer.head import HeadLoss, chunked_loss, forward_of, plain_head, plain_loss
 
 
@@ -41,7 +41,10 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **how: Any) -> 
         )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"cannot be loaded: {error}", field="spec.model", value=str(folder), next_step="Try AutoModelForCausalLM.from_pretrained on it"
+            f"cannot be loaded: {first_sentence(error)}",
+            field="spec.model",
+            value=str(folder),
+            next_step="Try AutoModelForCausalLM.from_pretrained on it",
         ) from error
     check_whole(info, folder)
     check_ties(model, folder)
