@@ -7,7 +7,9 @@ number) and nothing is converted: a string where a number is wanted is an error,
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def load_experiments(path: Path) -> list[TransferExperiment]:
         SpecErrors: as `load_experiment`, with the problems of every document.
     """
     try:
-        documents = [document for document in _parse(_read(path)) if document is not None]
+        documents = [document for document in _parse(read_text(path)) if document is not None]
         ours = [document for document in documents if not _foreign(document)] or documents
         if not ours:
             raise SpecError("is empty", next_step=f"Begin with apiVersion: {API_VERSION} and kind: {KIND}")
@@ -110,17 +112,28 @@ def experiment_from(document: Any, source: str = "experiment") -> TransferExperi
     return experiment
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a small file that a person names, or of a pipe (`transfer validate <(…)`), read no further than such a file may go.
+
+    Raises:
+        SpecError: it cannot be read, is too large, a device, or not UTF-8.
+    """
     try:
-        content = path.read_bytes()
+        # A pipe that nobody writes into is empty so; to wait for a writer may be for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            os.set_blocking(file.fileno(), True)
+            state = os.fstat(file.fileno())
+            if not (stat.S_ISREG(state.st_mode) or stat.S_ISFIFO(state.st_mode)):
+                raise SpecError("is neither a file nor a pipe", next_step="Name a file")
+            content = file.read(_LARGEST_FILE + 1)
     except FileNotFoundError as error:
         raise SpecError("no such file", next_step="Check the path") from error
     except IsADirectoryError as error:
-        raise SpecError("is a folder", allowed="an experiment file", next_step=f"Name a file in it: {path}/*.yaml") from error
+        raise SpecError("is a folder", allowed="a file", next_step=f"Name a file in it: {path}/*.yaml") from error
     except OSError as error:
         raise SpecError(f"cannot be read: {error.strerror}", next_step="Check its permissions") from error
     if len(content) > _LARGEST_FILE:
-        raise SpecError(f"has {len(content)} bytes", allowed=f"at most {_LARGEST_FILE}", next_step="Is it an experiment file?")
+        raise SpecError("is too large", allowed=f"at most {_LARGEST_FILE:,} bytes", next_step="Is it the right file?")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

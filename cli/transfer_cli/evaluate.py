@@ -207,10 +207,12 @@ def _judges(given: list[str]) -> list[dict[str, Any]]:
 def _judge_file(path: str) -> dict[str, Any]:
     import yaml
 
+    from transfer_api.load import read_text
+
     problem = "is neither MODEL=URL nor a file with the fields of evaluation.judge"
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(Path(path)))
+    except (SpecError, yaml.YAMLError) as error:
         problem, content = f"{problem}: {' '.join(str(error).split())}", None
     if not isinstance(content, dict):
         raise SpecError(problem, field="--judge", value=path, next_step="Write --judge MODEL=https://.../v1, or correct the file")

@@ -223,7 +223,7 @@ def _folder_question(index: int, folder: str, roots: tuple[Path, ...]) -> Callab
 
 
 def _has_tasks(folder: Path) -> bool:
-    return folder.is_dir() and any(True for pattern in ("*.yaml", "*/*.yaml") for _ in folder.glob(pattern))
+    return folder.is_dir() and any(file.is_file() for pattern in ("*.yaml", "*/*.yaml") for file in folder.glob(pattern))
 
 
 def _suites(spec: ExperimentSpec, roots: tuple[Path, ...]) -> None:

@@ -61,7 +61,7 @@ def named(kind: str, names: set[str], folders: Sequence[Path]) -> set[str]:
         return set()
     line = re.compile(rf"^(?:{kind}):[ \t]*['\"]?({'|'.join(map(re.escape, names))})['\"]?[ \t]*(?:#.*)?$", re.M)
     found: set[str] = set()
-    for file in (file for folder in folders for file in folder.rglob("*.yaml")):
+    for file in (file for folder in folders for file in folder.rglob("*.yaml") if file.is_file()):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             found.update(line.findall(file.read_text(encoding="utf-8")))
         if found == names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -259,6 +260,25 @@ def test_dates_stay_strings_as_kubectl_keeps_them(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "none.yaml")
     assert "is a folder" in refusal(tmp_path)
+
+
+def test_a_file_without_end_and_a_pipe_that_nobody_fills_are_refused_at_once(tmp_path: Path) -> None:
+    assert "is neither a file nor a pipe" in refusal(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "pipe")
+    assert "is empty" in refusal(tmp_path / "pipe")
+    (tmp_path / "large.yaml").write_bytes(b"#" * (1 << 20 | 1))
+    assert "is too large; allowed: at most 1,048,576 bytes" in refusal(tmp_path / "large.yaml")
+
+
+def test_a_pipe_is_read_to_its_end_and_no_further_than_a_file_may_go(tmp_path: Path) -> None:
+    for content, told in (
+        (yaml.safe_dump(document()), "/dev/stdin: ok\n"),
+        ("#" * (1 << 21), "is too large; allowed: at most 1,048,576 bytes"),
+    ):
+        (tmp_path / "text").write_text(content)
+        command = f"(sleep 0.1; cat {tmp_path}/text) | {sys.executable} -m transfer_cli.main validate /dev/stdin"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        assert told in done.stdout + done.stderr
 
 
 def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
