@@ -3,7 +3,7 @@
 #   base ─┬─ tools           uv, and a compiler where TORCH=cpu needs one; left behind
 #         ├─ code            the packages of this repository, compiled to bytecode; left behind
 #         └─ runtime ─┬─ operator                       no torch
-#                     └─ torch ─┬─ trainer              shares the heavy layer with
+#                     └─ torch ─┬─ trainer              + W&B's client; shares the heavy layer with
 #                               └─ evaluator            + lm-eval
 #
 # The code comes last, so that a change of it rebuilds and pushes a layer of some hundred kB. Nothing in an image needs to
@@ -88,6 +88,12 @@ RUN --mount=type=bind,from=tools,source=/,target=/toolchain \
 
 
 FROM torch AS trainer
+COPY requirements/tracking.txt /opt/requirements/
+ARG UV_CACHE_DIR=/var/cache/uv
+RUN --mount=type=bind,from=tools,source=/tools,target=/tools \
+    --mount=type=cache,target=/var/cache/uv \
+    export UV_CACHE_DIR=$UV_CACHE_DIR UV_LINK_MODE=copy UV_SYSTEM_CERTS=1 VIRTUAL_ENV=/opt/venv \
+ && /tools/uv pip install --quiet --no-deps --require-hashes --compile-bytecode -r /opt/requirements/tracking.txt
 COPY --from=code /code/transfer_operator-0.dist-info /opt/transfer/transfer_operator-0.dist-info
 COPY --from=code /code/transfer_api /opt/transfer/transfer_api
 COPY --from=code /code/transfer_pod /opt/transfer/transfer_pod

@@ -44,6 +44,7 @@ from transfer_api.spec import (
     TextSource,
     Toleration,
     TolerationOperator,
+    Tracking,
     Vocabulary,
     When,
     Workers,
@@ -443,6 +444,12 @@ def _unique(field: str, names: list[str]) -> Violation | None:
     return Violation(field=field, value=twice, allowed="each name once", next_step="Rename or remove the others") if twice else None
 
 
+def _some_tracker(tracking: Tracking) -> Violation | None:
+    if tracking.mlflow is not None or tracking.wandb is not None:
+        return None
+    return Violation(allowed="mlflow, wandb or both", next_step="Add mlflow or wandb, or remove tracking")
+
+
 def _min_workers(workers: Workers) -> Violation | None:
     if workers.min <= workers.replicas:
         return None
@@ -799,6 +806,10 @@ RULES: tuple[Rule, ...] = (
         name="unique-suites", paths=("spec.evaluation",),
         cel="self.suites.all(suite, self.suites.exists_one(other, other == suite))",
         message="suites has a name twice", check=_unique_suites,
+    ),
+    Rule(
+        name="some-tracker", paths=("spec.tracking",), cel="has(self.mlflow) || has(self.wandb)",
+        message="names neither mlflow nor wandb", check=_some_tracker,
     ),
     Rule(
         name="min-workers", paths=("spec.workers",), cel="self.min <= self.replicas",

@@ -46,6 +46,8 @@ def _check_quantity(value: Any) -> Any:
     return value
 
 
+# No name, no password and no query: an address stands in logs and in the status.
+ServerAddress = Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$", max_length=1024)]
 Quantity = Annotated[
     int | str,
     BeforeValidator(_check_quantity),
@@ -524,7 +526,7 @@ class JudgePace(Contract):
 class Judge(Contract):
     """A model behind an OpenAI-compatible endpoint that scores answers."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$", max_length=1024)] = Field(
+    url: ServerAddress = Field(
         description="Base address of the endpoint, such as https://judge.example/v1; credentials go into tokenSecret."
     )
     model: Label = Field(description="Name of the model at the endpoint; a dated version, where there is one, keeps scores comparable.")
@@ -685,6 +687,42 @@ class Workers(Contract):
     )
 
 
+class MLflow(Contract):
+    """A tracking server of MLflow, told by its REST interface."""
+
+    uri: ServerAddress = Field(description="Address of the server, such as https://mlflow.example; credentials go into credentialsSecret.")
+    experiment: Label | None = Field(
+        default=None, description="Experiment of the server that gets the runs; made where there is none. Default: the experiment's name."
+    )
+    credentials_secret: Name | None = Field(
+        default=None,
+        description="Secret with MLFLOW_TRACKING_TOKEN, or with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. `transfer run` "
+        "takes them from its environment.",
+    )
+
+
+class WeightsAndBiases(Contract):
+    """A project of Weights & Biases, told by its own client (extra `tracking`)."""
+
+    project: Annotated[str, Field(pattern=r"^[^/\\#?%:\s]+$", max_length=128)] = Field(description="Project that gets the runs.")
+    entity: Annotated[str, Field(pattern=r"^[^/\\#?%:\s]+$", max_length=128)] | None = Field(
+        default=None, description="User or team that has the project. Default: that of the key."
+    )
+    url: ServerAddress | None = Field(default=None, description="Address of a server of one's own. Default: https://api.wandb.ai.")
+    token_secret: SecretKey | None = Field(
+        default=None,
+        description="API key. `transfer run` takes it from WANDB_API_KEY; with WANDB_MODE=offline there it needs none. Default: none, and "
+        "runs are written to the folder wandb/ of the storage alone, for `wandb sync`.",
+    )
+
+
+class Tracking(Contract):
+    """Where the curves of trainings go besides the storage. A server that is down or slow neither fails nor slows a training."""
+
+    mlflow: MLflow | None = Field(default=None, description="Runs of MLflow.")
+    wandb: WeightsAndBiases | None = Field(default=None, description="Runs of Weights & Biases.")
+
+
 class Restarts(Contract):
     """How many restarts of one cause an experiment may spend. Saving on request is never counted."""
 
@@ -721,6 +759,7 @@ class ExperimentSpec(Contract):
     evaluation: Evaluation | None = Field(default=None, description="Evaluation of the result and of the base model.")
     workers: Workers = Field(default_factory=Workers, description="Training pods.")
     scheduling: Scheduling = Field(default_factory=Scheduling, description="Where pods may run and when.")
+    tracking: Tracking | None = Field(default=None, description="Runs of MLflow or Weights & Biases for each training. Default: none.")
     restarts: Restarts = Field(default_factory=Restarts, description="Restart budgets by cause.")
     deadlines: Deadlines = Field(default_factory=Deadlines, description="When something counts as stuck.")
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of data order, subsets and random initialisation.")

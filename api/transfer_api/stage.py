@@ -52,6 +52,7 @@ from transfer_api.spec import (
     Schedule,
     Sharding,
     TextSource,
+    Tracking,
     WeightedSource,
     When,
     is_harness_suite,
@@ -206,6 +207,7 @@ class Execution(Observed):
     validation_steps: int | None = None
     validation_texts: list[NamedText] = Field(default=[], description="Measured on along the way, never learned from.")
     shards: int = Field(default=1, description="Pods that share an evaluation.")
+    tracking: Tracking | None = Field(default=None, description="Without the names of Secrets.")
     judge_pace: JudgePace | None = None
     second_judge_pace: JudgePace | None = None
 
@@ -435,6 +437,7 @@ class _Planner:
             checkpoint_interval=wanted.checkpoint_interval, checkpoints_kept=wanted.checkpoints_kept,
             max_epochs=pretraining.max_epochs if pretraining else None, validation_steps=validation_steps,
             validation_texts=self.spec.evaluation.texts if self.spec.evaluation and validation_steps else [],
+            tracking=_open(self.spec.tracking),
         )  # fmt: skip
         return self._add(name, kind, parameters, _roles(dataset=dataset, model=model), execution)
 
@@ -473,6 +476,16 @@ def _bare(model: ModelSource) -> ModelSource:
 def _settings(judge: Judge | None) -> Judge | None:
     """What of a judge decides its scores: neither its token nor how fast it is asked."""
     return judge and judge.model_copy(update={"token_secret": None, "pace": None})
+
+
+def _open(tracking: Tracking | None) -> Tracking | None:
+    """Where curves go; with which credentials is between backend and pod."""
+    return tracking and tracking.model_copy(
+        update={
+            "mlflow": tracking.mlflow and tracking.mlflow.model_copy(update={"credentials_secret": None}),
+            "wandb": tracking.wandb and tracking.wandb.model_copy(update={"token_secret": None}),
+        }
+    )
 
 
 def _roles(**keys: str | None) -> dict[str, str]:

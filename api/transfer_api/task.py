@@ -19,6 +19,11 @@ ADDRESS_VARIABLE = "TRANSFER_ADDRESS"
 JUDGE_TOKENS = ("JUDGE_TOKEN", "SECOND_JUDGE_TOKEN")
 """Variables with the tokens of the judges, filled from Secrets: a task itself has none."""
 
+MLFLOW_CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+"""Keys of `spec.tracking.mlflow.credentialsSecret`, by the names under which every MLflow client looks for them."""
+WANDB_TOKEN, WANDB_MODE = "WANDB_API_KEY", "WANDB_MODE"
+"""Of W&B's own client, likewise."""
+
 
 def program(kind: StageKind, *, rendezvous: bool = False) -> str:
     """Module that a pod of a stage runs with `python -m`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import importlib.util
 import os
 import shutil
 import socket
@@ -19,7 +20,7 @@ from transfer_api.errors import DataError, SpecError, StorageError, TransferErro
 from transfer_api.load import SpecErrors
 from transfer_api.spec import MOST_EPOCHS, ExperimentSpec, Method, ModelSource, TransferExperiment, WeightedSource, is_judged
 from transfer_api.stage import StageKind, StagePlan, asked_suites, is_address, models_of, plan_stages
-from transfer_api.task import JUDGE_TOKENS
+from transfer_api.task import JUDGE_TOKENS, WANDB_MODE, WANDB_TOKEN
 from transfer_cli.gpus import worker_share
 from transfer_cli.inputs import PACKED, fingerprints, model_size, sources
 from transfer_cli.outputs import NAMES, check_output, models
@@ -71,6 +72,7 @@ def check(
             lambda: _port(metrics_port),
             lambda: _gpus(spec),
             lambda: _judge_tokens(spec),
+            lambda: _tracking(spec),
         ]
     )
     errors += list(_too_little_text(spec, (storage, *search), errors))
@@ -116,6 +118,23 @@ def _judge_tokens(spec: ExperimentSpec) -> None:
                 "Secrets are a cluster's, and there is no token of the judge here", field=f"spec.evaluation.{field}.tokenSecret",
                 value=judge.token_secret.name, next_step=f"Put it into the variable {variable}",
             )  # fmt: skip
+
+
+def _tracking(spec: ExperimentSpec) -> None:
+    """A tracker that fails stops no training, so what can be told of it is told before."""
+    wanted = spec.tracking.wandb if spec.tracking else None
+    if wanted is None:
+        return
+    if importlib.util.find_spec("wandb") is None:
+        raise SpecError(
+            "needs W&B's client, which is not installed", field="spec.tracking.wandb",
+            next_step="pip install 'transfer-operator[tracking]', or remove spec.tracking.wandb",
+        )  # fmt: skip
+    if wanted.token_secret is not None and not os.environ.get(WANDB_TOKEN) and os.environ.get(WANDB_MODE, "online") == "online":
+        raise SpecError(
+            "Secrets are a cluster's, and there is no key of W&B here", field="spec.tracking.wandb.tokenSecret",
+            value=wanted.token_secret.name, next_step=f"Put it into the variable {WANDB_TOKEN}, or set {WANDB_MODE}=offline",
+        )  # fmt: skip
 
 
 def _judges(plan: Sequence[StagePlan], storage: Path) -> None:

@@ -18,7 +18,7 @@ from transfer_api.errors import SpecError
 from transfer_api.gpu import is_gpu
 from transfer_api.spec import API_GROUP, API_VERSION, ExperimentSpec, SecretKey, TransferExperiment, is_harness_suite, is_judged
 from transfer_api.stage import StageKind, StagePlan, models_of, names_hub, reads_addresses
-from transfer_api.task import ADDRESS_VARIABLE, JUDGE_TOKENS, PodTask, program
+from transfer_api.task import ADDRESS_VARIABLE, JUDGE_TOKENS, MLFLOW_CREDENTIALS, WANDB_TOKEN, PodTask, program
 from transfer_operator.decide import CreatePod, Event, Role
 from transfer_operator.decide.snapshot import PodName
 from transfer_operator.settings import OperatorSettings
@@ -314,10 +314,23 @@ def _environment(experiment: TransferExperiment, action: CreatePod, settings: Op
         entries += [_secret(name, token) for name, token in given if token is not None]
     secret = experiment.spec.data_secret
     if secret is not None and action.name.role is Role.WORKER and reads_addresses(action.stage):
-        # One by one, not the whole Secret: a variable that happens to be named PYTHONPATH is not ours to set.
-        references = {name: {"name": secret, "key": name, "optional": True} for name in DATA_VARIABLES}
-        entries += [{"name": name, "valueFrom": {"secretKeyRef": reference}} for name, reference in references.items()]
+        entries += _named(DATA_VARIABLES, secret)
+    tracking = experiment.spec.tracking
+    if tracking is not None and action.name.role is Role.WORKER and action.stage.kind.elastic:
+        if tracking.mlflow is not None and tracking.mlflow.credentials_secret is not None:
+            entries += _named(MLFLOW_CREDENTIALS, tracking.mlflow.credentials_secret)
+        if tracking.wandb is not None and tracking.wandb.token_secret is not None:
+            entries.append(_secret(WANDB_TOKEN, tracking.wandb.token_secret))
     return entries
+
+
+def _named(variables: tuple[str, ...], secret: str) -> list[Body]:
+    """Variables from the keys of their names, as far as there are any.
+
+    One by one, not the whole Secret: a variable that happens to be named PYTHONPATH is not ours to set.
+    """
+    references = {name: {"name": secret, "key": name, "optional": True} for name in variables}
+    return [{"name": name, "valueFrom": {"secretKeyRef": reference}} for name, reference in references.items()]
 
 
 def _secret(name: str, key: SecretKey) -> Body:

@@ -13,7 +13,7 @@ import functools
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -159,9 +159,9 @@ def _errors(address: str, field: str) -> Iterator[None]:
         raise HubUnreachableError(f"{field}: {address} cannot be read now ({words}); tried again") from None
 
 
-def without_credentials(text: str) -> str:
-    """A text in which no credential of the environment stands."""
-    for name in CREDENTIALS:
+def without_credentials(text: str, names: Sequence[str] = CREDENTIALS) -> str:
+    """A text in which no credential of the environment stands; `names` are their variables."""
+    for name in names:
         if secret := os.environ.get(name):
             text = text.replace(secret, f"${name}")
     return text

@@ -89,6 +89,7 @@ def test_without_baseline_nothing_is_compared() -> None:
         ("spec.model.parameters", "7B"), ("spec.pretraining.maxEpochs", 9),
         ("spec.pretraining.anomalies", {"action": "Stop"}),
         ("spec.pretraining.validationSteps", 5), ("spec.pretraining.mixture.0.language", "jv"), ("spec.vocabulary.corpus.0.language", "jv"),
+        ("spec.tracking", {"mlflow": {"uri": "https://mlflow.example"}}),
         ("spec.dataSecret", "bucket"), ("spec.evaluation.retention", {}),
     ],
 )  # fmt: skip

@@ -229,6 +229,17 @@ def test_questions_and_the_token_of_the_judge_are_looked_for_before_anything_run
     check(tmp_path)
 
 
+def test_the_client_and_the_key_of_wandb_are_looked_for_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    write_experiment(tmp_path, document(tracking={"wandb": {"project": "transfer", "tokenSecret": {"name": "wandb"}}}))
+    assert "spec.tracking.wandb.tokenSecret: Secrets are a cluster's" in refusal(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'transfer-operator[tracking]'" in refusal(tmp_path)
+
+
 def test_a_file_where_a_folder_is_wanted(tmp_path: Path) -> None:
     write_experiment(tmp_path)
     (tmp_path / "file").write_text("")

@@ -54,14 +54,14 @@ def test_an_image_runs_as_a_user_without_rights_and_starts_its_own_module(image:
     assert f'ENTRYPOINT ["python", "-m", "transfer_{image}"]' in STAGES[image]
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", [*IMAGES, "tracking"])
 def test_what_an_image_installs_is_the_version_that_the_tests_run_with(image: str) -> None:
     tested = pins("dev") | pins("torch")
     assert pins(image), "no pins"
     assert {name: version for name, version in pins(image).items() if tested.get(name) != version} == {}
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", [*IMAGES, "tracking"])
 def test_every_pin_has_a_hash_and_no_address(image: str) -> None:
     text = (REQUIREMENTS / f"{image}.txt").read_text()
     assert "://" not in text
@@ -77,6 +77,12 @@ def test_the_operator_has_no_torch_and_experiment_pods_no_kubernetes() -> None:
 def test_the_evaluator_adds_to_the_trainers_layer_and_repeats_none_of_it() -> None:
     assert "lm-eval" in pins("evaluator")
     assert not pins("evaluator").keys() & pins("trainer").keys()
+
+
+def test_the_client_of_a_tracker_adds_to_the_trainers_image_alone() -> None:
+    assert "wandb" in pins("tracking")
+    assert not pins("tracking").keys() & pins("trainer").keys()
+    assert "requirements/tracking.txt" in STAGES["trainer"]
 
 
 def test_what_the_dockerfile_copies_is_there_and_let_in() -> None:

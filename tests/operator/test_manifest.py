@@ -389,6 +389,31 @@ def test_the_tokens_of_judges_are_references_and_only_where_they_are_asked(suite
     assert found == {name: {"secretKeyRef": {"name": secret, "key": "k"}} for name, secret in tokens.items()}
 
 
+@pytest.mark.parametrize(
+    ("stage", "role", "given"),
+    [
+        pytest.param("pretraining", Role.WORKER, True, id="training"),
+        pytest.param("pretraining", Role.RENDEZVOUS, False, id="rendezvous"),
+        pytest.param("evaluation", Role.WORKER, False, id="evaluation"),
+        pytest.param("pretraining-dataset", Role.WORKER, False, id="dataset"),
+    ],
+)
+def test_the_credentials_of_trackers_are_references_and_only_in_training_pods(stage, role, given):
+    mlflow = {"uri": "https://mlflow.example", "credentialsSecret": "of-mlflow"}
+    wandb = {"project": "transfer", "tokenSecret": {"name": "of-wandb", "key": "k"}}
+    body = pod(made(tracking={"mlflow": mlflow, "wandb": wandb}, evaluation={"suites": ["mmlu"]}), stage, role=role)
+    values = environment(body)
+    found = {name: value for name, value in values.items() if name.startswith(("MLFLOW_", "WANDB_"))}
+    names = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    expected = {name: {"secretKeyRef": {"name": "of-mlflow", "key": name, "optional": True}} for name in names}
+    assert found == (expected | {"WANDB_API_KEY": {"secretKeyRef": {"name": "of-wandb", "key": "k"}}} if given else {})
+    assert "of-" not in values["TRANSFER_STAGE"]
+    if role is Role.WORKER and stage == "pretraining":
+        tracking = StagePlan.model_validate_json(values["TRANSFER_STAGE"]).execution.tracking
+        assert tracking is not None
+        assert (tracking.mlflow.uri, tracking.wandb.project) == ("https://mlflow.example", "transfer")
+
+
 # Resources.
 
 

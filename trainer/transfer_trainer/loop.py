@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from transfer_api.cost import micro_batch_tokens
+from transfer_api.errors import ExitCode, TransferError
 from transfer_api.progress import Activity, Progress
 from transfer_api.spec import AnomalyAction, CheckpointInterval, Sharding
 from transfer_api.stage import StageKind, TrainingParameters
@@ -54,6 +55,7 @@ from transfer_trainer.rows import HALF, digest, joined, row_order, total_steps
 from transfer_trainer.snapshot import Snapshots, snapshot_steps
 from transfer_trainer.store import RowStore
 from transfer_trainer.straggler import WINDOW_STEPS, Computed, ComputeTimer, Stragglers
+from transfer_trainer.tracking import Ending, Tracks
 from transfer_trainer.validation import HeldOut, bits_per_byte, tokenise
 from transfer_trainer.watchdog import Pulse
 
@@ -86,6 +88,7 @@ class Training:
         self.data_wait = 0.0
         self.stragglers = Stragglers(team.ranks_of_pod, tells_all=team.rank == 0)
         self._computed = Computed()
+        self.tracks: Tracks | None = None
         self.fence = Fence.take(self.work, Term.of(context, team.incarnation), team.round) if team.rank == 0 else None
         self._tell()
         self._open_data()
@@ -95,6 +98,16 @@ class Training:
 
     def run(self) -> bool:
         """Trains to the end and commits the artifact: True. False when it was asked to stop: everything is saved."""
+        try:
+            done = self._train()
+        except TransferError as error:
+            if error.exit_code is ExitCode.CANNOT_WORK:  # after all else another round goes on
+                self._end_tracks(Ending.FAILED)
+            raise
+        self._end_tracks(Ending.COMPLETE if done else Ending.LATER)
+        return done
+
+    def _train(self) -> bool:
         self._tell(activity=Activity.RUNNING)
         if self.validation_due and not self._validated():
             self._validate()
@@ -186,6 +199,8 @@ class Training:
             place = events_folder(self.context.storage, self.context.experiment, self.context.stage.name, self.context.stage.key)
             self.events = EventFiles(place, self.step, self._tokens)
             summary = read_ledger(self.work / LEDGER)
+            if self.execution.tracking is not None and self.tracks is None:  # it goes on through a roll-back
+                self.tracks = Tracks.begin(self.execution.tracking, self.context, self.work, summary)
             lost, productive = summary.lost_steps, summary.productive_seconds
             loss = summary.lines[-1].loss if summary.lines else 0.0
             highest, failures = summary.highest_step, summary.failures
@@ -356,10 +371,15 @@ class Training:
             data_wait_seconds=self.data_wait,
             productive_seconds=self.progress.productive_seconds + (seconds if self.step > self.highest_step else 0.0),
         )  # fmt: skip
-        if self.events is not None:
-            self.events.add(self.step, self._tokens, _figures(self.progress, reading / seconds))
+        self._draw(_figures(self.progress, reading / seconds))
         if self.team.world_size > 1 and self.step % WINDOW_STEPS == 0:
             self._compare()
+
+    def _draw(self, figures: Mapping[str, float | None]) -> None:
+        """Adds figures after this step to the curves."""
+        for curves in (self.events, self.tracks):
+            if curves is not None:
+                curves.add(self.step, self._tokens, figures)
 
     def _compare(self) -> None:
         """Shows how long this pod computes by itself, and says who holds the others up."""
@@ -387,8 +407,7 @@ class Training:
         if self.ledger is not None:
             self.ledger.validation(self.step, found)
         metrics = {f"bits_per_byte/{name}": value for name, value in found.items()}
-        if self.events is not None:
-            self.events.add(self.step, self._tokens, metrics)
+        self._draw(metrics)
         self._tell(activity=Activity.RUNNING, metrics={**self.progress.metrics, **metrics}, last_step_time=time.time())
 
     # -- saving
@@ -458,6 +477,11 @@ class Training:
         for record in (self.ledger, self.events):
             if record is not None:
                 record.close()
+
+    def _end_tracks(self, ending: Ending) -> None:
+        if self.tracks is not None:
+            self.tracks.close(ending)
+            self.tracks = None
 
     def _finish(self) -> None:
         """Commits the artifact; every process returns only after it is in place."""
