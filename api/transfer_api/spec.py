@@ -131,6 +131,13 @@ class Sharding(enum.StrEnum):
     NONE = "None"
 
 
+class Compilation(enum.StrEnum):
+    """What of the model is compiled."""
+
+    NONE = "None"
+    LAYERS = "Layers"
+
+
 class Precision(enum.StrEnum):
     """Number format of the forward and backward pass; weights and optimizer are always float32."""
 
@@ -382,6 +389,11 @@ class Optimization(Contract):
         default=Sharding.FULL,
         description="Full: each process holds a part of weights, gradients and optimizer (FSDP2); None: each holds all of them, and "
         "only gradients travel, once a step (as DDP), for models that fit. Results do not depend on it.",
+    )
+    compile: Compilation = Field(
+        default=Compilation.NONE,
+        description="Layers: torch.compile of each decoder layer, faster after a minute or so at the start of each round of workers. Needs "
+        "a C++ compiler and Python's headers (on GPUs a C compiler). Results differ by rounding only.",
     )
     checkpoint_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Steps between two checkpoints. Default: a tenth of the run, at most 500."

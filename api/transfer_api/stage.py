@@ -32,6 +32,7 @@ from transfer_api.spec import (
     ActivationCheckpointing,
     Anomalies,
     CheckpointInterval,
+    Compilation,
     Distillation,
     Ema,
     Evaluation,
@@ -200,6 +201,7 @@ class Execution(Observed):
     micro_batch_tokens: int | None = None
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.AUTO
     sharding: Sharding = Sharding.FULL
+    compile: Compilation = Compilation.NONE
     checkpoint_steps: int | None = None
     checkpoint_interval: CheckpointInterval = CheckpointInterval.STEPS
     checkpoints_kept: int = 2
@@ -433,7 +435,7 @@ class _Planner:
         validation_steps = pretraining.validation_steps if pretraining else None
         execution = Execution(
             micro_batch_tokens=wanted.micro_batch_tokens, activation_checkpointing=wanted.activation_checkpointing,
-            sharding=wanted.sharding, checkpoint_steps=wanted.checkpoint_steps,
+            sharding=wanted.sharding, compile=wanted.compile, checkpoint_steps=wanted.checkpoint_steps,
             checkpoint_interval=wanted.checkpoint_interval, checkpoints_kept=wanted.checkpoints_kept,
             max_epochs=pretraining.max_epochs if pretraining else None, validation_steps=validation_steps,
             validation_texts=self.spec.evaluation.texts if self.spec.evaluation and validation_steps else [],

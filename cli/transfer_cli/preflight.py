@@ -18,10 +18,10 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import MOST_EPOCHS, ExperimentSpec, Method, ModelSource, TransferExperiment, WeightedSource, is_judged
+from transfer_api.spec import MOST_EPOCHS, Compilation, ExperimentSpec, Method, ModelSource, TransferExperiment, WeightedSource, is_judged
 from transfer_api.stage import StageKind, StagePlan, asked_suites, is_address, models_of, plan_stages
 from transfer_api.task import JUDGE_TOKENS, WANDB_MODE, WANDB_TOKEN
-from transfer_cli.gpus import worker_share
+from transfer_cli.gpus import usable_gpus, worker_share
 from transfer_cli.inputs import PACKED, fingerprints, model_size, sources
 from transfer_cli.outputs import NAMES, check_output, models
 from transfer_evaluator.mirror import FIELD as MIRROR
@@ -30,6 +30,7 @@ from transfer_pod.artifact import ArtifactStore, storage_errors
 from transfer_pod.context import NOT_THERE, expand, find_input
 from transfer_pod.documents import check_source, find_data
 from transfer_pod.model import check_lora, check_model_folder, linear_sides, read_config
+from transfer_pod.toolchain import check_toolchain
 
 __all__ = ["check", "fingerprints", "input_problems"]
 
@@ -71,6 +72,7 @@ def check(
             lambda: _apart(storage, output),
             lambda: _port(metrics_port),
             lambda: _gpus(spec),
+            lambda: _compilers(spec),
             lambda: _judge_tokens(spec),
             lambda: _tracking(spec),
         ]
@@ -105,6 +107,12 @@ def input_problems(spec: ExperimentSpec, roots: tuple[Path, ...]) -> list[Transf
         ]
     )
     return [*map(_with_make_inputs, errors), *_sequence_lengths(spec, roots), *_adapters(spec, roots)]
+
+
+def _compilers(spec: ExperimentSpec) -> None:
+    for section, training in (("spec.pretraining", spec.pretraining), ("spec.instructionTuning", spec.instruction_tuning)):
+        if training is not None and training.compile is Compilation.LAYERS:
+            check_toolchain(section, gpu=bool(usable_gpus()))
 
 
 def _judge_tokens(spec: ExperimentSpec) -> None:

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transfer_api.cost import micro_batch_tokens
 from transfer_api.errors import ExitCode, TransferError
 from transfer_api.progress import Activity, Progress
-from transfer_api.spec import AnomalyAction, CheckpointInterval, Sharding
+from transfer_api.spec import AnomalyAction, CheckpointInterval, Compilation, Sharding
 from transfer_api.stage import StageKind, TrainingParameters
 from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.context import PodContext
@@ -32,6 +32,7 @@ from transfer_trainer.activations import checkpoint_activations, checkpointed_la
 from transfer_trainer.anomaly import Anomaly, AnomalyWatch
 from transfer_trainer.batch import BatchReader
 from transfer_trainer.checkpoint import Checkpoints
+from transfer_trainer.compilation import as_it_is, compile_layers
 from transfer_trainer.ema import Ema
 from transfer_trainer.events import EventFiles, events_folder
 from transfer_trainer.export import export, full_weights, write_model
@@ -160,6 +161,8 @@ class Training:
             model = cast(PreTrainedModel, add_adapters(model, self.parameters.lora, self.parameters.seed, self.section))
         pass_tokens = self.micro_rows * self.store.sequence_length
         checkpoint_activations(model, checkpointed_layers(self.context, self.team, len(decoder_layers(model)), pass_tokens))
+        if self.execution.compile is Compilation.LAYERS:
+            compile_layers(model, self.team.device, self.section)
         self.flops = Work.of(model, self.store.sequence_length)
         sharding = self.execution.sharding
         self.model: nn.Module = shard(model, self.team, sharding)
@@ -402,7 +405,7 @@ class Training:
         if not self.texts:
             return
         self._tell(activity=Activity.VALIDATING)
-        with self._exported():
+        with self._exported(), as_it_is(self.execution.compile):
             found = bits_per_byte(self.model, self.texts, self.team, self.parameters.precision, self.micro_batch_tokens)
         if self.ledger is not None:
             self.ledger.validation(self.step, found)
