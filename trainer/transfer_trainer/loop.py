@@ -30,6 +30,7 @@ from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
 from transfer_trainer.activations import checkpoint_activations, checkpointed_layers
 from transfer_trainer.anomaly import Anomaly, AnomalyWatch
+from transfer_trainer.attention import choose_attention
 from transfer_trainer.batch import BatchReader
 from transfer_trainer.checkpoint import Checkpoints
 from transfer_trainer.compilation import as_it_is, compile_layers
@@ -155,6 +156,7 @@ class Training:
         torch.manual_seed(self.parameters.seed)
         self.base = model_folder(self.context)
         model = base_model(self.base, self.parameters.method, self.team, self.section)
+        choose_attention(model, self.team, self.parameters.precision, self.store.sequence_length)
         check_length(model, self.store.sequence_length, self.section)
         if self.parameters.method.adapters:
             assert self.parameters.lora is not None

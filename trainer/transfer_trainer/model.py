@@ -4,7 +4,8 @@ B rows, T tokens in a row, N labels among them, D width, V vocabulary.
 
 Packed rows hold several documents; `positions_BT` restarts at each. transformers makes the mask between documents from
 these positions, for every row of the batch, but only when there is no attention mask and no cache: so none is passed
-and `use_cache` is off (with a cache, documents see each other; tests/trainer/test_loop.py).
+and `use_cache` is off (with a cache, documents see each other; tests/trainer/test_loop.py). On GPUs a kernel is told where documents
+begin instead (attention.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transfer_api.errors import ModelError, SpecError
 from transfer_api.spec import Precision
 from transfer_pod.model import check_whole, first_sentence, read_config
+from transfer_trainer.attention import borders, uses_packed
 from transfer_trainer.head import HeadLoss, chunked_loss, forward_of, plain_head, plain_loss
 
 
@@ -137,7 +139,8 @@ def summed_loss(
         changes.enter_context(_states_at(model, labelled_BT))
         if linear is not None:
             changes.enter_context(forward_of(linear, loss_of))
-        output = model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False).logits
+        told = borders(positions_BT) if uses_packed(model) else {}
+        output = model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False, **told).logits
     return HeadLoss(found[0].nats, output) if found else plain_loss(output, labels_N, weight_N, z_loss)
 
 
