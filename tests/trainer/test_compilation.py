@@ -1,12 +1,13 @@
 """Compiled layers train as plain ones do: the same gradients, losses and names, whatever else is done to the model.
 
-Most cases compile to operators of torch (backend `aot_eager`): all of Dynamo and autograd, and no C++, which takes a minute a graph here.
-One with real code runs with EXHAUSTIVE=1, as CI does.
+Cases compile to operators of torch (backend `aot_eager`): all of Dynamo and autograd, and no C++, which takes a minute a graph here. With
+EXHAUSTIVE=1 one compiles real code, where there is a compiler.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,14 @@ from transfer_trainer.parallel import Team, decoder_layers
 from transfer_trainer.straggler import ComputeTimer
 
 CPU = torch.device("cpu")
+BACKENDS = ["aot_eager", *(["inductor"] if os.environ.get("EXHAUSTIVE") and shutil.which("g++") else [])]
 LAYERS = 12
 
 
 @pytest.fixture(autouse=True)
 def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compilation, "check_toolchain", lambda section, gpu: None)
     torch.compiler.reset()
     counters.clear()
 
@@ -119,13 +122,13 @@ def test_a_run_that_is_compiled_then_plain_then_compiled_has_the_losses_of_the_p
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.skipif(not os.environ.get("EXHAUSTIVE"), reason="compiles C++ for minutes; EXHAUSTIVE=1")
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("precision", "agree"), [(Precision.FLOAT32, 1e-6), (Precision.BFLOAT16, 2e-3)])
 def test_compiled_code_has_the_losses_of_the_plain_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, agree: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, precision: Precision, agree: float
 ) -> None:
-    monkeypatch.setattr(compilation, "BACKEND", "inductor")
+    monkeypatch.setattr(compilation, "BACKEND", backend)
     dataset = make_storage(tmp_path)
     how = {"precision": precision, "activation_checkpointing": ActivationCheckpointing.ALWAYS}
     expected = run(tmp_path, dataset, "a" * 32, Compilation.NONE, **how)
@@ -133,12 +136,23 @@ def test_compiled_code_has_the_losses_of_the_plain_one(
     assert found == pytest.approx(expected, rel=agree)
 
 
+@pytest.fixture
+def compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has all that is needed, whatever this one has."""
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    (tmp_path / "Python.h").touch()
+    for name in ("gcc", "g++"):
+        (tmp_path / name).touch(mode=0o755)
+
+
 @pytest.mark.parametrize(
     ("gpu", "says"), [(False, "needs a C++ compiler, and there is none"), (True, "needs a C compiler, and there is none")]
 )
+@pytest.mark.usefixtures("compilers")
 def test_without_a_compiler_it_is_refused_with_the_field_and_the_way_out(monkeypatch: pytest.MonkeyPatch, gpu: bool, says: str) -> None:
-    for name in ("CC", "CXX"):
-        monkeypatch.delenv(name, raising=False)
     check_toolchain("spec.pretraining", gpu=gpu)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SpecError, match=r"spec\.pretraining\.compile: ") as caught:
@@ -148,7 +162,9 @@ def test_without_a_compiler_it_is_refused_with_the_field_and_the_way_out(monkeyp
     assert caught.value.exit_code is ExitCode.CANNOT_WORK
 
 
-def test_without_pythons_headers_it_is_refused_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+@pytest.mark.usefixtures("compilers")
+def test_without_pythons_headers_no_layer_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "check_toolchain", check_toolchain)
+    (tmp_path / "Python.h").unlink()
     with pytest.raises(SpecError, match="needs the headers of Python"):
         compile_layers(torch.nn.Linear(1, 1), CPU, "spec.pretraining")
