@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transfer_evaluator.harness import HarnessModel
 from transfer_evaluator.mirror import Mirror
 from transfer_evaluator.model import LoadedModel
 from transfer_evaluator.score import TaskResult
-from transfer_evaluator.suites import check_suites
+from transfer_evaluator.suites import check_suites, named
 from transfer_evaluator.tasks import TaskLibrary, is_hub_name
 
 
@@ -293,3 +294,9 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> 
     (tmp_path / "facebook" / "belebele.json").write_text(content)
     with pytest.raises(DataError, match=r"unreadable record of a data set.*belebele\.json"):
         Mirror(tmp_path).place("facebook/belebele")
+
+
+def test_a_pipe_among_the_task_files_is_passed_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("task: mine\n")
+    assert named("task", {"mine", "other"}, [tmp_path]) == {"mine"}
