@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from transfer_api.errors import SpecError, TransferError, shorten
+from transfer_api.partial import readable_part
 from transfer_api.problems import explain, field_path, no_value, suggestion
 from transfer_api.rules import check_rules
 from transfer_api.spec import API_GROUP, API_VERSION, TransferExperiment
@@ -96,7 +97,7 @@ def experiment_from(document: Any, source: str = "experiment") -> TransferExperi
     """Checks one parsed document: its fields, then the rules across fields.
 
     Raises:
-        SpecErrors: with every problem of the fields, or else every rule that is broken.
+        SpecErrors: with every problem of the fields, and every rule that is broken by those that can be read.
     """
     errors = _not_ours(document) or list(_odd_values(document))
     if errors:
@@ -106,7 +107,9 @@ def experiment_from(document: Any, source: str = "experiment") -> TransferExperi
         # Strict JSON, by alias only: exactly what the API server would take.
         experiment = TransferExperiment.model_validate_json(json.dumps(wanted), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise SpecErrors(source, explain(error, TransferExperiment)) from error
+        part = readable_part(wanted.get("spec"), error)
+        broken = check_rules(part, whole=False) if part is not None else []
+        raise SpecErrors(source, [*explain(error, TransferExperiment), *broken]) from error
     if broken := check_rules(experiment.spec):
         raise SpecErrors(source, broken)
     return experiment

@@ -93,17 +93,28 @@ OBJECT_FILE = "(?i)([.]jsonl([.]gz|[.]zst)?|[.]parquet|[]*?])$"
 TEXT_FILE = "(?i)([.](jsonl|txt)([.]gz|[.]zst)?|[.]parquet|[]*?])$"
 
 
-def check_rules(spec: ExperimentSpec) -> list[SpecError]:
-    """Every rule that the spec breaks, in the order of `RULES`."""
-    return [error for rule in RULES for error in _broken(rule, spec)]
+def check_rules(spec: ExperimentSpec, *, whole: bool = True) -> list[SpecError]:
+    """Every rule that the spec breaks, in the order of `RULES`.
+
+    Args:
+        spec: of a file.
+        whole: False where it lacks fields that could not be read (partial.py): rules that ask for those are passed over.
+    """
+    return [error for rule in RULES for error in _broken(rule, spec, whole)]
 
 
-def _broken(rule: Rule, spec: ExperimentSpec) -> Iterator[SpecError]:
+def _broken(rule: Rule, spec: ExperimentSpec, whole: bool) -> Iterator[SpecError]:
     if rule.check is None:
         return
     for path in rule.paths:
         for place, node in _nodes("spec", spec, path.split(".")[1:]):
-            if (found := rule.check(node)) is not None:
+            try:
+                found = rule.check(node)
+            except AttributeError:
+                if whole:
+                    raise
+                continue
+            if found is not None:
                 field = f"{place}.{found.field}" if found.field else place
                 yield SpecError(rule.message, field=field, value=found.value, allowed=found.allowed, next_step=found.next_step)
 
@@ -114,8 +125,8 @@ def _nodes(place: str, node: BaseModel, steps: list[str]) -> Iterator[tuple[str,
         yield place, node
         return
     name = steps[0].removesuffix("[]")
-    child = getattr(node, to_snake(name))
-    if child is None:
+    child = getattr(node, to_snake(name), None)
+    if child is None:  # left out, or unreadable
         return
     if steps[0].endswith("[]"):
         for index, item in enumerate(child):

@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.support.documents import DROP, EVALUATION, changed, document
+from tests.support.documents import DROP, EVALUATION, TUNING, VOCABULARY, changed, document
 from transfer_api.errors import SpecError
-from transfer_api.load import SpecErrors, load_experiment, load_experiments
+from transfer_api.load import SpecErrors, experiment_from, load_experiment, load_experiments
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -145,6 +146,52 @@ def test_a_broken_rule_is_named_with_value_and_way_out(tmp_path: Path, wrong: An
     told = refusal(write(tmp_path, wrong))
     for words in says:
         assert words in told
+
+
+def wrong_types(node: Any, place: str = "spec") -> Iterator[tuple[str, Any]]:
+    """Every place of a document with something that cannot stand there, and every mapping with a field that nobody knows."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    if isinstance(node, dict) and not place.endswith(".limits"):  # which takes any name
+        yield f"{place}.unheardOf", 1
+    for name, value in items:
+        yield f"{place}.{name}", 1.5 if isinstance(value, (dict, list, str)) else {}
+        yield from wrong_types(value, f"{place}.{name}")
+
+
+def test_a_field_that_cannot_be_read_breaks_no_rule_besides() -> None:
+    wanted = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION, workers={"resources": {"limits": {"cpu": 2}}})
+    told = {(place, str(value)): problems(changed(wanted, place, value)) for place, value in wrong_types(wanted["spec"])}
+    assert len(told) > 40
+    assert {key: errors for key, errors in told.items() if len(errors) != 1} == {}
+
+
+def problems(wanted: dict[str, Any]) -> list[str]:
+    try:
+        experiment_from(wanted)
+    except SpecErrors as caught:
+        return [str(error) for error in caught.errors]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("spec.language", "xx"), ("spec.model", DROP), ("spec.pretraining.learningRate", 2e-5), ("spec.pretraining.mixture.0.weight", "1"),
+        ("spec.evaluation.texts", [1]), ("spec.evaluation.texts.0.name", DROP), ("spec.seeds", 1), ("metadata.name", "My_Name"),
+        ("spec.workers.replicas", "2"),
+    ],
+)  # fmt: skip
+def test_rules_are_told_beside_fields_that_cannot_be_read(place: str, value: Any) -> None:
+    good = document(evaluation=EVALUATION, workers={"replicas": 1})
+    wrong = changed(changed(good, "spec.pretraining.lora", {}), "spec.scheduling", {"tolerations": [{}]})
+    with pytest.raises(SpecErrors) as caught:
+        experiment_from(changed(wrong, place, value))
+    fields = [error.field for error in caught.value.errors]
+    if place == "spec.seeds":  # may mean any field of the spec
+        assert fields == ["spec.seeds"]
+    else:
+        assert fields[-2:] == ["spec.scheduling.tolerations[0].key", "spec.pretraining.lora"]
+        assert len(fields) == 3
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
