@@ -123,11 +123,14 @@ class Score(Observed):
     languages: list[str] = Field(
         default=[], description="Languages that this is the mean over, each with the same weight and a line of its own."
     )
+    notes: list[str] = Field(
+        default=[], description="What is unusual about the items: cut from the left, with an empty answer, there twice, without scores."
+    )
     higher_is_better: bool = True
     harness: str = Field(default="", description="What produced it: name, version, shots, scoring mode.")
 
 
-SCORE_DETAILS = ("resampled", "clusters", "p_value", "test", "adjusted_p_value", "minimum_detectable")
+SCORE_DETAILS = ("resampled", "clusters", "p_value", "test", "adjusted_p_value", "minimum_detectable", "notes")
 """Left out of a termination message before any score is: results.json in the artifact has them."""
 
 
@@ -184,7 +187,7 @@ class ResultMessage(Observed):
         """
         message = self
         while len(text := message._json().encode()) > TERMINATION_MESSAGE_BYTES:
-            if any(score.resampled or score.p_value is not None for score in message.scores):
+            if any(score.resampled or score.p_value is not None or score.notes for score in message.scores):
                 bare = {name: Score.model_fields[name].default for name in SCORE_DETAILS}
                 message = message.model_copy(update={"scores": [score.model_copy(update=bare) for score in message.scores]})
             elif message.scores:

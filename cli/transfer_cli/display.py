@@ -19,7 +19,7 @@ from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StagePlan
 from transfer_api.status import ExperimentStatus, StageState, StageStatus
 from transfer_cli.stdout import give_up
-from transfer_evaluator.table import columns, render_table, title, verdict
+from transfer_evaluator.table import columns, remarks, render_table, title, verdict
 from transfer_operator.decide import Event
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -91,6 +91,8 @@ class Display:
             self.live.update(Text(""))
         if scores:
             self._show(score_table(scores))
+            for remark in remarks(scores):
+                self.line(f"Unusual: {remark}", style="yellow")
             self.line(verdict(scores, self.language))
         for stage in status.stages:
             if stage.artifact is not None and stage.artifact.provisional:

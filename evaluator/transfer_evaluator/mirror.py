@@ -78,7 +78,7 @@ class Mirror:
                 f"has an unreadable record of a data set: {error}",
                 field=FIELD,
                 value=str(path),
-                next_step=f"Remove it; {fetch_step(self.folder)}",
+                next_step=f"Remove it. {fetch_step(self.folder)}",
             ) from error
         return content
 
@@ -95,12 +95,12 @@ class Mirror:
             DataError: the mirror does not have it, or lacks files of it, which the message names.
         """
         if self.record(name) is None:
-            raise DataError(f"has no data set {name}", field=FIELD, value=str(self.folder), next_step=fetch_step(self.folder).capitalize())
+            raise DataError(f"has no data set {name}", field=FIELD, value=str(self.folder), next_step=fetch_step(self.folder))
         if absent := self.missing(name):
             more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
             raise DataError(
                 f"lacks {len(absent)} files of {name}: {', '.join(absent[:SHOWN])}{more}", field=FIELD, value=str(self.folder),
-                next_step=fetch_step(self.folder).capitalize(),
+                next_step=fetch_step(self.folder),
             )  # fmt: skip
         return self.folder / name
 
@@ -115,7 +115,7 @@ class Mirror:
         if record.get("revision") != wanted.revision or wanted.path not in record["files"]:
             raise DataError(
                 f"has no file {wanted.path} of {wanted.source}", field=FIELD, value=str(self.folder),
-                next_step=fetch_step(self.folder).capitalize(),
+                next_step=fetch_step(self.folder),
             )  # fmt: skip
         return place
 
@@ -144,7 +144,7 @@ def download(file: RepositoryFile, field: str) -> bytes:
 
 def fetch_step(folder: Path) -> str:
     """How a mirror is filled."""
-    return f"run `transfer evaluate fetch SUITE --mirror {folder}` where there is network; it fetches only what is missing"
+    return f"Run `transfer evaluate fetch SUITE --mirror {folder}` where there is network; it fetches only what is missing"
 
 
 def _size(path: Path) -> int | None:

@@ -81,17 +81,17 @@ def score_texts(model: LoadedModel, scorer: TokenScorer, texts: Sequence[Text], 
     )
     return [
         TaskResult(
-            suite=PERPLEXITY, task=text.name, language=text.language, harness=harness + _repeated(text), metrics=METRICS, unit=DOCUMENT,
-            items=_items(text, ids, found), texts=text.documents,
+            suite=PERPLEXITY, task=text.name, language=text.language, harness=harness, metrics=METRICS, unit=DOCUMENT,
+            items=_items(text, ids, found), notes=_repeated(text), texts=text.documents,
         )
         for text, ids, found in zip(texts, tokens, nats, strict=True)
     ]  # fmt: skip
 
 
-def _repeated(text: Text) -> str:
+def _repeated(text: Text) -> list[str]:
     """Documents that count twice make an interval narrower than it should be."""
     again = len(text.documents) - len(set(text.documents))
-    return f"; {again} of {len(text.documents)} documents stand there twice" if again else ""
+    return [f"{again} of {len(text.documents)} documents stand there twice"] if again else []
 
 
 def _items(text: Text, tokens: Sequence[Sequence[int]], nats: Sequence[float]) -> list[Item]:

@@ -106,6 +106,7 @@ class TaskResult:
     task: str
     language: str
     harness: str
+    """What measured it, and how."""
     metrics: Sequence[Metric]
     items: Sequence[Item]
     aggregates: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
@@ -118,6 +119,8 @@ class TaskResult:
     """What an item is: `item` or `document`."""
     cluster: str = ""
     """The item value that is the same for items that hang together, such as `document`, which are then resampled together."""
+    notes: Sequence[str] = ()
+    """What somebody who reads the score should know of the items behind it."""
     texts: Sequence[str] = ()
     """Text of each item, as far as the overlap with training texts needs it; never written."""
 
@@ -174,10 +177,14 @@ def score_tasks(results: Sequence[TaskResult], baseline: Callable[[TaskResult], 
     for place_of, (result, reference) in enumerate(zip(results, references, strict=True)):
         if (family := families.get(place_of)) is not None:
             members = [(results[member], references[member] or []) for member in family]
-            shared = [metric for metric in result.metrics if all(metric in member.metrics for member, _ in members)]
+            # Not what needs equal items on both sides: tokens of one language are no measure for those of another.
+            shared = [
+                metric for metric in result.metrics if not metric.must_agree and all(metric in member.metrics for member, _ in members)
+            ]
             lines += [((not metric.main, False), score_mean(members, metric, seed)) for metric in shared]
         group = _group(result)
-        place = {"part_of": group[1]} if result.detail and group in wholes else {"parts": parts[group]}
+        place: dict[str, Any] = {"part_of": group[1]} if result.detail and group in wholes else {"parts": parts[group]}
+        place["notes"] = list(result.notes)
         for metric in result.metrics:
             score = score_metric(result, metric, reference, seed).model_copy(update=place)
             lines.append(((not metric.main, result.detail), score))

@@ -86,6 +86,11 @@ def with_parts(scores: Sequence[Score]) -> list[Score]:
     return arranged + [score for orphans in parts.values() for score in orphans]
 
 
+def remarks(scores: Sequence[Score]) -> list[str]:
+    """What is unusual about the items of each task or text, once; those of a group stand with the group."""
+    return list(dict.fromkeys(f"{score.task}: {note}" for score in scores if not score.part_of for note in score.notes))
+
+
 def note(scores: Sequence[Score]) -> str:
     """What the figures mean, for below the table."""
     return NOTE if compared(scores) else ALONE_NOTE

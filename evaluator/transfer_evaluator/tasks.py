@@ -223,7 +223,7 @@ def _renamed(result: TaskResult, suite: Suite) -> TaskResult:
 
 
 def _unknown(suite: str, names: Iterable[str], problem: str = "no such suite") -> SpecError:
-    near = difflib.get_close_matches(suite, [*OWN_SUITES, *catalogue_names(), *names], n=5, cutoff=0.5)
+    near = difflib.get_close_matches(suite, dict.fromkeys([*OWN_SUITES, *catalogue_names(), *names]), n=5, cutoff=0.5)
     hint = f"Nearest names: {', '.join(near)}" if near else "No name is near it"
     return SpecError(
         problem, field=FIELD, value=suite,
@@ -383,7 +383,7 @@ def _result(suite: str, task: str, items: list[Item], results: Mapping[str, Any]
     metadata = config.get("metadata") or {}
     return TaskResult(
         suite=suite, task=task, language=str(metadata.get("language", "und")),
-        harness=", ".join([_harness(task, results), *_oddities(items)]),
+        harness=_harness(task, results), notes=_oddities(items),
         metrics=metrics, items=items, aggregates=aggregates, detail=detail, cluster=_cluster(items),
     )  # fmt: skip
 
@@ -470,7 +470,7 @@ def _oddities(items: Sequence[Item]) -> list[str]:
     cut = sum("cut_tokens" in item for item in items)
     empty = sum(any(response == "" for response in item["responses"]) for item in items)
     again = len(items) - len({item["id"].rpartition("-")[2] for item in items})
-    counts = {"longer than the model's context and cut from the left": cut, "with an empty answer": empty, "that stand there twice": again}
+    counts = {"longer than the model's context and cut from the left": cut, "with an empty answer": empty, "stand there twice": again}
     return [f"{count} of {len(items)} items {what}" for what, count in counts.items() if count]
 
 

@@ -65,6 +65,16 @@ def test_a_damaged_checkpoint_is_told_once_with_the_log_that_says_why(capsys: py
     ]
 
 
+def test_what_is_unusual_about_the_items_stands_below_the_table_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first, *others = scores()
+    odd = first.model_copy(update={"task": "sums", "notes": ["3 of 6 items stand there twice"]})
+    part = odd.model_copy(update={"task": "sums/one", "part_of": "sums"})
+    Display(open_console(), "id", None).finish(ExperimentStatus(), [odd, odd.model_copy(update={"metric": "f1"}), part, *others], tmp_path)
+    told = capsys.readouterr().out
+    assert told.count("3 of 6 items stand there twice") == 1
+    assert "Unusual: sums: 3 of 6" in told
+
+
 def test_other_events_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     Display(open_console(), "id", None).update(ExperimentStatus(), None, [Event(reason=Reason.RESUMED, message="going on", warning=False)])
     assert "going on" in capsys.readouterr().out

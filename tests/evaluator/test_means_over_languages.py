@@ -90,7 +90,8 @@ def test_bits_per_byte_are_averaged_after_they_are_divided():
         items = [{"id": "0", "nats": nats, "bytes": size, "characters": size, "tokens": 5}]
         return asked(language, [], name="udhr-{}", suite="perplexity", items=items, metrics=METRICS)
 
-    mean, *_ = table([text("hi", 10 * math.log(2), 10), text("sw", 300 * math.log(2), 100)])
+    mean, *others = table([text("hi", 10 * math.log(2), 10), text("sw", 300 * math.log(2), 100)])
+    assert [one.metric for one in others if one.languages] == ["bits_per_character"], "none of perplexity, which is per token"
     assert (mean.suite, mean.task, mean.metric, mean.value) == ("perplexity", "udhr", "bits_per_byte", pytest.approx(2.0))
     assert mean.higher_is_better is False
 

@@ -75,6 +75,9 @@ def test_a_misspelt_suite_is_refused_by_the_command_with_the_nearest_names(
     assert "no such suite (got 'belebele_ind_latn')" in told
     assert "belebele_ind_Latn" in told
     assert not (tmp_path / "runs").exists()
+    assert main(["evaluate", "base", "--suites", "mlmu"]) == ExitCode.REFUSED
+    near = capsys.readouterr().err.partition("Nearest names: ")[2].partition(".")[0].split(", ")
+    assert near.count("mmlu") == 1, "a suite of ours that the harness has too is named once"
 
 
 @pytest.mark.parametrize(
@@ -284,8 +287,11 @@ def test_an_incomplete_mirror_is_named_file_by_file(tmp_path: Path) -> None:
         DataError, match=r"lacks 2 files of facebook/belebele: ind_Latn/test.jsonl, swh_Latn/test.jsonl.*transfer evaluate fetch"
     ):
         library.prepare(["belebele_id"])
-    with pytest.raises(DataError, match=r"spec\.evaluation\.mirror: has no data set cambridgeltl/xcopa"):
+    with pytest.raises(DataError, match=r"spec\.evaluation\.mirror: has no data set cambridgeltl/xcopa") as raised:
         library.prepare(["xcopa_id"])
+    command = f"Run `transfer evaluate fetch SUITE --mirror {tmp_path}` where"
+    assert raised.value.next_step is not None
+    assert raised.value.next_step.startswith(command), "in its own capitals"
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"revision": "x", "files": []}', '{"revision": "x", "files": {"a": {}}}'])

@@ -66,13 +66,13 @@ def test_questions_longer_than_the_context_are_cut_from_the_left_counted_and_tol
     assert long["id"].startswith(f"{len(ANIMALS)}-")
     longest = max(len(tiny.tokenizer.encode("Is it? " * 40 + option)) for option in ("yes", "no", "maybe", "never"))
     assert long["cut_tokens"] == pytest.approx(longest - POSITIONS - 1, abs=1)  # a space between them may join either
-    assert f"1 of {len(ANIMALS) + 1} items longer than the model's context and cut from the left" in result.harness
-    assert "longer than" not in run(tasks, "cloze", HarnessModel(tiny)).harness, "an earlier run's count is kept"
+    assert f"1 of {len(ANIMALS) + 1} items longer than the model's context and cut from the left" in result.notes
+    assert not run(tasks, "cloze", HarnessModel(tiny)).notes, "an earlier run's count is kept"
 
 
 def test_a_question_that_leaves_no_room_for_the_answer_is_counted_too(tmp_path, tiny):
     result = run(library(tmp_path), "generated", HarnessModel(dataclasses.replace(tiny, positions=12)))
-    assert f"of {len(ANIMALS)} items longer than the model's context" in result.harness
+    assert f"of {len(ANIMALS)} items longer than the model's context" in result.notes[0]
     assert all(item["cut_tokens"] > 0 for item in result.items if "cut_tokens" in item)
 
 
@@ -84,10 +84,10 @@ def test_an_answer_longer_than_the_context_is_refused_by_its_item(tmp_path, tiny
 def test_empty_answers_are_counted_and_are_answers(tmp_path, tiny):
     first = run(library(tmp_path), "generated", HarnessModel(tiny))
     begin = sorted({item["responses"][0][0] for item in first.items})
-    assert "empty" not in first.harness
+    assert not first.notes
     result = run(library(tmp_path, generated=GENERATED.replace('["\\n"]', json.dumps(begin))), "generated", HarnessModel(tiny))
     assert [item["responses"] for item in result.items] == [[""]] * len(ANIMALS)
-    assert f"{len(ANIMALS)} of {len(ANIMALS)} items with an empty answer" in result.harness
+    assert f"{len(ANIMALS)} of {len(ANIMALS)} items with an empty answer" in result.notes
     assert [metric.name for metric in result.metrics] == ["exact_match"]
 
 
@@ -97,10 +97,10 @@ def test_items_that_stand_there_twice_are_scored_and_told_of(tmp_path, tiny):
     (tmp_path / "letters.jsonl").write_text("\n".join([*lines, lines[0], lines[1]]) + "\n")
     result = run(tasks, "letters", HarnessModel(tiny))
     assert len(result.items) == len(ANIMALS) + 2
-    assert f"2 of {len(ANIMALS) + 2} items that stand there twice" in result.harness
+    assert f"2 of {len(ANIMALS) + 2} items stand there twice" in result.notes
 
 
 def test_documents_that_stand_there_twice_are_told_of(tiny):
     (result,) = score_texts(tiny, TokenScorer(tiny.model), [Text("t", "id", ("satu dua", "tiga", "satu dua"))])
     assert len(result.items) == 3
-    assert "1 of 3 documents stand there twice" in result.harness
+    assert "1 of 3 documents stand there twice" in result.notes

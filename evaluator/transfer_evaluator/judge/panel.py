@@ -105,11 +105,16 @@ async def _greet(seats: Sequence[Seat]) -> None:
         pace = seat.pace.model_copy(update={"retries": 0, "timeout_seconds": min(GREETING_SECONDS, seat.pace.timeout_seconds)})
         async with JudgeClient(seat.judge, pace, seat.token, seat.place) as client:
             try:
-                await _Examiner(seat, client, [GREETING], _silent(1)).reply(build(GREETING), 0)
+                reply = await _Examiner(seat, client, [GREETING], _silent(1)).reply(build(GREETING), 0)
+                parse_reply(reply.text)
             except RequestRefusedError as error:
                 raise _asked_wrongly(seat, str(error)) from error
             except (JudgeUnavailableError, OutOfMoneyError, SpendingReachedError) as error:
-                logger.warning("%s: %s at %s cannot be greeted: %s", seat.place, seat.judge.model, seat.judge.url, error)
+                problem = error.problem if isinstance(error, OutOfMoneyError) else error  # without the place, which stands before it
+                logger.warning("%s: %s at %s cannot be greeted: %s", seat.place, seat.judge.model, seat.judge.url, problem)
+            except ValueError as error:
+                # Not refused: whoever errs once is asked again, and may be right of all others.
+                logger.warning("%s: %s at %s scores no sum: %s", seat.place, seat.judge.model, seat.judge.url, error)
             finally:
                 seat.requests += client.requests
                 seat.failures += client.failures

@@ -50,6 +50,8 @@ def parse_reply(text: str) -> Scores:
     fenced = _FENCE.fullmatch(whole)
     try:
         content = json.loads(fenced[1] if fenced else whole, object_pairs_hook=_each_once)
+    except json.JSONDecodeError:
+        raise ValueError("it is no JSON") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(content, dict):

@@ -212,9 +212,18 @@ def _results(judged: _Judged, harness: str) -> list[TaskResult]:
     exam = (SHARE_OF_POINTS,) if any("points" in item for item in judged.items) else ()
     whole = TaskResult(
         suite=judged.questions.suite, task=name, language=language, harness=harness, metrics=(*exam, *METRICS) if scored else (),
-        items=judged.items, aggregates=aggregates, group=name,
+        items=judged.items, aggregates=aggregates, group=name, notes=_notes(judged, missing),
     )  # fmt: skip
     return [whole, *_by_category(whole)]
+
+
+def _notes(judged: _Judged, missing: int) -> list[str]:
+    """What is odd about questions and answers, and why scores are missing, each judge's first reason."""
+    repeated, count = judged.questions.repeated, len(judged.items)
+    reasons = [next(iter(missing_reasons(verdicts)), "") for verdicts in judged.found]
+    why = "; ".join(dict.fromkeys(filter(None, reasons)))
+    counts = {f"without scores: {why}": missing, "with an empty answer": judged.answers.empty, "stand there twice": repeated}
+    return [f"{number} of {count} questions {what}" for what, number in counts.items() if number]
 
 
 def _by_category(whole: TaskResult) -> list[TaskResult]:

@@ -212,6 +212,17 @@ def test_a_judge_that_is_down_or_out_of_money_may_still_be_needed(tmp_path, faul
         assert (asked(server), one.requests, one.down) == (1, 1, "")
 
 
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [("402", "cannot be greeted: the judge's account is empty (answer 402)"), ("nonsense", "scores no sum: ")],
+)
+def test_what_is_wrong_with_a_greeting_is_told_and_the_place_once(tmp_path, caplog, fault, told):
+    with JudgeServer(faults=[fault]) as server:
+        greet([seat(server, tmp_path)])
+    assert told in caplog.text
+    assert caplog.text.count("spec.evaluation.judge") == 1
+
+
 def test_the_token_is_sent_and_never_told(tmp_path, caplog, capsys):
     caplog.set_level(logging.DEBUG)
     with JudgeServer(token=TOKEN, faults=["500", "400", "404"]) as server:
