@@ -239,22 +239,12 @@ def read_curve(stage: str, path: Path) -> Curve:
     content = _json(path)
     try:
         steps = [
-            StepPoint(
-                step=row["step"], tokens=row.get("tokens", 0), loss=row.get("loss"), world_size=_either(row, "world_size", "worldSize")
-            )
-            for row in content["steps"]
+            StepPoint(step=row["step"], tokens=row["tokens"], loss=row["loss"], world_size=row["worldSize"]) for row in content["steps"]
         ]
-        validation = [
-            ValidationPoint(step=row["step"], bits_per_byte=_either(row, "bits_per_byte", "bitsPerByte") or {})
-            for row in content.get("validation", [])
-        ]
+        validation = [ValidationPoint(step=row["step"], bits_per_byte=row["bitsPerByte"]) for row in content["validation"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is not the course of a training: {error!r}") from error
     return Curve(stage=stage, steps=steps, validation=validation)
-
-
-def _either(row: Mapping[str, Any], *names: str) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from transfer_evaluator.generation import Prompt, answer
 from transfer_evaluator.language import ENGLISH, SCRIPTS, Findings, detector, examine
 from transfer_evaluator.model import LoadedModel
 from transfer_evaluator.questions import Question, questions
-from transfer_evaluator.score import Item, Metric, TaskResult
+from transfer_evaluator.score import SEVERAL, Item, Metric, TaskResult
 from transfer_evaluator.scorer import Begin, TokenScorer, silent
 
 MAX_TOKENS = 128
@@ -98,7 +98,7 @@ def _results(suite: str, found: Mapping[str, Sequence[Item]]) -> list[TaskResult
         return [_result(CODE_SWITCHING, suite, language, items, RATES) for language, items in mine.items()]
     together = [{**item, "id": f"{language}/{item['id']}"} for language, items in mine.items() for item in items]
     parts = [_result(suite, f"{suite}_{language}", language, items, IDENTITY, detail=True) for language, items in mine.items()]
-    return [_result(suite, suite, "mul", together, (*IDENTITY, RATES[-1]), cluster=QUESTION), *parts]
+    return [_result(suite, suite, SEVERAL, together, (*IDENTITY, RATES[-1]), cluster=QUESTION), *parts]
 
 
 def _result(suite: str, task: str, language: str, items: Sequence[Item], metrics: Iterable[Metric], **values: Any) -> TaskResult:
