@@ -30,6 +30,7 @@ from transfer_api.spec import (
     Ema,
     Evaluation,
     ExperimentSpec,
+    Float8,
     Initialization,
     InstructionSource,
     InstructionTuning,
@@ -37,6 +38,7 @@ from transfer_api.spec import (
     Method,
     ModelSource,
     Optimization,
+    Precision,
     Pretraining,
     QuestionSource,
     Schedule,
@@ -283,6 +285,21 @@ def _embeddings_first(training: Optimization) -> Violation | None:
             field="embeddingsFirst", value=training.embeddings_first, allowed="0 where embeddings are not trained",
             next_step="Set lora.trainEmbeddings: true, or remove embeddingsFirst",
         )  # fmt: skip
+    return None
+
+
+def _float8(training: Optimization) -> Violation | None:
+    if training.float8 is Float8.NONE:
+        return None
+    if training.precision is not Precision.BFLOAT16:
+        return Violation(
+            field="precision", value=training.precision.value, allowed="BFloat16 with float8",
+            next_step="Set precision: BFloat16, or remove float8",
+        )  # fmt: skip
+    if training.method is Method.QLORA:
+        return Violation(
+            field="method", value=training.method.value, allowed="Full or LoRA with float8", next_step="Set method: LoRA, or remove float8"
+        )
     return None
 
 
@@ -720,6 +737,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="checkpoint-interval", paths=TRAINING, cel="self.checkpointInterval != 'Auto' || !has(self.checkpointSteps)",
         message="checkpointInterval: Auto chooses when to save, so there are no checkpointSteps", check=_checkpoint_interval,
+    ),
+    Rule(
+        name="float8", paths=TRAINING, cel="self.float8 == 'None' || (self.precision == 'BFloat16' && self.method != 'QLoRA')",
+        message="float8 is for precision BFloat16, and for weights that are not in 4 bits", check=_float8,
     ),
     Rule(name="z-loss", paths=TRAINING, cel="double(self.zLoss) <= 1.0", message="zLoss is a weight, at most 1", check=_z_loss),
     Rule(

@@ -131,6 +131,13 @@ class Sharding(enum.StrEnum):
     NONE = "None"
 
 
+class Float8(enum.StrEnum):
+    """Which products are of 8-bit floats."""
+
+    NONE = "None"
+    ROWWISE = "Rowwise"
+
+
 class Compilation(enum.StrEnum):
     """What of the model is compiled."""
 
@@ -376,6 +383,11 @@ class Optimization(Contract):
     precision: Precision = Field(
         default=Precision.BFLOAT16,
         description="Number format of forward and backward pass. Without GPUs Float32 is faster, unless the processor has AMX.",
+    )
+    float8: Float8 = Field(
+        default=Float8.NONE,
+        description="Rowwise: the decoder's linear layers multiply 8-bit floats (E4M3, a scale for each row) where precision is BFloat16; "
+        "for models of 3B and more on GPUs of compute capability 8.9 and more, together with compile. Other GPUs refuse it.",
     )
     micro_batch_tokens: Amount | None = Field(
         default=None, description="Most tokens in one forward pass of a worker. Speed and memory only; results do not depend on it."

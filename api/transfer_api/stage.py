@@ -37,6 +37,7 @@ from transfer_api.spec import (
     Ema,
     Evaluation,
     ExperimentSpec,
+    Float8,
     Initialization,
     InstructionSource,
     InstructionTuning,
@@ -149,6 +150,7 @@ class TrainingParameters(Observed):
         default=None, exclude_if=lambda value: value is None, description="None, which no key holds: stop where the loss is not finite."
     )
     precision: Precision
+    float8: Float8 = Field(default=Float8.NONE, exclude_if=lambda value: value is Float8.NONE)
     seed: int
 
 
@@ -430,7 +432,8 @@ class _Planner:
             decay=(wanted.decay or DECAY) if wanted.schedule is Schedule.WSD else "0",
             embeddings_first=wanted.embeddings_first, z_loss=wanted.z_loss, weight_decay=wanted.weight_decay,
             gradient_clipping=wanted.gradient_clipping, ema=wanted.ema,
-            anomalies=wanted.anomalies if wanted.anomalies != Anomalies() else None, precision=wanted.precision, seed=self.spec.seed,
+            anomalies=wanted.anomalies if wanted.anomalies != Anomalies() else None, precision=wanted.precision, float8=wanted.float8,
+            seed=self.spec.seed,
         )  # fmt: skip
         validation_steps = pretraining.validation_steps if pretraining else None
         execution = Execution(

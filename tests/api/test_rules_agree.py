@@ -42,6 +42,7 @@ def validate(wanted: dict[str, Any]) -> list[str]:
     return []
 
 
+EIGHT_BITS = changed(document(), "spec.pretraining.float8", "Rowwise")
 CASES = [
     ("valid", document(), None),
     ("valid with every stage", ALL, None),
@@ -261,6 +262,17 @@ CASES = [
     ("taint of no key", document(scheduling={"tolerations": [{"value": "x"}]}), "a toleration has a value only with"),
     ("taint of any value", document(scheduling={"tolerations": [{"key": "a", "operator": "Exists", "value": "x"}]}), "a toleration has"),
     ("unknown effect", document(scheduling={"tolerations": [{"key": "a", "effect": "Never"}]}), "NoSchedule, PreferNoSchedule"),
+    ("8-bit floats", EIGHT_BITS, None),
+    (
+        "8-bit floats in float32",
+        changed(changed(document(), "spec.pretraining.float8", "Rowwise"), "spec.pretraining.precision", "Float32"),
+        "float8 is",
+    ),
+    (
+        "8-bit floats of 4 bits",
+        changed(changed(document(), "spec.pretraining.float8", "Rowwise"), "spec.pretraining.method", "QLoRA"),
+        "float8 is",
+    ),
     ("runs of both trackers", document(tracking={"mlflow": {"uri": "https://a.b/c"}, "wandb": {"project": "p", "entity": "e"}}), None),
     ("runs of no tracker", document(tracking={}), "names neither mlflow nor wandb"),
     ("a password in an address", document(tracking={"mlflow": {"uri": "https://ana:secret@a.b"}}), "tracking.mlflow.uri"),

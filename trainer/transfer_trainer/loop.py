@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transfer_api.cost import micro_batch_tokens
 from transfer_api.errors import ExitCode, TransferError
 from transfer_api.progress import Activity, Progress
-from transfer_api.spec import AnomalyAction, CheckpointInterval, Compilation, Sharding
+from transfer_api.spec import AnomalyAction, CheckpointInterval, Compilation, Float8, Sharding
 from transfer_api.stage import StageKind, TrainingParameters
 from transfer_pod.artifact import ArtifactStore, write_atomically
 from transfer_pod.context import PodContext
@@ -38,6 +38,7 @@ from transfer_trainer.ema import Ema
 from transfer_trainer.events import EventFiles, events_folder
 from transfer_trainer.export import export, full_weights, write_model
 from transfer_trainer.fence import Fence, Term
+from transfer_trainer.float8 import use_float8
 from transfer_trainer.interval import Auto, EverySteps, Interval
 from transfer_trainer.ledger import LEDGER, STAGE, AnomalyLine, Ledger, SkippedLine, StepLine, Summary, read_ledger
 from transfer_trainer.lora import add_adapters, base_model
@@ -157,6 +158,8 @@ class Training:
         self.base = model_folder(self.context)
         model = base_model(self.base, self.parameters.method, self.team, self.section)
         choose_attention(model, self.team, self.parameters.precision, self.store.sequence_length)
+        if self.parameters.float8 is Float8.ROWWISE:
+            use_float8(model, self.team.device, self.section)
         check_length(model, self.store.sequence_length, self.section)
         if self.parameters.method.adapters:
             assert self.parameters.lora is not None
