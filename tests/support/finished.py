@@ -47,7 +47,7 @@ def _fill(draft: Path, kind: StageKind, scores: list[dict[str, Any]]) -> None:
     if kind in MODEL_KINDS:
         write_model(draft / MODEL)
     if kind.elastic:
-        (draft / "training.json").write_text(json.dumps({"steps": []}))
+        (draft / "training.json").write_text(json.dumps({"steps": [], "validation": []}))
     if kind is StageKind.INSTRUCTION_TUNING:
         (draft / ADAPTER).mkdir()
         (draft / ADAPTER / "adapter_config.json").write_text("{}")
