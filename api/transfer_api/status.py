@@ -213,6 +213,7 @@ class StageStatus(Observed):
     productive_seconds: int = Field(default=0, ge=0, description="Time in which steps were done for the first time.")
     lost_steps: int = Field(default=0, ge=0, description="Steps that had to be done again.")
     snapshots: list[int] = Field(default=[], max_length=32, description="Amounts of tokens whose snapshots can be scored already.")
+    passed_over: list[int] = Field(default=[], max_length=64, description="Steps of damaged checkpoints that training went past.")
     artifact: ArtifactStatus | None = None
     message: str = Field(default="", max_length=1024)
 

@@ -47,7 +47,6 @@ class Display:
         self._began: dict[str, float] = {}
         self._measured: dict[str, float] = {}
         self._described = ""
-        self._passed_over: set[tuple[str, int]] = set()
         self._last_line = 0.0
         self._failure_told = False
 
@@ -64,7 +63,6 @@ class Display:
         self._failure(status)
         if progress is not None:
             self._measurements(status.stage, progress)
-            self._damaged(status.stage, progress)
         if self.live is not None:
             self.live.update(_panel(status, progress))
         elif progress is not None and progress.total_steps and time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S:
@@ -123,14 +121,6 @@ class Display:
             self._measured = values
             words = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
             self.line(f"  {stage}: bits per byte: {words}")
-
-    def _damaged(self, stage: str, progress: Progress) -> None:
-        """Checkpoints that a training went past: its disk may be going."""
-        for step in progress.passed_over:
-            if (stage, step) not in self._passed_over:
-                self._passed_over.add((stage, step))
-                said = f"logs/{progress.pod}.log says why"
-                self.line(f"{stage}: the checkpoint of step {step} is damaged and was passed over; {said}", style="yellow")
 
     def _stage_line(self, stage: StageStatus) -> None:
         if stage.state is StageState.WAITING:

@@ -55,16 +55,6 @@ def test_a_line_of_progress_that_says_nothing_new_is_not_printed_again(
     assert capsys.readouterr().out == "  pretraining: Validating, 0/24\n  pretraining: Validating, 1/24\n"
 
 
-def test_a_damaged_checkpoint_is_told_once_with_the_log_that_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    display = Display(open_console(), "id", None)
-    for passed_over in ([], [20], [20], [20, 16], []):
-        display.update(ExperimentStatus(stage="pretraining"), Progress(pod="pretraining-w0", passed_over=passed_over), [])
-    told = [line for line in capsys.readouterr().out.splitlines() if "passed over" in line]
-    assert told == [
-        f"pretraining: the checkpoint of step {step} is damaged and was passed over; logs/pretraining-w0.log says why" for step in (20, 16)
-    ]
-
-
 def test_what_is_unusual_about_the_items_stands_below_the_table_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     first, *others = scores()
     odd = first.model_copy(update={"task": "sums", "notes": ["3 of 6 items stand there twice"]})

@@ -317,3 +317,14 @@ def test_preemption_and_loss_wait_for_nothing():
         assert made.created() == [f"a1-w1-g{generation + 1}"]
         made.runs().decides()
     assert made.stage().fruitless == 0
+
+
+def test_a_damaged_checkpoint_is_told_once_with_the_pod_whose_log_says_why():
+    made = training()
+    told = []
+    for passed_over in ([], [20], [20], [20, 16], []):
+        made.steps("w0-g1", 21, pod="pretraining-w0", passed_over=passed_over).decides()
+        told += [event.message for event in made.last.events if event.reason == "CheckpointPassedOver"]
+    words = "is damaged and was passed over; the log of pretraining-w0 says why"
+    assert told == [f"pretraining: the checkpoint of step {step} {words}" for step in (20, 16)]
+    assert made.stage().passed_over == [16, 20]

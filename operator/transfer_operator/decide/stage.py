@@ -32,6 +32,8 @@ OVERDUE = timedelta(minutes=1)
 """How long after its grace a pod that was told to go is waited for: a node that answers has killed it long before."""
 PATIENCE = timedelta(seconds=30)
 """How long volumes and images may take before a pod counts as one that waits for them."""
+MOST_PASSED_OVER = 64
+"""As many as the status has room for."""
 WHY = 400
 """Most characters of why a judge did not answer that stand in a message."""
 
@@ -243,12 +245,18 @@ def overstays(pod: Pod, pods: Iterable[Pod], completed: datetime | None, now: da
 
 
 def note_progress(step: Step) -> None:
-    """Takes the highest step that any pod tells of, and the snapshots; a new highest ends the back-off."""
+    """Takes the highest step that any pod tells of, the snapshots and the damaged checkpoints; a new highest ends the back-off."""
     best = latest_progress(step.pods)
     if best is None:
         return
     if set(best.snapshots) - set(step.status.snapshots):
         step.change(snapshots=sorted({*step.status.snapshots, *best.snapshots}))
+    damaged = set(best.passed_over) - set(step.status.passed_over)
+    if damaged:
+        step.change(passed_over=sorted({*step.status.passed_over, *damaged})[-MOST_PASSED_OVER:])
+    for number in sorted(damaged):
+        message = f"{step.plan.name}: the checkpoint of step {number} is damaged and was passed over; the log of {best.pod} says why"
+        step.events.append(Event(reason="CheckpointPassedOver", message=message, warning=True))
     if not (step.around.note_progress or best.step == best.total_steps):
         return
     if best.step > step.status.last_step:
