@@ -10,6 +10,8 @@ from pydantic import Field
 from transfer_api.base import Observed
 from transfer_api.progress import Score
 
+RESULTS = "results.json"
+"""Name of the file among a run's outputs."""
 EFFECTS = Literal["better", "worse", "equal", "alone"]
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from transfer_api.errors import ArtifactError, SpecError
 from transfer_api.progress import Score
+from transfer_api.results import RESULTS
 from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StageKind, StagePlan
 from transfer_api.status import ExperimentStatus
@@ -25,7 +26,7 @@ STAMP = ".written"
 """Marks an output folder as a run's, and records what it was given (`Written`); empty while that is not whole."""
 COPYING = ".written.copying"
 MODEL, ADAPTER = "model", "adapter"
-NAMES = (MODEL, ADAPTER, "items", "logs", "report.html", "report.md", "report.tex", "results.json", STATUS, LOCK)
+NAMES = (MODEL, ADAPTER, "items", "logs", "report.html", "report.md", "report.tex", RESULTS, STATUS, LOCK)
 """All that a run writes into its output folder, besides the stamp."""
 MODEL_KINDS = (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING)
 """Stages that make a model."""

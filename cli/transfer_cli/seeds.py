@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from transfer_api.errors import ArtifactError, ExitCode, SpecError
-from transfer_api.results import Results
+from transfer_api.results import RESULTS, Results
 from transfer_cli.display import open_console
 from transfer_cli.status import output_of
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from transfer_evaluator.seeds import CombinedScore
-
-RESULTS = "results.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.progress import Score
-from transfer_api.results import CheckpointRecord, OverlapRecord, ReportedScore, Results, RetentionRecord, Sample, SampleAnswer, StageRecord
+from transfer_api.results import (
+    RESULTS,
+    CheckpointRecord,
+    OverlapRecord,
+    ReportedScore,
+    Results,
+    RetentionRecord,
+    Sample,
+    SampleAnswer,
+    StageRecord,
+)
 from transfer_api.status import Cause, ConditionType
 from transfer_evaluator.language import SCRIPTS
 from transfer_evaluator.plots import checkpoint_plots, loss_plot, score_plots, validation_plot
@@ -47,7 +57,6 @@ __all__ = [
 MARKDOWN = "report.md"
 HTML = "report.html"
 LATEX = "report.tex"
-RESULTS = "results.json"
 FACT_NAMES = {"steps": "steps", "tokens": "tokens", "lost_steps": "lost steps", "productive_seconds": "seconds", "seconds": "seconds"}
 """Numbers of a manifest that every training or evaluation has; others are shown after them under their own name."""
 

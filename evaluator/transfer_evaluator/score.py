@@ -43,6 +43,8 @@ from transfer_evaluator.statistics import (
 Item = dict[str, Any]
 """One document or question: `id` and its values by name."""
 ITEM = "item"
+RESULTS = "results.json"
+"""File of an evaluation's artifact that holds its scores."""
 DOCUMENT = "document"
 """The passage that questions are about."""
 SUBJECT = "subject"

@@ -19,7 +19,7 @@ from transfer_evaluator.blocks import Blocks, Done, FinishedElsewhereError
 from transfer_evaluator.mirror import FIELD as MIRROR
 from transfer_evaluator.mirror import Mirror
 from transfer_evaluator.model import LoadedModel, load_model
-from transfer_evaluator.score import Item, TaskResult, read_items, score_tasks, write_items
+from transfer_evaluator.score import RESULTS, Item, TaskResult, read_items, score_tasks, write_items
 from transfer_evaluator.scorer import TokenScorer
 from transfer_evaluator.suites import check_languages
 from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
@@ -29,7 +29,6 @@ from transfer_pod.model import model_folder
 from transfer_pod.shard import Report
 
 logger = logging.getLogger(__name__)
-RESULTS = "results.json"
 REPORT_SECONDS = 0.5
 """Least time between two progress reports."""
 

@@ -15,7 +15,7 @@ from transfer_api.progress import Score
 from transfer_api.results import Confusion, Sample, SampleAnswer, Switch
 from transfer_api.stage import StageKind, StagePlan
 from transfer_evaluator.language import confusion_of
-from transfer_evaluator.score import Item, json_lines
+from transfer_evaluator.score import RESULTS, Item, json_lines
 from transfer_pod.artifact import ArtifactStore
 
 SAMPLES = 20
@@ -23,7 +23,6 @@ SAMPLES = 20
 JUDGED = Path("llm-eval", "samples.jsonl")
 """Below the items of an evaluation: answers to open questions, chosen and put side by side by the suite."""
 TRAINING = "training.json"
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
