@@ -134,14 +134,22 @@ def test_a_quiet_experiment_is_not_written_to(trial: Trial) -> None:
     trial.apply(trial.document(pretraining=None, evaluation=EVALUATION))
     trial.ends("Complete")
     trial.bed.operators_ready()
-    wait_for(lambda: _still(trial), 60, "the status comes to rest")
+    looked_at_all(trial)
     before, version = writes(), trial.experiment()["metadata"]["resourceVersion"]
-    time.sleep(35)  # longer than a resync, which looks at everything
+    looked_at_all(trial)
     assert writes() == before
     assert trial.experiment()["metadata"]["resourceVersion"] == version
 
 
-def _still(trial: Trial) -> bool:
-    version = trial.experiment()["metadata"]["resourceVersion"]
-    time.sleep(3)
-    return bool(version == trial.experiment()["metadata"]["resourceVersion"])
+def looked_at_all(trial: Trial) -> None:
+    """Waits until the operators have listed everything once more, and reconciled it."""
+    begun, reconciled = time.time(), sum(figures(trial, "transfer_operator_reconcile_total"))
+    wait_for(lambda: time.time() - max(figures(trial, "transfer_operator_resync_age_seconds")) > begun, 120, "a resync")
+    wait_for(lambda: sum(figures(trial, "transfer_operator_reconcile_total")) > reconciled, 30, "a reconcile")
+    wait_for(lambda: not any(figures(trial, "transfer_operator_workqueue_depth")), 30, "nothing else waits")
+
+
+def figures(trial: Trial, name: str) -> list[float]:
+    """The series of that name of all operator pods."""
+    pods = [pod["metadata"]["name"] for pod in trial.bed.operators()]
+    return [value for pod in pods for series, value in trial.bed.metrics(pod).items() if series.split("{")[0] == name]
