@@ -190,7 +190,7 @@ def test_rules_are_told_beside_fields_that_cannot_be_read(place: str, value: Any
     if place == "spec.seeds":  # may mean any field of the spec
         assert fields == ["spec.seeds"]
     else:
-        assert fields[-2:] == ["spec.scheduling.tolerations[0].key", "spec.pretraining.lora"]
+        assert fields[-2:] == ["spec.pretraining.lora", "spec.scheduling.tolerations[0].key"]
         assert len(fields) == 3
 
 
