@@ -112,10 +112,14 @@ def _cell(text: str) -> str:
 def _rules() -> str:
     lines = [
         "## Rules across fields\n",
-        "Refused by the API server (as CEL) and by `transfer validate` alike.\n",
+        "Refused by the API server (as CEL) and by `transfer validate` alike; those with * by `transfer validate` alone.\n",
         "| where | rule |\n|---|---|",
     ]
-    lines += [f"| {', '.join(f'`{path}`' for path in rule.paths)} | {_cell(rule.message)} |" for rule in RULES if not is_transition(rule)]
+    lines += [
+        f"| {', '.join(f'`{path}`' for path in rule.paths)} | {_cell(rule.message)}{'' if rule.cel else ' *'} |"
+        for rule in RULES
+        if not is_transition(rule)
+    ]
     fixed = [rule.message.split(" ", 1)[0] for rule in RULES if is_transition(rule)]
     lines.append(f"\nAfter creation these cannot be changed: {', '.join(f'`{name}`' for name in fixed)}. All else can.\n")
     return "\n".join(lines)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from transfer_api.rules.rule import Violation, rule, share
-from transfer_api.spec import GAOKAO_OPEN, Evaluation, JudgeSpending, When
+from transfer_api.spec import GAOKAO_OPEN, LLM_EVAL, PERPLEXITY, Evaluation, JudgeSpending, When
 
 SPENDING = ("spec.evaluation.judge.spending", "spec.evaluation.secondJudge.spending")
 
 
 @rule("spec.evaluation", cel="!('perplexity' in self.suites) || self.texts.size() > 0", message="the suite perplexity needs texts")
 def _perplexity_needs_texts(evaluation: Evaluation) -> Violation | None:
-    if "perplexity" not in evaluation.suites or evaluation.texts:
+    if PERPLEXITY not in evaluation.suites or evaluation.texts:
         return None
     return Violation(
         field="texts", value=[], allowed="at least one held-out text",
@@ -24,7 +24,7 @@ def _perplexity_needs_texts(evaluation: Evaluation) -> Violation | None:
     message="the suite llm-eval needs questions and a judge",
 )
 def _llm_eval_needs_judge(evaluation: Evaluation) -> Violation | None:
-    if "llm-eval" not in evaluation.suites or (evaluation.judge is not None and evaluation.questions):
+    if LLM_EVAL not in evaluation.suites or (evaluation.judge is not None and evaluation.questions):
         return None
     lacking = "questions" if evaluation.judge is not None else "judge"
     return Violation(

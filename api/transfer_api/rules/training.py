@@ -125,7 +125,10 @@ def _decay_follows_warmup(training: Optimization) -> Violation | None:
     if training.schedule is not Schedule.WSD or float(training.warmup) + float(training.decay or DECAY) <= 1:
         return None
     return Violation(
-        field="decay", value=training.decay, allowed="at most 1 together with warmup", next_step='Write it such as "0.2", the last fifth'
+        field="decay",
+        value=training.decay or DECAY,
+        allowed="at most 1 together with warmup",
+        next_step='Write it such as "0.2", the last fifth',
     )
 
 
