@@ -224,6 +224,9 @@ class StagePlan(Observed):
     key: str
     parameters: dict[str, Any]
     inputs: dict[str, str] = {}
+    files: dict[str, str] = Field(
+        default={}, description="Digest of each input path, where the planner sees the files; they are in the key."
+    )
     execution: Execution = Execution()
 
     @property
@@ -259,16 +262,20 @@ def stage_key(kind: StageKind, parameters: Mapping[str, Any], inputs: Mapping[st
         fingerprints: `path` to content digest, where the caller can see the files (`transfer run` does, the operator
             cannot); only paths that the parameters name are used.
     """
-    named = sorted(path for path in _paths(parameters) if path in fingerprints)
     content = {
         "kind": kind.value,
         "contract": CONTRACT_VERSION[kind],
         "parameters": parameters,
         "inputs": dict(inputs),
-        "files": {path: fingerprints[path] for path in named},
+        "files": files_of(parameters, fingerprints),
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def files_of(parameters: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """Digests of the paths that a stage's parameters name, as far as they are known."""
+    return {path: fingerprints[path] for path in sorted(_paths(parameters)) if path in fingerprints}
 
 
 def snapshot_key(key: str, tokens: int) -> str:
@@ -387,7 +394,8 @@ class _Planner:
     def _add(self, name: str, kind: StageKind, parameters: Parameters, inputs: dict[str, str], execution: Execution | None = None) -> str:
         plain = parameters.model_dump(mode="json", by_alias=True)
         key = stage_key(kind, plain, inputs, self.fingerprints)
-        stage = StagePlan(name=name, kind=kind, key=key, parameters=plain, inputs=inputs, execution=execution or Execution())
+        files = files_of(plain, self.fingerprints)
+        stage = StagePlan(name=name, kind=kind, key=key, parameters=plain, inputs=inputs, files=files, execution=execution or Execution())
         self.stages.append(stage)
         return key
 

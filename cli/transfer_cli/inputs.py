@@ -1,31 +1,24 @@
 """What an experiment reads, as this machine sees it: where each input is, how large, what it contains (by digest).
 
-`plan` and `run` must agree on the keys of stages, so both ask here. Digests are kept in `<storage>/.fingerprints.json` beside
-size, time and inode of each file: a second run reads no content again.
+`plan` and `run` must agree on the keys of stages, so both ask here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transfer_api.cost import ModelSize, declared_size
 from transfer_api.errors import DataError, TransferError
 from transfer_api.spec import ExperimentSpec, TextSource, TransferExperiment
 from transfer_api.stage import input_paths, models_of
-from transfer_pod.artifact import sha256, write_atomically
+from transfer_pod.contents import Digests
 from transfer_pod.context import expand, find_input
 from transfer_pod.documents import count_rows as rows_of
 from transfer_pod.model import read_config, safetensors_header, weight_files
 
-CACHE = ".fingerprints.json"
-# Of a model folder only what decides how it is loaded: a README does not make it another model.
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 PACKED = (".gz", ".zst", ".parquet")
 PACKED_FACTOR = 3  # text packs to about a third
 
@@ -63,64 +56,14 @@ def fingerprints(experiment: TransferExperiment, *, storage: Path, search: Seque
 
     A path that is not there is left out: `preflight.check` says so, and a plan can be made without it.
     """
-    cache = _Cache(storage / CACHE)
+    cache = Digests(storage)
     found, models = {}, [model.path for model in models_of(experiment.spec).values()]
     for path in input_paths(experiment.spec):
         with contextlib.suppress(DataError):
             place = find_input(path, (storage, *search))
-            found[path] = _digest(place, cache, model=path in models)
+            found[path] = cache.of_input(place, model=path in models)
     cache.save()
     return found
-
-
-def _digest(place: Path, cache: _Cache, *, model: bool) -> str:
-    total = hashlib.sha256()
-    for name, file in _files(place, model=model):
-        total.update(f"{name}\0{cache.digest(file)}\n".encode())
-    return total.hexdigest()
-
-
-def _files(place: Path, *, model: bool) -> Iterable[tuple[str, Path]]:
-    """The files behind a path, each with its name below it."""
-    if not place.is_dir():
-        return [(file.name, file) for file in expand(place)]
-    if model:
-        return sorted({file.name: file for pattern in MODEL_FILES for file in place.glob(pattern) if file.is_file()}.items())
-    return sorted((str(file.relative_to(place)), file) for file in place.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-
-
-class _Cache:
-    """Digests of files that have not changed since they were read. A cache that cannot be read or written only costs time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.changed = False
-        self.entries: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            loaded = json.loads(path.read_text(encoding="utf-8"))
-            self.entries = loaded if isinstance(loaded, dict) else {}
-
-    def digest(self, file: Path) -> str:
-        """SHA-256 of a file."""
-        try:
-            state = file.stat()
-            mark = [state.st_size, state.st_mtime_ns, state.st_ino]
-            name = str(file.resolve())
-            known = self.entries.get(name)
-            if isinstance(known, dict) and known.get("mark") == mark and isinstance(known.get("sha256"), str):
-                return str(known["sha256"])
-            digest = sha256(file)
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", value=str(file), next_step="Let this user read it") from error
-        self.entries[name] = {"mark": mark, "sha256": digest}
-        self.changed = True
-        return digest
-
-    def save(self) -> None:
-        """Writes the cache when it has changed and the storage is there."""
-        if self.changed and self.path.parent.is_dir():
-            with contextlib.suppress(OSError):
-                write_atomically(self.path, json.dumps(self.entries, indent=0, sort_keys=True))
 
 
 def text_bytes(paths: Iterable[str | None], storage: Path, search: Sequence[Path]) -> int | None:

@@ -210,11 +210,15 @@ class Session:
         if status is None or [stage.key for stage in status.stages] != keys or status.phase is Phase.FAILED:
             return ExperimentStatus()
         store = ArtifactStore(self.storage)
-        there = all(store.settled(stage.kind, stage.key) is not None for stage in self.plan)
+
+        def made(stage: StagePlan | StageStatus) -> bool:
+            return store.settled(stage.kind, stage.key) is not None
+
         if status.phase is Phase.COMPLETE:
-            return status if there else ExperimentStatus()
-        # Its pods died with the process that ran them: stopped, not lost, so nothing is counted.
+            return status if all(map(made, self.plan)) else ExperimentStatus()
+        # Its pods died with the process that ran them: stopped, not lost, so nothing is counted. And what was made may have been removed.
         stages = [_stopped(stage) if stage.state is StageState.RUNNING else stage for stage in status.stages]
+        stages = [_forgotten(stage) if stage.state is StageState.COMPLETE and not made(stage) else stage for stage in stages]
         return status.model_copy(update={"stages": stages})
 
     def _finish(self, status: ExperimentStatus, display: Display) -> int:
@@ -258,6 +262,10 @@ class Session:
 
 def _stopped(stage: StageStatus) -> StageStatus:
     return stage.model_copy(update={"state": StageState.SUSPENDED, "workers": [], "rendezvous_seen": False, "retry_time": None})
+
+
+def _forgotten(stage: StageStatus) -> StageStatus:
+    return StageStatus(name=stage.name, kind=stage.kind, key=stage.key)
 
 
 class _KilledError(Exception):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
+from transfer_pod.contents import check_contents
 from transfer_pod.context import PodContext
 from transfer_pod.lock import FileLock
 
@@ -130,6 +131,7 @@ class Blocks:
                 done(finished, computed)
 
             results = compute(block.indices, tell)
+            check_contents(self._context)  # what is kept is found by the next try, whose files are others perhaps
             self._write(self._path(block), {"results": results, "tokens": tokens})
             self.computed += 1
             return True

@@ -23,6 +23,7 @@ from transfer_evaluator.score import RESULTS, Item, TaskResult, read_items, scor
 from transfer_evaluator.scorer import TokenScorer
 from transfer_evaluator.suites import check_languages
 from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
+from transfer_pod.contents import check_contents
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
@@ -83,6 +84,7 @@ def _finish(
         for name, content in (suites.llm_eval.files(baseline) if suites.llm_eval else {}).items():
             (artifact / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(artifact / name, content)
+    check_contents(context)
     reference = store.commit(
         context.stage, artifact, scores=[score.model_dump(mode="json", by_alias=True) for score in scores], numbers=numbers
     )

@@ -18,6 +18,7 @@ from types import FrameType
 from transfer_api.errors import SaveRequested
 from transfer_api.progress import Activity, Progress, ResultMessage
 from transfer_pod.artifact import ArtifactStore
+from transfer_pod.contents import check_contents
 from transfer_pod.context import PodContext
 from transfer_pod.end import finish
 from transfer_pod.server import PodServer, ProgressFile
@@ -38,7 +39,10 @@ def run_shard(context: PodContext, stage: Stage) -> int:
     """
 
     def work() -> ResultMessage:
-        return finished(context) or _served(context, stage)
+        if done := finished(context):
+            return done
+        check_contents(context)
+        return _served(context, stage)
 
     return finish(context.termination_log, work)
 

@@ -19,8 +19,9 @@ from tests.support.folders import PARAMETERS, write_document, write_experiment, 
 from transfer_api.errors import ExitCode
 from transfer_api.load import SpecErrors, load_experiment
 from transfer_api.stage import StagePlan, plan_stages
-from transfer_cli import inputs, preflight
+from transfer_cli import preflight
 from transfer_cli.paths import default_output, default_storage
+from transfer_pod import contents
 from transfer_pod.artifact import ArtifactStore
 
 ALL = document(instructionTuning=TUNING, evaluation=EVALUATION)
@@ -438,7 +439,7 @@ def test_a_second_look_reads_no_content(tmp_path: Path, monkeypatch: pytest.Monk
     write_experiment(tmp_path, ALL)
     (tmp_path / "storage").mkdir()
     before = digests(tmp_path)
-    monkeypatch.setattr(inputs, "sha256", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(contents, "sha256", lambda path: pytest.fail(f"{path} was read again"))
     assert digests(tmp_path) == before
 
 
@@ -447,9 +448,9 @@ def test_a_spoilt_cache_only_costs_time(tmp_path: Path, content: str) -> None:
     write_experiment(tmp_path, ALL)
     (tmp_path / "storage").mkdir()
     before = digests(tmp_path)
-    (tmp_path / "storage" / inputs.CACHE).write_text(content)
+    (tmp_path / "storage" / contents.CACHE).write_text(content)
     assert digests(tmp_path) == before
-    assert json.loads((tmp_path / "storage" / inputs.CACHE).read_text())
+    assert json.loads((tmp_path / "storage" / contents.CACHE).read_text())
 
 
 def test_a_missing_input_has_no_digest(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 
 from tests.support.experiment import wait_for
 from tests.support.tiny import SENTENCES, save_tiny_model
+from transfer_api.errors import ArtifactError, ExitCode
 from transfer_api.progress import Progress, ResultMessage
 from transfer_api.spec import ModelSource, NamedText, Precision
 from transfer_api.stage import EvaluationParameters, Execution, StageKind, StagePlan, stage_key
@@ -23,6 +25,7 @@ from transfer_evaluator import blocks, generation, scorer, stage
 from transfer_evaluator.blocks import Blocks
 from transfer_evaluator.scorer import Request
 from transfer_pod.artifact import ArtifactStore
+from transfer_pod.contents import Digests
 from transfer_pod.context import PodContext
 from transfer_pod.lock import FileLock
 
@@ -163,3 +166,26 @@ def test_blocks_hold_all_requests_once_and_do_not_depend_on_their_order() -> Non
     assert {block.digest for block in scorer.cut_blocks(requests[::-1])} == {block.digest for block in cut}
     assert len(scorer.cut_blocks(requests[:30])) == 1, "what shares its beginning stays together"
     assert scorer.cut_blocks([]) == []
+
+
+def test_what_was_computed_of_a_text_that_changed_is_not_kept(tmp_path: Path, inputs: Path, alone: dict[str, Any]) -> None:
+    texts = shutil.copytree(inputs, tmp_path / "inputs")
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    old = (texts / "id.txt").read_text()
+    digests = {name: Digests(storage).of_input(texts / name, model=name == "base") for name in ("base", "id.txt", "en.txt")}
+    planned = PodContext(stage=PLAN.model_copy(update={"files": digests}), storage=storage, search=(texts,), pod="e-w0-g1")
+    kept: list[int] = []
+
+    def change(progress: Progress) -> None:
+        if progress.step and not kept:  # once blocks of the old text are there
+            kept.append(len(list((storage / "work").rglob("*.json"))))
+            (texts / "id.txt").write_text("Lain sekali.\n")
+
+    with pytest.raises(ArtifactError, match=r"id\.txt") as found:
+        stage.run(planned, change)
+    assert found.value.exit_code is ExitCode.UNREADABLE
+    assert len(list((storage / "work").rglob("*.json"))) == kept[0]
+    (texts / "id.txt").write_text(old)
+    stage.run(planned, lambda progress: None)
+    assert figures(storage) == alone["figures"]

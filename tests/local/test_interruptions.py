@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def test_a_run_that_is_stopped_killed_and_crippled_ends_as_a_steady_one(steady: 
             refuses_another(place, process)
             steps_done(place, steps)
             blow(place, process)
+            if blow is stop_with_ctrl_c:  # what is forgotten meanwhile is made again
+                shutil.rmtree(next((place.storage / "artifacts" / "dataset").iterdir()))
         finally:
             if process.poll() is None:
                 process.kill()

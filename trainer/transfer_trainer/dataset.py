@@ -21,6 +21,7 @@ from transfer_api.errors import DataError, ModelError, SpecError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
 from transfer_api.stage import DatasetParameters
 from transfer_pod.artifact import ArtifactStore, sha256
+from transfer_pod.contents import check_contents
 from transfer_pod.context import PodContext
 from transfer_pod.documents import Message, iter_instructions
 from transfer_pod.model import model_folder, read_config
@@ -76,6 +77,7 @@ def _seal(
     dropped = write(writer)
     numbers = {**_totals(writer.finish(), parameters.sequence_length), **dropped}
     with progress.saving():
+        check_contents(context)
         reference = store.commit(context.stage, target, numbers=numbers)
     tokens = int(numbers["tokens"])
     return ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, numbers=numbers, step=progress.documents, tokens=tokens)

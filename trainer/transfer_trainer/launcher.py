@@ -30,6 +30,7 @@ from types import FrameType
 import transfer_api.errors
 from transfer_api.errors import ExitCode, SaveRequested, Superseded, TransferError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
+from transfer_pod.contents import check_contents
 from transfer_pod.context import PodContext
 from transfer_pod.end import finish, write_termination_message
 from transfer_pod.memory import OutOfMemory, memory_limit
@@ -173,6 +174,7 @@ class Launcher:
 
     def _round(self, members: Membership, place: Round) -> int:
         """Runs the workers of a round; returns how they ended."""
+        check_contents(self.context)  # they load the base model anew
         for pattern in (REGROUP, f"{ERROR}-*.json", f"{LOST}-*.json", "pulse-*", "stacks-*"):
             for old in self.folder.glob(pattern):
                 old.unlink()

@@ -28,6 +28,7 @@ from transfer_api.errors import DataError, ModelError
 from transfer_api.progress import Activity, Outcome, Progress, ResultMessage
 from transfer_api.stage import VocabularyParameters
 from transfer_pod.artifact import ArtifactStore, write_atomically
+from transfer_pod.contents import check_contents
 from transfer_pod.context import PodContext
 from transfer_pod.documents import iter_documents
 from transfer_pod.model import model_folder
@@ -152,6 +153,7 @@ def _commit(
         len(learned.tokens), base.size, base.size + len(learned.tokens), rows, before.tokens_per_word, after.tokens_per_word,
         before.bytes_per_token, after.bytes_per_token,
     )  # fmt: skip
+    check_contents(context)
     reference = ArtifactStore(context.storage).commit(context.stage, target, numbers=numbers)
     return ResultMessage(outcome=Outcome.COMPLETE, artifact=reference, numbers=numbers, step=corpus.documents)
 
