@@ -210,6 +210,7 @@ class Execution(Observed):
     max_epochs: int | None = Field(default=None, description="Refuses a budget that reads a source more often; it changes no row.")
     validation_steps: int | None = None
     validation_texts: list[NamedText] = Field(default=[], description="Measured on along the way, never learned from.")
+    validation_files: dict[str, str] = Field(default={}, description="Digests of their paths, where the planner sees the files.")
     shards: int = Field(default=1, description="Pods that share an evaluation.")
     tracking: Tracking | None = Field(default=None, description="Without the names of Secrets.")
     judge_pace: JudgePace | None = None
@@ -444,12 +445,13 @@ class _Planner:
             seed=self.spec.seed,
         )  # fmt: skip
         validation_steps = pretraining.validation_steps if pretraining else None
+        texts = self.spec.evaluation.texts if self.spec.evaluation and validation_steps else []
         execution = Execution(
             micro_batch_tokens=wanted.micro_batch_tokens, activation_checkpointing=wanted.activation_checkpointing,
             sharding=wanted.sharding, compile=wanted.compile, checkpoint_steps=wanted.checkpoint_steps,
             checkpoint_interval=wanted.checkpoint_interval, checkpoints_kept=wanted.checkpoints_kept,
             max_epochs=pretraining.max_epochs if pretraining else None, validation_steps=validation_steps,
-            validation_texts=self.spec.evaluation.texts if self.spec.evaluation and validation_steps else [],
+            validation_texts=texts, validation_files=files_of({"texts": [text.model_dump() for text in texts]}, self.fingerprints),
             tracking=_open(self.spec.tracking),
         )  # fmt: skip
         return self._add(name, kind, parameters, _roles(dataset=dataset, model=model), execution)

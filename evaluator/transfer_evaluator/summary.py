@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,9 @@ def collect(
     for stage in plan:
         reference = store.find(stage.kind, stage.key)
         manifest = store.manifest(stage.kind, stage.key) if reference else {}
-        facts.append(_facts(stage, reference.digest if reference else "", manifest.get("numbers") or {}))
+        others = _other_texts(stage, manifest["stage"].get("execution", {})) if manifest else set()
+        numbers = {name: value for name, value in manifest.get("numbers", {}).items() if name.removeprefix("bits_per_byte/") not in others}
+        facts.append(_facts(stage, reference.digest if reference else "", numbers))
         languages |= _text_languages(stage)
         if reference is None:
             continue
@@ -143,7 +145,7 @@ def collect(
             scores = found
             contamination = content.get("contamination", [])
         elif stage.kind.elastic:
-            curves.append(read_curve(stage.name, folder / TRAINING))
+            curves.append(read_curve(stage.name, folder / TRAINING, without=others))
     samples, confusion = read_answers(items.get("baseline"), items.get("evaluation"))
     return ReportInput(
         experiment=experiment, language=language, recipe=_recipe(plan), scores=scores, checkpoints=checkpoints, stages=facts, curves=curves,
@@ -229,8 +231,28 @@ def _text_languages(stage: StagePlan) -> dict[str, str]:
     return {text["name"]: text["language"] for text in texts if text.get("language")}
 
 
-def read_curve(stage: str, path: Path) -> Curve:
+def _other_texts(stage: StagePlan, made: Mapping[str, Any]) -> set[str]:
+    """Held-out texts that were others, or were read otherwise, when the stage was made: what it measured is not of those of today."""
+    now = stage.execution.model_dump(mode="json", by_alias=True)
+    then = {text["name"]: text for text in made.get("validationTexts", [])}
+    today = {text["name"]: text for text in now["validationTexts"]}
+    files = [digests.get("validationFiles", {}) for digests in (made, now)]
+
+    def same(name: str) -> bool:
+        path = today[name]["path"]
+        digests = {known[path] for known in files if path in known}
+        return then[name] == today[name] and len(digests) < 2
+
+    return {name for name in then if name in today and not same(name)}
+
+
+def read_curve(stage: str, path: Path, *, without: Container[str] = ()) -> Curve:
     """Reads training.json.
+
+    Args:
+        stage: its name.
+        path: of the file.
+        without: held-out texts that are left out.
 
     Raises:
         ArtifactError: it is not one.
@@ -240,7 +262,12 @@ def read_curve(stage: str, path: Path) -> Curve:
         steps = [
             StepPoint(step=row["step"], tokens=row["tokens"], loss=row["loss"], world_size=row["worldSize"]) for row in content["steps"]
         ]
-        validation = [ValidationPoint(step=row["step"], bits_per_byte=row["bitsPerByte"]) for row in content["validation"]]
+        validation = [
+            ValidationPoint(
+                step=row["step"], bits_per_byte={name: bits for name, bits in row["bitsPerByte"].items() if name not in without}
+            )
+            for row in content["validation"]
+        ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is not the course of a training: {error!r}") from error
     return Curve(stage=stage, steps=steps, validation=validation)

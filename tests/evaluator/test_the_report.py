@@ -13,7 +13,7 @@ from tests.evaluator.reports import KEY, report_input, scores
 from transfer_api.errors import ArtifactError, StorageError
 from transfer_api.progress import Score
 from transfer_api.results import Results, Sample, SampleAnswer, Switch, results_schema
-from transfer_api.stage import StageKind, StagePlan
+from transfer_api.stage import Execution, StageKind, StagePlan
 from transfer_evaluator.report import collect, render_table, verdict, write_report
 from transfer_evaluator.summary import ReportInput, read_answers, read_curve
 from transfer_evaluator.table import effect_of, number, probability, with_parts
@@ -314,6 +314,24 @@ def test_a_report_is_collected_from_artifacts_and_the_last_evaluation_gives_the_
     write_report(tmp_path / "out", report)
     assert (tmp_path / "out" / "items" / "evaluation" / "perplexity.udhr-id.jsonl").is_file()
     assert "2 → 1" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "digest", "shown"),
+    [({}, "a", ["held", "same"]), ({"field": "body"}, "a", ["same"]), ({}, "b", ["same"]), ({"path": "other.jsonl"}, "a", ["same"])],
+    ids=["nothing changed", "another field is read", "other content", "another file"],
+)
+def test_what_a_training_measured_on_a_text_that_is_another_today_is_not_shown(tmp_path, text, digest, shown):
+    def plan(text, digest):
+        texts = [{"name": "held", "path": "held.jsonl", "language": "id", **text}, {"name": "same", "path": "s.jsonl", "language": "en"}]
+        execution = Execution(validation_texts=texts, validation_files={texts[0]["path"]: digest, "s.jsonl": "c"})
+        return StagePlan(name="pretraining", kind=StageKind.PRETRAINING, key=KEY, parameters={"seed": 3}, execution=execution)
+
+    course = {"steps": [], "validation": [{"step": 0, "bitsPerByte": {"held": 1.6, "same": 1.4}}]}
+    finish(ArtifactStore(tmp_path), plan({}, "a"), {"training.json": course}, **{"bits_per_byte/held": 1.6, "bits_per_byte/same": 1.4})
+    report = collect(tmp_path, [plan(text, digest)], experiment="x", language="id")
+    assert list(report.curves[0].validation[0].bits_per_byte) == shown
+    assert list(report.stages[0].numbers) == [f"bits_per_byte/{name}" for name in shown]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"steps": [3]}'])
