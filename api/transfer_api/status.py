@@ -100,7 +100,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.PROGRESSING: "No step is overdue.",
     Reason.NO_ANSWER: "Pods run, and none of the namespace has answered the operator: does a NetworkPolicy keep it from their port 9090?",
     Reason.NO_STEP_WITHIN_DEADLINE: "Pods run but no step was done within deadlines.stallSeconds; the attempt begins again.",
-    Reason.SUSPEND_REQUESTED: "spec.suspend is true: progress is saved and the workers are released.",
+    Reason.SUSPEND_REQUESTED: "asked for by spec.suspend, or with Ctrl-C: progress is saved and the workers are released.",
     Reason.RESUMED: "spec.suspend is false.",
     Reason.STAGES_REMAIN: "Stages remain to be done.",
     Reason.ALL_STAGES_COMPLETE: "Every stage has left its artifact.",

@@ -15,6 +15,8 @@ from transfer_cli.paths import default_output
 
 INTERRUPTED = "Interrupted: its process is gone; the same `transfer run` goes on from the last checkpoint"
 
+SAVED = "Suspended: everything is saved; the same `transfer run` goes on from there"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -48,7 +50,7 @@ def output_of(name: str) -> Path:
     given = Path(name)
     if given.is_file():
         return given.parent if given.name == STATUS else default_output(load_experiment(given).metadata.name)
-    return given if (given / STATUS).exists() else default_output(name)
+    return given if "/" in name or (given / STATUS).exists() else default_output(name)
 
 
 def interrupted(output: Path, status: ExperimentStatus) -> bool:
@@ -59,7 +61,7 @@ def interrupted(output: Path, status: ExperimentStatus) -> bool:
 
 def describe(status: ExperimentStatus, left: bool = False) -> str:
     """The status as a few aligned lines; `left` when it is that of a run whose process is gone."""
-    lines = [f"Phase:     {INTERRUPTED}" if left else f"Phase:     {status.phase}"]
+    lines = [f"Phase:     {INTERRUPTED if left else SAVED if status.phase is Phase.SUSPENDED else status.phase}"]
     if status.stage:
         lines.append(f"Stage:     {status.stage}")
     if status.progress is not None and status.progress.total_steps and not status.phase.terminal:

@@ -61,10 +61,15 @@ def test_yaml_stays_as_it_is_stored_and_the_interruption_is_told_beside_it(tmp_p
     assert GOES_ON in beside
 
 
-@pytest.mark.parametrize("phase", [Phase.SUSPENDED, Phase.COMPLETE, Phase.FAILED])
+@pytest.mark.parametrize("phase", [Phase.COMPLETE, Phase.FAILED])
 def test_a_run_that_ended_by_itself_was_not_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], phase: Phase) -> None:
     leave(tmp_path, phase)
     assert f"Phase:     {phase}\n" in said(tmp_path, capsys)[0]
+
+
+def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leave(tmp_path, Phase.SUSPENDED)
+    assert "Phase:     Suspended: everything is saved; the same `transfer run` goes on from there\n" in said(tmp_path, capsys)[0]
 
 
 def test_the_file_of_an_experiment_stands_for_its_folder(
