@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,20 @@ FIRST = ("local", "trainer", "operator")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; branches are counted only in the tests of what they are counted for, which tracing makes three times as long."""
+    """Long files first."""
     items.sort(key=lambda item: item.path.relative_to(ROOT).parts[0] not in FIRST)
-    for item in items:
-        if item.path.parent.name != "api" and not item.path.name.startswith("test_decide"):
-            item.add_marker("no_cover")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """Branches are counted only in the tests of what they are counted for: tracing makes tests, and what they are set up with, longer."""
+    plugin = item.config.pluginmanager.get_plugin("_cov")
+    controller = plugin.cov_controller if plugin is not None else None
+    if controller is not None:
+        counted = item.path.parent.name == "api" or item.path.name.startswith("test_decide")
+        if counted != controller.started:
+            controller.resume() if counted else controller.pause()
+    return (yield)
 
 
 def pytest_collection_finish() -> None:
