@@ -25,8 +25,10 @@ def shorten(experiment: dict[str, Any]) -> dict[str, Any]:
         training |= {"steps": STEPS, "checkpointSteps": STEPS // 2}
         if "validationSteps" in training:
             training["validationSteps"] = STEPS
-    if spec.get("instructionTuning") is not None:
-        spec["instructionTuning"]["examples"] = EXAMPLES
+    tuning = spec.get("instructionTuning")
+    if tuning is not None:
+        tuning.pop("epochs", None)
+        tuning |= {"examples": EXAMPLES, "steps": STEPS}  # so few examples may be less than one batch
     if spec.get("evaluation") is not None:
         spec["evaluation"]["limit"] = ITEMS
     return experiment

@@ -61,6 +61,11 @@ def format_amount(amount: int) -> str:
     return str(amount)
 
 
+def count_of(count: int, what: str) -> str:
+    """`1 row`, `1,200 rows`."""
+    return f"{count:,} {what}{'s' if count != 1 else ''}"
+
+
 def _check_decimal(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise ValueError(f'must be a string, not a number; write "{value}"')

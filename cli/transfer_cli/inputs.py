@@ -13,9 +13,10 @@ from pathlib import Path
 from transfer_api.cost import ModelSize, declared_size
 from transfer_api.errors import DataError, TransferError
 from transfer_api.spec import ExperimentSpec, TextSource, TransferExperiment
-from transfer_api.stage import input_paths, models_of
+from transfer_api.stage import input_paths, is_address, models_of
 from transfer_pod.contents import Digests
 from transfer_pod.context import expand, find_input
+from transfer_pod.documents import BROKEN
 from transfer_pod.documents import count_rows as rows_of
 from transfer_pod.model import read_config, safetensors_header, weight_files
 
@@ -84,6 +85,19 @@ def count_rows(paths: Iterable[str | None], storage: Path, search: Sequence[Path
     """Objects behind paths that `text_bytes` could see; broken files count as far as they can be read."""
     files = (file for path in paths if path is not None for file in expand(find_input(path, (storage, *search))))
     return sum(rows_of(file) for file in files)
+
+
+def exact_rows(paths: Iterable[str | None], storage: Path, search: Sequence[Path]) -> int | None:
+    """Objects behind paths; None where one is on a hub or elsewhere, not there, or broken."""
+    total = 0
+    for path in paths:
+        if path is None or is_address(path):
+            return None
+        try:
+            total += sum(rows_of(file, strict=True) for file in expand(find_input(path, (storage, *search))))
+        except (DataError, *BROKEN):
+            return None
+    return total
 
 
 def model_size(spec: ExperimentSpec, storage: Path, search: Sequence[Path]) -> ModelSize | None:

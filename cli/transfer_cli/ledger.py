@@ -1,4 +1,4 @@
-"""`transfer ledger verify`: proves that no row of a training run was lost and none was read twice, whatever happened to its pods.
+"""`transfer ledger verify`: proves that a training run read the rows that it was to read, once a pass, whatever happened to its pods.
 
 The order in which rows are to be read follows from the seed, the mixture and the data set alone; the ledger says what was read. Both
 are compared here, step by step, for each training stage, as far as it is. Losses and times cannot be derived from anything: for them
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 
 from transfer_api.errors import ArtifactError, ExitCode, SpecError
@@ -77,15 +78,20 @@ def verified(store: ArtifactStore, stage: StageStatus) -> str:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing")
     wanted = total_steps(parameters, sources) if finished else None
-    summary = verify_ledger(path, row_order(parameters.seed, sources), parameters.rows_per_step, wanted, parameters.anomalies)
+    order = row_order(parameters.seed, sources)
+    summary = verify_ledger(path, order, parameters.rows_per_step, wanted, parameters.anomalies)
     if finished:
         store.file(stage.kind, stage.key, LEDGER)  # last: a wrong line says more than a wrong hash
     sizes = [size for size, _ in itertools.groupby(line.world_size for line in summary.lines)]
     steps = summary.steps + len(summary.skipped)
     left_out = f", of which {len(summary.skipped)} steps were left out as anomalous" if summary.skipped else ""
     rows = steps * parameters.rows_per_step
+    passes, most_read = max(
+        (math.ceil(use / (source.rows or 1)), source.name) for use, source in zip(order.uses(rows), sources, strict=True)
+    )
+    once = "none twice" if passes <= 1 else f"none twice in a pass (passes over {most_read}: {passes})"
     return (
         f"{'proved' if finished else 'not finished; right so far'}: {steps} steps, {rows} rows, each read when it was due "
-        f"and none twice{left_out}; processes {' → '.join(map(str, sizes)) or 'none yet'}; "
+        f"and {once}{left_out}; processes {' → '.join(map(str, sizes)) or 'none yet'}; "
         f"{summary.lost_steps} steps done again after a loss"
     )

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transfer_api.amount import format_amount
+from transfer_api.amount import count_of, format_amount
 from transfer_api.cost import (
     BYTES_PER_TOKEN,
     GPU_MEMORY,
@@ -28,6 +28,7 @@ from transfer_api.fit import layers_again
 from transfer_api.load import load_experiment
 from transfer_api.spec import PERPLEXITY, ExperimentSpec, Precision, TransferExperiment
 from transfer_api.stage import DatasetParameters, EvaluationParameters, StageKind, StagePlan, TrainingParameters, plan_stages
+from transfer_cli.enough import in_an_epoch, too_little_data, too_little_made
 from transfer_cli.inputs import count_rows, fingerprints, model_size, text_bytes
 from transfer_cli.paths import chosen_storage, folder
 from transfer_cli.preflight import input_problems
@@ -82,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
     size = model_size(experiment.spec, storage, search)
     rows = plan_rows(experiment, storage, search, size)
     problems = input_problems(experiment.spec, (storage, *search))
-    print("\n".join([*describe(experiment, rows, size, storage), *_missing(problems)]))
+    little = too_little_data(experiment.spec, (storage, *search), problems) or too_little_made([row.stage for row in rows], storage)
+    print("\n".join([*describe(experiment, rows, size, storage, guess=not little), *_missing([*problems, *little])]))
     return ExitCode.COMPLETE
 
 
@@ -149,6 +151,10 @@ def _input_bytes(stage: StagePlan, by_key: dict[str, StagePlan], storage: Path, 
                 rows = store.manifest(dataset.kind, dataset.key).get("numbers", {}).get("rows")
                 if rows is not None:
                     return int(rows) * parameters.sequence_length * BYTES_PER_TOKEN
+            texts = dataset.typed_parameters()
+            if parameters.epochs is not None and isinstance(texts, DatasetParameters) and texts.mixture:
+                sizes = [text_bytes([text.path], storage, search) for text in texts.mixture]
+                return in_an_epoch(sizes, [text.weight for text in texts.mixture])
             return _input_bytes(dataset, by_key, storage, search)
         case DatasetParameters():
             paths = [source.path for source in parameters.mixture] + [source.path for source in parameters.instructions]
@@ -236,8 +242,10 @@ def computes_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return "amx_bf16" in flags.split()
 
 
-def describe(experiment: TransferExperiment, rows: list[StageRow], size: ModelSize | None, storage: Path) -> list[str]:
-    """The plan as lines of text."""
+def describe(
+    experiment: TransferExperiment, rows: list[StageRow], size: ModelSize | None, storage: Path, *, guess: bool = True
+) -> list[str]:
+    """The plan as lines of text; `guess` where it is not known that the data are too little, so that their size may tell."""
     spec = experiment.spec
     known = f"{format_amount(size.parameters)} parameters ({size.source})" if size else "of unknown size; set spec.model.parameters"
     stages = f"{len(rows)} stage{'s' if len(rows) != 1 else ''}"
@@ -249,7 +257,7 @@ def describe(experiment: TransferExperiment, rows: list[StageRow], size: ModelSi
         "",
         *_totals(rows),
         *_workers(spec, rows),
-        *_epochs(rows),
+        *(_epochs(rows) if guess else []),
         "",
         "assumed:",
         *(f"  {speed}" for speed in dict.fromkeys(row.speed.assumption for row in rows if row.cost.flops is not None and not row.cached)),
@@ -332,12 +340,21 @@ def _method(training: TrainingParameters) -> str:
 
 
 def _epochs(rows: list[StageRow]) -> list[str]:
-    """Budgets that clearly read the texts more often than maxEpochs allows: twice over, since the size of a token is assumed."""
+    """Budgets and batches that are clearly too large for the texts: twice over, since the size of a token is assumed."""
     by_key = {row.stage.key: row for row in rows}
     lines = []
     for row in rows:
         data = by_key.get(row.stage.inputs.get("dataset", ""))
-        if data is None or data.at_most or row.cached or not data.cost.tokens or not row.cost.tokens:
+        if data is None or data.cached or data.at_most or row.cached or not data.cost.tokens or not row.cost.tokens:
+            continue
+        parameters = row.stage.typed_parameters()
+        if isinstance(parameters, TrainingParameters) and parameters.epochs is not None:
+            step = parameters.rows_per_step * parameters.sequence_length
+            if 2 * row.cost.tokens < step:
+                lines.append(
+                    f"{row.stage.name}: a batch of {_amount(step)} tokens is more than the about {_amount(row.cost.tokens)} that "
+                    f"{count_of(parameters.epochs, 'epoch')} have; `transfer run` will refuse that once they are counted"
+                )
             continue
         epochs, most = row.cost.tokens / data.cost.tokens, row.stage.execution.max_epochs
         if most is not None and epochs > 2 * most:

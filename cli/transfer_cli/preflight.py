@@ -18,16 +18,17 @@ from pathlib import Path
 from transfer_api.cost import StageCost, stage_cost
 from transfer_api.errors import DataError, SpecError, StorageError, TransferError
 from transfer_api.load import SpecErrors
-from transfer_api.spec import MOST_EPOCHS, Compilation, ExperimentSpec, Method, ModelSource, TransferExperiment, WeightedSource, is_judged
-from transfer_api.stage import StageKind, StagePlan, asked_suites, is_address, models_of, plan_stages
+from transfer_api.spec import Compilation, ExperimentSpec, Method, ModelSource, TransferExperiment, is_judged
+from transfer_api.stage import StageKind, StagePlan, asked_suites, models_of, plan_stages
 from transfer_api.task import JUDGE_TOKENS, WANDB_MODE, WANDB_TOKEN
+from transfer_cli.enough import too_little_data, too_little_made
 from transfer_cli.gpus import usable_gpus, worker_share
-from transfer_cli.inputs import PACKED, fingerprints, model_size, sources
+from transfer_cli.inputs import fingerprints, model_size, sources
 from transfer_cli.outputs import NAMES, check_output, models
 from transfer_evaluator.mirror import FIELD as MIRROR
 from transfer_evaluator.suites import check_suites
 from transfer_pod.artifact import ArtifactStore, storage_errors
-from transfer_pod.context import NOT_THERE, expand, find_input
+from transfer_pod.context import NOT_THERE, find_input
 from transfer_pod.documents import check_source, find_data
 from transfer_pod.model import check_lora, check_model_folder, linear_sides, read_config
 from transfer_pod.toolchain import check_toolchain
@@ -77,9 +78,10 @@ def check(
             lambda: _tracking(spec),
         ]
     )
-    errors += list(_too_little_text(spec, (storage, *search), errors))
+    errors += too_little_data(spec, (storage, *search), errors)
     if not errors:
         plan = plan_stages(spec, fingerprints(experiment, storage=storage, search=search))
+        errors += too_little_made(plan, storage)
         errors += _ask([*_disk(spec, plan, storage, output, search)])
     if not errors:
         errors += _ask([lambda: _judges(plan, storage)])  # last: only these are asked over a network, and may cost a cent
@@ -154,46 +156,6 @@ def _judges(plan: Sequence[StagePlan], storage: Path) -> None:
     from transfer_evaluator.judge.seats import take_seats
 
     greet(take_seats(stages[-1], storage, "preflight"))
-
-
-def _too_little_text(spec: ExperimentSpec, roots: tuple[Path, ...], errors: Sequence[TransferError]) -> Iterator[TransferError]:
-    """Refuses a budget that no tokenizer could fill: a token is a byte or more. What is nearer is known once the texts are counted.
-
-    Args:
-        spec: what the experiment reads.
-        roots: folders in which relative paths are looked up.
-        errors: what was found before; the size of a source that cannot be read means nothing.
-    """
-    training = spec.pretraining
-    if training is None or training.epochs is not None:
-        return
-    wanted = training.tokens or (training.steps or 0) * training.global_batch_tokens
-    weights = sum(source.weight for source in training.mixture)
-    for number, source in enumerate(training.mixture):
-        field = f"spec.pretraining.mixture[{number}]"
-        size = None if any((error.field or "").startswith(f"{field}.") for error in errors) else _plain_bytes(source, roots)
-        share = wanted * source.weight // weights
-        if not size or share <= training.max_epochs * size:
-            continue
-        epochs = -(-share // size)
-        more = f", or set maxEpochs: {epochs} or more" if epochs <= MOST_EPOCHS else ""
-        yield DataError(
-            f"has {size:,} bytes, and so no more tokens; the budget asks for {share:,} of it: at least {_epochs(epochs)}, "
-            f"where maxEpochs allows {_epochs(training.max_epochs)}",
-            field=f"{field}.path", value=source.path, next_step=f"Add text, or ask for less{more}",
-        )  # fmt: skip
-
-
-def _plain_bytes(source: WeightedSource, roots: tuple[Path, ...]) -> int | None:
-    """Size of a source's files; None where they are elsewhere, or packed."""
-    if source.path is None or is_address(source.path):
-        return None
-    files = expand(find_input(source.path, roots))
-    return None if any(file.suffix in PACKED for file in files) else sum(file.stat().st_size for file in files)
-
-
-def _epochs(count: int) -> str:
-    return f"{count:,} epoch{'s' if count != 1 else ''}"
 
 
 def _ask(questions: Sequence[Callable[[], None]]) -> list[TransferError]:

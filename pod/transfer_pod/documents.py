@@ -33,6 +33,8 @@ Row = dict[str, Any]
 T = TypeVar("T")
 DataFile = Path | RemoteFile
 PART_BYTES = 32_000_000
+BROKEN = (OSError, EOFError, zlib.error, ValueError)
+"""What reading a file that is cut short or not of its format raises."""
 _CHECKED_LINES = 100
 _TABLE_ROWS = 1000  # of a Parquet file held as Python objects at once
 _DENIED = ("cannot be read: permission denied", "Let this user read it")
@@ -214,10 +216,10 @@ def check_source(path: Path | Remote, field_name: str | None, spec_field: str) -
         raise _nothing(path, spec_field, "instruction" if field_name is None else "document")
 
 
-def count_rows(file: Path) -> int:
-    """Rows of a Parquet file, else lines that are not blank; a broken file counts as far as it can be read."""
+def count_rows(file: Path, *, strict: bool = False) -> int:
+    """Rows of a Parquet file, else lines that are not blank; a broken file counts as far as it can be read, or raises one of `BROKEN`."""
     count = 0
-    with contextlib.suppress(OSError, EOFError, zlib.error, ValueError):
+    with contextlib.nullcontext() if strict else contextlib.suppress(*BROKEN):
         if file.suffix.lower() == PARQUET:
             from pyarrow import parquet
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.support.pods import ROWS_PER_STEP, make_storage, training_stage
+from transfer_api.stage import StagePlan
 from transfer_api.status import ExperimentStatus, StageState, StageStatus
 from transfer_cli.main import main
 from transfer_pod.artifact import ArtifactStore
@@ -30,10 +31,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
-def verify(output: Path, storage: Path, state: StageState = StageState.COMPLETE) -> int:
+def verify(output: Path, storage: Path, state: StageState = StageState.COMPLETE, stage: StagePlan = STAGE) -> int:
     output.mkdir(exist_ok=True)
-    stage = StageStatus(name=STAGE.name, kind=STAGE.kind, key=STAGE.key, state=state)
-    status = ExperimentStatus(stages=[stage]).model_dump(mode="json", by_alias=True, exclude_none=True)
+    said = StageStatus(name=stage.name, kind=stage.kind, key=stage.key, state=state)
+    status = ExperimentStatus(stages=[said]).model_dump(mode="json", by_alias=True, exclude_none=True)
     (output / "status.yaml").write_text(yaml.safe_dump(status))
     return main(["ledger", "verify", str(output), "--storage", str(storage)])
 
@@ -41,8 +42,19 @@ def verify(output: Path, storage: Path, state: StageState = StageState.COMPLETE)
 def test_a_true_ledger_is_proved_with_steps_rows_and_processes(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(tmp_path / "run", trained) == 0
     said = capsys.readouterr().out
-    assert f"pretraining: proved: {STEPS} steps, {STEPS * ROWS_PER_STEP} rows" in said
-    assert "processes 1;" in said
+    assert (
+        f"pretraining: proved: {STEPS} steps, {STEPS * ROWS_PER_STEP} rows, each read when it was due and none twice; processes 1;" in said
+    )
+
+
+def test_a_run_of_several_passes_is_not_said_to_have_read_no_row_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_storage(tmp_path)
+    stage = training_stage("b" * 32, "d" * 32, steps=8)  # 56 rows, 42 of them of id, which has 40
+    assert Training(PodContext(stage=stage, storage=tmp_path, pod="pod"), Team(), lambda: False, lambda progress: None).run()
+    assert verify(tmp_path / "run", tmp_path, stage=stage) == 0
+    assert (
+        "8 steps, 56 rows, each read when it was due and none twice in a pass (passes over id: 2); processes 1;" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

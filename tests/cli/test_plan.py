@@ -12,7 +12,7 @@ import yaml
 
 from tests.support.documents import COMMIT, EVALUATION, PRETRAINING, TUNING, VOCABULARY, document
 from tests.support.finished import finished
-from tests.support.folders import CONFIG, PARAMETERS, write_experiment
+from tests.support.folders import CONFIG, PARAMETERS, write_document, write_experiment
 from transfer_api.load import load_experiment
 from transfer_api.stage import StageKind, StagePlan, plan_stages
 from transfer_cli import plan
@@ -40,11 +40,41 @@ def seal(store: ArtifactStore, stage: StagePlan) -> None:
 
 
 def test_a_budget_that_the_texts_cannot_fill_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, limit in (("few", {}), ("many", {"tokens": "2K", "maxEpochs": 1000})):
-        (tmp_path / name).mkdir()
-        file = write_experiment(tmp_path / name, document(pretraining=PRETRAINING | {"tokens": "500M"} | limit))
-        told = "asks for 500M tokens of texts that have about" in shown(file, tmp_path / "storage", capsys)
-        assert told is (name == "few")
+    def told(changes: dict[str, Any]) -> str:
+        return shown(write_document(tmp_path, document(pretraining=PRETRAINING | changes)), tmp_path / "storage", capsys)
+
+    write_experiment(tmp_path)
+    guessed, known = (
+        "asks for 41K tokens of texts that have about 17K",
+        "not ready to run:\n  spec.pretraining.mixture[0].path: has 44,000 bytes",
+    )
+    assert guessed in told({})  # by a token of four bytes
+    assert known not in told({})
+    assert guessed not in told({"tokens": "2K", "maxEpochs": 1000})
+    certain = told({"tokens": "500M"})  # by a token of one byte
+    assert known in certain
+    assert "of texts that have about" not in certain
+
+
+def test_a_batch_of_more_than_all_epochs_have_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixture = [{"path": "id.txt", "weight": 1}, {"path": "en.txt", "weight": 1}]
+
+    def told(**changes: Any) -> str:
+        wanted = {"epochs": 1, "sequenceLength": 128, "mixture": mixture} | changes
+        return shown(write_document(tmp_path, document(pretraining=wanted)), tmp_path / "storage", capsys)
+
+    write_experiment(tmp_path)
+    known = "not ready to run:\n  spec.pretraining.globalBatchTokens: is more than there is to read: at most "
+    guessed = "pretraining: a batch of 51.2K tokens is more than the about 22K that 1 epoch have"
+    assert known in told(globalBatchTokens=524_288)
+    assert "a batch of" not in told(globalBatchTokens=524_288)
+    assert guessed in told(globalBatchTokens="50Ki")
+    assert "not ready" not in told(globalBatchTokens="50Ki")
+    assert "a batch of" not in told(globalBatchTokens="50Ki", epochs=3)
+    mixture[1]["weight"] = 3  # a pass over id reads three times as much of en
+    text = told(globalBatchTokens="50Ki")
+    assert "a batch of" not in text
+    assert next(line for line in text.splitlines() if line.startswith("  pretraining ")).split("to do")[1].split()[0] == "44K"
 
 
 def test_every_stage_is_shown_with_key_and_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +215,7 @@ def test_local_instructions_are_measured(tmp_path: Path, capsys: pytest.CaptureF
         return line.split("to do")[1].split()[0]
 
     file = write_experiment(tmp_path, document(instructionTuning=TUNING))
-    one = (tmp_path / "pairs.jsonl").read_text()
+    one = (tmp_path / "pairs.jsonl").read_text().splitlines(keepends=True)[0]
     (tmp_path / "pairs.jsonl").write_text(one * 1000)
     assert tokens(None) == f"{len(one) * 1000 // 4 / 1000:g}K"
     file.write_text(yaml.safe_dump(document(instructionTuning={**TUNING, "examples": 100})))
@@ -230,7 +260,7 @@ def test_what_is_missing_is_said_below_a_plan_that_is_printed_all_the_same(tmp_p
     assert "spec.model.path: no such file or folder (got 'models/smollm2-135m')" in missing
     assert "make inputs" in missing
     assert "spec.pretraining.mixture[0].path: no such file or folder (got 'id.txt')" in missing
-    (tmp_path / "id.txt").write_text("Satu.\n")
+    (tmp_path / "id.txt").write_text("Satu.\n" * 6000)
     (tmp_path / "model").rename(tmp_path / "moved")
     (tmp_path / "models").mkdir()
     (tmp_path / "moved").rename(tmp_path / "models" / "smollm2-135m")

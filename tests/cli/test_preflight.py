@@ -12,17 +12,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.documents import EVALUATION, PRETRAINING, TUNING, VOCABULARY, changed, document
 from tests.support.folders import PARAMETERS, write_document, write_experiment, write_model
 from transfer_api.errors import ExitCode
 from transfer_api.load import SpecErrors, load_experiment
-from transfer_api.stage import StagePlan, plan_stages
+from transfer_api.stage import StageKind, StagePlan, plan_stages
 from transfer_cli import preflight
+from transfer_cli.main import main
 from transfer_cli.paths import default_output, default_storage
 from transfer_pod import contents
 from transfer_pod.artifact import ArtifactStore
+from transfer_trainer.store import POSITIONS, TARGETS, TOKENS, PackedRow, RowWriter
 
 ALL = document(instructionTuning=TUNING, evaluation=EVALUATION)
 
@@ -321,6 +324,66 @@ def test_a_budget_that_no_tokenizer_could_fill_is_refused_before_anything_runs(t
     assert "maxEpochs: " not in refusal(tmp_path)  # more than it may be
 
 
+def by_epochs(**changes: Any) -> dict[str, Any]:
+    return {name: value for name, value in PRETRAINING.items() if name != "tokens"} | {"epochs": 1} | changes
+
+
+def test_a_batch_of_more_than_all_epochs_have_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    write_experiment(tmp_path, document(pretraining=by_epochs(globalBatchTokens=524_288)))
+    # The source that lasts longest at its weight: en, a quarter of what is read, of 24,000 bytes in rows of 128 tokens.
+    rows = 4 * -(-24_000 // 128)
+    told = refusal(tmp_path)
+    assert f"globalBatchTokens: is more than there is to read: at most {rows} rows of 128 tokens, 1 epoch (got 524288)" in told
+    assert f"allowed: at most {rows * 128}" in told
+    epochs = -(-524_288 // 128 // rows)
+    assert f"Lower globalBatchTokens, or set epochs: {epochs} or more" in told
+    write_document(tmp_path, document(pretraining=by_epochs(globalBatchTokens=524_288, epochs=epochs)))
+    check(tmp_path)
+    write_document(tmp_path, document(pretraining=by_epochs(globalBatchTokens=rows * 128)))
+    check(tmp_path)
+
+
+def test_few_examples_with_the_default_batch_are_told_what_to_set(tmp_path: Path) -> None:
+    tuning = {"data": [{"path": "pairs.jsonl"}], "sequenceLength": 128}
+    write_experiment(tmp_path, document(pretraining=None, instructionTuning=tuning))
+    told = refusal(tmp_path)
+    assert "spec.instructionTuning.globalBatchTokens: is more than there is to read: at most 10 rows of 128 tokens, 1 epoch" in told
+    assert "(got 65536); allowed: at most 1280. Lower globalBatchTokens, or set epochs: 52 or more, or add data" in told
+    for changes in ({"globalBatchTokens": 1280}, {"epochs": 52}, {"steps": 1}):
+        write_document(tmp_path, document(pretraining=None, instructionTuning=tuning | changes))
+        check(tmp_path)
+    write_document(tmp_path, document(pretraining=None, instructionTuning=tuning | {"data": [{"hub": "a/b"}]}))
+    check(tmp_path)  # nobody has counted them
+    write_document(tmp_path, document(pretraining=None, instructionTuning=tuning | {"data": [{"hub": "a/b"}], "examples": 511}))
+    assert "at most 511 rows" in refusal(tmp_path)
+
+
+def test_the_rows_of_a_dataset_that_is_there_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_experiment(tmp_path, document(instructionTuning=TUNING, pretraining=by_epochs()))
+    for stage in check(tmp_path):
+        if stage.kind is StageKind.DATASET:
+            make_rows(tmp_path / "storage", stage, {"id.txt": 3, "en.txt": 1} if stage.parameters["mixture"] else {"instructions": 7})
+    told = refusal(tmp_path)
+    assert "spec.pretraining.globalBatchTokens: is more than there is to read: 4 rows of 128 tokens, 1 epoch" in told
+    assert "spec.instructionTuning.globalBatchTokens: is more than there is to read: 7 rows of 128 tokens, 1 epoch" in told
+    assert main(["plan", str(tmp_path / "experiment.yaml"), "--storage", str(tmp_path / "storage")]) == 0
+    assert "is more than there is to read: 7 rows" in capsys.readouterr().out.partition("not ready to run:")[2]
+
+
+def make_rows(storage: Path, stage: StagePlan, rows: dict[str, int]) -> None:
+    """The artifact of a dataset stage with so many rows of each source."""
+    store = ArtifactStore(storage)
+    draft = store.draft(stage, "test")
+    writer = RowWriter(draft / "rows", sequence_length=128, seed=0, tokenizer="tiny")
+    weights = {source["path"]: source["weight"] for source in stage.parameters["mixture"]}
+    for name, count in rows.items():
+        with writer.source(name, weights.get(name, 1)) as target:
+            for _ in range(count):
+                target.append(PackedRow(*(np.zeros(128, dtype) for dtype in (TOKENS, POSITIONS, TARGETS)), used=128))
+    writer.finish()
+    store.commit(stage, draft)
+
+
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"Semua \xff orang.\n"], ids=["empty", "blank", "not UTF-8"])
 def test_a_source_that_cannot_be_read_is_not_too_small_as_well(tmp_path: Path, content: bytes) -> None:
     write_experiment(tmp_path, document(pretraining={**PRETRAINING, "tokens": "1B"}))
@@ -395,8 +458,6 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 
 
 def test_every_problem_of_preflight_ends_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from transfer_cli.main import main
-
     file = write_experiment(tmp_path, ALL)
     (tmp_path / "id.txt").unlink()
     assert main(["run", str(file), "--storage", str(tmp_path / "storage"), "--output", str(tmp_path / "out")]) == ExitCode.REFUSED

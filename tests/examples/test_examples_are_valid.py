@@ -93,6 +93,6 @@ def test_a_shortened_example_has_the_same_stages_and_less_to_do(path: Path, tmp_
     for stage in ("vocabulary", "pretraining", "instruction_tuning", "evaluation"):
         assert (getattr(short, stage) is None) == (getattr(whole, stage) is None)
     assert short.pretraining is None or short.pretraining.steps == 4
-    assert short.instruction_tuning is None or short.instruction_tuning.examples == 12
+    assert short.instruction_tuning is None or (short.instruction_tuning.examples, short.instruction_tuning.steps) == (12, 4)
     assert short.evaluation is not None
     assert short.evaluation.limit == 4

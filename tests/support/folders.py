@@ -39,7 +39,8 @@ def write_experiment(folder: Path, wanted: dict[str, Any] | None = None) -> Path
     much = "Semua orang.\n\nMereka.\n" * 2000  # bytes enough for a budget of 41K tokens
     for name, text in (("id.txt", much), ("en.txt", "All people.\n" * 2000), ("test.txt", "Satu.\n\nDua.\n")):
         (folder / name).write_text(text, encoding="utf-8")
-    (folder / "pairs.jsonl").write_text(json.dumps({"instruction": "Say one", "input": "", "output": "satu"}) + "\n")
+    pairs = [{"instruction": f"Say {number}", "input": "", "output": "satu"} for number in range(10, 20)]  # enough for a batch of 1024
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return write_document(folder, wanted or document(evaluation=EVALUATION))
 
 

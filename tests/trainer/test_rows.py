@@ -132,8 +132,36 @@ def test_a_digest_is_exact_over_far_more_than_512_processes_added_in_float64() -
     assert np.add.accumulate(checksums.astype(np.float64))[-1] != sum(map(int, checksums)), "a sum of whole ones is not"
 
 
-def test_an_epoch_is_never_rounded_to_nothing() -> None:
-    assert total_steps(parameters(epochs=1), [Source("only", 1, 3)]) == 1
+@pytest.mark.parametrize("section", ["spec.pretraining", "spec.instructionTuning"])
+@pytest.mark.parametrize(
+    ("epochs", "sources", "rows"),
+    [
+        pytest.param(1, [Source("only", 1, 3)], 3, id="one pass"),
+        pytest.param(2, [Source("only", 1, 3)], 3, id="two passes"),
+        pytest.param(1, [Source("id", 3, 3), Source("en", 1, 1)], 4, id="several sources"),
+    ],
+)
+def test_epochs_with_fewer_rows_than_a_batch_are_refused_and_the_ways_out_work(
+    section: str, epochs: int, sources: list[Source], rows: int
+) -> None:
+    with pytest.raises(SpecError) as raised:
+        total_steps(parameters(epochs=epochs), sources, section=section)
+    error = raised.value
+    assert (error.field, error.value) == (f"{section}.globalBatchTokens", 7 * 32)
+    assert error.allowed == f"at most {epochs * rows * 32}"
+    assert f"{rows} rows of 32 tokens, {epochs} epoch" in error.problem
+    words = (error.next_step or "").replace(",", "").split()
+    needed = int(words[words.index("epochs:") + 1])
+    assert total_steps(parameters(epochs=needed), sources) == 1
+    with pytest.raises(SpecError):
+        total_steps(parameters(epochs=needed - 1), sources)
+    assert total_steps(parameters(epochs=epochs, rows_per_step=epochs * rows), sources) == 1
+
+
+def test_more_epochs_than_there_may_be_are_no_way_out() -> None:
+    with pytest.raises(SpecError) as raised:
+        total_steps(parameters(epochs=1, rows_per_step=1001), [Source("only", 1, 1)])
+    assert raised.value.next_step == "Lower globalBatchTokens, or add data"
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from transfer_api.amount import format_amount
+from transfer_api.amount import count_of, format_amount
 from transfer_api.errors import DataError, SpecError
+from transfer_api.spec import MOST_EPOCHS
 from transfer_api.stage import TrainingParameters
 
 Int64s = npt.NDArray[np.int64]
@@ -231,8 +232,7 @@ def total_steps(
 ) -> int:
     """Optimizer steps of the whole run.
 
-    Tokens are rounded down to whole steps. An epoch is one pass over the source that lasts longest at its weight, rounded
-    down to whole steps but never to none.
+    Tokens and epochs are rounded down to whole steps. An epoch is one pass over the source that lasts longest at its weight.
 
     Raises:
         SpecError: the budget is less than one step.
@@ -247,7 +247,9 @@ def total_steps(
         )  # fmt: skip
     if parameters.epochs is not None:
         rows = max(size * order.block // weight for size, weight in zip(order.sizes, order.reduced, strict=True) if weight)
-        return max(1, parameters.epochs * rows // per_step)
+        if parameters.epochs * rows < per_step:
+            raise too_large_batch(section, per_step=per_step, length=parameters.sequence_length, rows=rows, epochs=parameters.epochs)
+        return parameters.epochs * rows // per_step
     if parameters.steps is not None:
         steps, field = parameters.steps, f"{section}.steps"
     else:
@@ -261,6 +263,27 @@ def total_steps(
     if max_epochs is not None:
         _check_epochs(parameters, max_epochs, order, sources, steps, field)
     return steps
+
+
+def too_large_batch(section: str, *, per_step: int, length: int, rows: int, epochs: int, at_most: bool = False) -> SpecError:
+    """Says that one step reads more than all epochs have: to fill it, rows would be read more often than was asked.
+
+    Args:
+        section: of the file, such as ``spec.pretraining``.
+        per_step: rows of a step.
+        length: tokens of a row.
+        rows: of one epoch, one or more.
+        epochs: that are asked for.
+        at_most: whether that many rows is a bound, because they are not counted yet.
+    """
+    needed = math.ceil(per_step / rows)
+    bound, more = ("at most ", " or more") if at_most else ("", "")
+    raising = f", or set epochs: {needed}{more}" if needed <= MOST_EPOCHS else ""
+    return SpecError(
+        f"is more than there is to read: {bound}{count_of(rows, 'row')} of {length} tokens, {count_of(epochs, 'epoch')}",
+        field=f"{section}.globalBatchTokens", value=per_step * length, allowed=f"at most {epochs * rows * length}",
+        next_step=f"Lower globalBatchTokens{raising}, or add data",
+    )  # fmt: skip
 
 
 def _check_epochs(

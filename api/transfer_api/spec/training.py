@@ -236,7 +236,10 @@ class Pretraining(Optimization):
     tokens: Amount | None = Field(default=None, description="Budget in tokens, such as 500M.")
     steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Budget in optimizer steps.")
     epochs: int | None = Field(
-        default=None, ge=1, le=MOST_EPOCHS, description="Budget in passes over the source that lasts longest at its weight."
+        default=None,
+        ge=1,
+        le=MOST_EPOCHS,
+        description="Budget in passes over the source that lasts longest at its weight; together they have a batch of rows or more.",
     )
     max_epochs: int = Field(
         default=1, ge=1, le=MOST_EPOCHS, description="How often a source may be repeated to fill a budget of tokens or steps."
@@ -262,7 +265,9 @@ class InstructionTuning(Optimization):
     examples: Amount | None = Field(
         default=None, description="Size of the subset, chosen by seed; a larger subset contains every smaller one. Default: all."
     )
-    epochs: int | None = Field(default=None, ge=1, le=MOST_EPOCHS, description="Passes over the examples. Default: 1.")
+    epochs: int | None = Field(
+        default=None, ge=1, le=MOST_EPOCHS, description="Passes over the examples; together they have a batch of rows or more. Default: 1."
+    )
     steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Budget in optimizer steps instead of epochs.")
     template: Literal["Model", "ChatML", "Alpaca", "Llama2", "Llama3"] = Field(
         default="Model", description="Chat template: the model's own (ChatML where it has none), or a named one."
