@@ -376,7 +376,7 @@ def disk_needed(spec: ExperimentSpec, plan: Sequence[StagePlan], storage: Path, 
     store = ArtifactStore(storage)
     to_come = [(stage, cost) for stage, cost in _costs(spec, plan, storage, search) if store.find(stage.kind, stage.key) is None]
     needed = sum(cost.artifact_bytes for _, cost in to_come) + max((cost.work_bytes for _, cost in to_come), default=0)
-    return max(0, needed - sum(_bytes_below(store.work(stage.kind, stage.key)) for stage, _ in to_come))
+    return max(0, needed - sum(_bytes_below(store.work_path(stage.kind, stage.key)) for stage, _ in to_come))
 
 
 def _bytes_below(folder: Path) -> int:

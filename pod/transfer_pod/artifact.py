@@ -151,7 +151,7 @@ class ArtifactStore:
                 self._replace_provisional(stage, folder, target)
             sync_folder(target.parent)
             if not provisional:  # only now: until here a power cut leaves the checkpoints
-                shutil.rmtree(self.work(stage.kind, stage.key), ignore_errors=True)
+                shutil.rmtree(self.work_path(stage.kind, stage.key), ignore_errors=True)
         reference = self.find(stage.kind, stage.key)
         assert reference is not None
         return reference

@@ -52,6 +52,7 @@ def test_what_can_run_passes(tmp_path: Path) -> None:
     check(tmp_path)
     assert (tmp_path / "storage").is_dir()
     assert not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "storage" / "work").exists(), "looking makes no folder"
 
 
 def test_a_file_beside_those_of_every_run_is_not_replaced_either(tmp_path: Path) -> None:

@@ -116,6 +116,41 @@ def test_several_pods_at_once_make_the_same_rows(tmp_path: Path, inputs: Path) -
     assert sum(not result.reused for result in results) == 1, "one packs, the others find what it made"
 
 
+@pytest.mark.parametrize("when", ["while the tokenizer is loaded", "after two pieces"])
+def test_a_pod_whose_work_others_have_done_stops_and_leaves_nothing_behind(
+    tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    load, make, made = dataset.load_tokenizer, mixture.make, list[mixture.Piece]()
+    others = threading.Thread(target=lambda: dataset.run(pod(tmp_path, inputs, 0, 2), lambda progress: None))
+
+    def others_do_all() -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(mixture, "PART_BYTES", 1500)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        others.start()
+        others.join()
+        monkeypatch.setattr(mixture, "make", counted)
+
+    def counted(piece: mixture.Piece, *how: Any) -> None:
+        made.append(piece)
+        make(piece, *how)
+        if when == "after two pieces" and len(made) == 2:
+            others_do_all()
+
+    def loaded(folder: Path) -> Any:
+        tokenizer = load(folder)
+        if when == "while the tokenizer is loaded":
+            others_do_all()
+        return tokenizer
+
+    monkeypatch.setattr(dataset, "load_tokenizer", loaded)
+    monkeypatch.setattr(mixture, "make", counted)
+    result = dataset.run(pod(tmp_path, inputs, 1, 2), lambda progress: None)
+    assert result.reused
+    assert len(made) == (0 if when == "while the tokenizer is loaded" else 3), "the one that finds the folder gone is the last"
+    assert not (tmp_path / "work" / "dataset" / KEY).exists()
+
+
 def test_processes_of_a_pod_make_the_same_rows(tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     told: list[int] = []

@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -53,15 +54,19 @@ def run(context: PodContext, report: Report) -> ResultMessage:
         return _seal(context, parameters, folder, progress, instructions.write)
     mixture = Mixture(context, parameters, _tokeniser(tokenizer), progress.add)
     try:
-        mixture.tokenise(_cores())
-        with turn_to_pack(context, progress.waiting) as mine:
-            if mine:
-                return _seal(context, parameters, folder, progress, lambda writer: _packed(mixture, writer, progress))
+        # Again, and once the work folder is there: while the tokenizer was loaded another pod may have sealed the artifact. One that
+        # seals it from here on takes the folder away, and whoever works in it finds that.
+        if finished(context) is None:
+            mixture.tokenise(_cores())
+            with turn_to_pack(context, progress.waiting) as mine:
+                if mine:
+                    return _seal(context, parameters, folder, progress, lambda writer: _packed(mixture, writer, progress))
     except FileNotFoundError:  # the work folder goes when another pod has sealed the artifact
         if finished(context) is None:
             raise
     result = finished(context)
     assert result is not None
+    shutil.rmtree(ArtifactStore(context.storage).work_path(context.stage.kind, context.stage.key), ignore_errors=True)
     return result
 
 

@@ -118,6 +118,8 @@ class Mixture:
         self._pieces = [self._cut(number, source) for number, source in enumerate(held)]
         flat = [piece for pieces in self._pieces for piece in pieces]
         self._check_inputs(flat)
+        with storage_errors(self._work):
+            (self._work / "parts").mkdir(exist_ok=True)  # here alone: where it is gone later, another pod has sealed the artifact
         pods = max(1, self._context.max_nodes)
         processes = max(1, min(processes, len(flat)))
         if processes == 1:
@@ -174,7 +176,7 @@ class Mixture:
             if len(found) < len(loose):  # without a network nothing can move; a later attempt that has one asks
                 return {}
             with storage_errors(draft):
-                draft.mkdir(parents=True)
+                draft.mkdir()
                 _write(draft / "commits.json", found)
                 _publish(draft, folder)
         commits = (_read_json(folder / "commits.json") or {}) if loose else {}
@@ -254,7 +256,7 @@ def turn_to_pack(context: PodContext, beat: Callable[[], None]) -> Iterator[bool
         yield True
         return
     store = ArtifactStore(context.storage)
-    record = store.work(context.stage.kind, context.stage.key) / "merge.json"
+    record = store.work_path(context.stage.kind, context.stage.key) / "merge.json"
     heard, since = None, time.monotonic()
     while True:
         if store.find(context.stage.kind, context.stage.key) is not None:
@@ -323,12 +325,16 @@ def _make_all(pieces: list[Piece], first: int, of: int, tokeniser: Tokeniser, ad
 
 
 def make(piece: Piece, tokeniser: Tokeniser, advance: Advance) -> None:
-    """Tokenises one piece. Where another process was first, its work stays: it is the same."""
+    """Tokenises one piece. Where another process was first, its work stays: it is the same.
+
+    Raises:
+        FileNotFoundError: the folder of the pieces is gone, with the artifact sealed.
+    """
     draft = piece.folder.with_name(f".{piece.folder.name}.{secrets.token_hex(8)}")
     digest = hashlib.sha256()
     counts = Counter({"documents": 0, "tokens": 0})
     with storage_errors(draft):
-        draft.mkdir(parents=True)
+        draft.mkdir()
         with _Columns(draft, piece.source.deduplicate) as columns:
             read = _digested(iter_part(piece.source, piece.part, piece.field), digest.update)
             for batch in _batches(_kept(read, Sieve(piece.source.filter, f"{piece.field}.filter"), counts)):
