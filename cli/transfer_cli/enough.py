@@ -20,7 +20,7 @@ from transfer_pod.context import expand, find_input
 
 
 def too_little_data(spec: ExperimentSpec, roots: tuple[Path, ...], errors: Sequence[TransferError]) -> list[TransferError]:
-    """Refuses what no tokenizer could fill: budgets, and batches of more than all epochs have.
+    """Refuses what no tokenizer could fill: budgets, batches of more than all epochs have, and more examples than there are.
 
     Args:
         spec: what the experiment reads.
@@ -95,6 +95,11 @@ def _too_few_examples(tuning: InstructionTuning, roots: tuple[Path, ...], errors
     if _refused("spec.instructionTuning.data", errors):
         return
     there = exact_rows([data.path for data in tuning.data], roots[0], roots[1:])
+    if there is not None and tuning.examples is not None and there < tuning.examples:
+        yield DataError(
+            f"asks for more examples than there are: {there}", field="spec.instructionTuning.examples", value=tuning.examples,
+            allowed=f"at most {there}", next_step=f"Set examples: {there}, leave it out to take all, or add data",
+        )  # fmt: skip
     most = min((count for count in (there, tuning.examples) if count is not None), default=None)
     if most is not None and tuning.steps is None:
         yield from _too_large_batch("spec.instructionTuning", tuning, most, tuning.epochs or 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -357,6 +358,40 @@ def test_few_examples_with_the_default_batch_are_told_what_to_set(tmp_path: Path
     check(tmp_path)  # nobody has counted them
     write_document(tmp_path, document(pretraining=None, instructionTuning=tuning | {"data": [{"hub": "a/b"}], "examples": 511}))
     assert "at most 511 rows" in refusal(tmp_path)
+
+
+def test_more_examples_than_the_data_have_are_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def wanted(examples: int, *data: dict[str, Any]) -> Path:
+        tuning = TUNING | {"examples": examples, "steps": 1, "data": [{"path": "pairs.jsonl"}, *data]}
+        return write_document(tmp_path, document(instructionTuning=tuning))
+
+    write_experiment(tmp_path)
+    file = wanted(11)
+    told = "spec.instructionTuning.examples: asks for more examples than there are: 10 (got 11); allowed: at most 10. Set examples: 10"
+    assert told in refusal(tmp_path)
+    assert main(["plan", str(file), "--storage", str(tmp_path / "storage")]) == 0
+    assert told in capsys.readouterr().out.partition("not ready to run:")[2]
+    wanted(10)
+    check(tmp_path)
+    (tmp_path / "more.jsonl.gz").write_bytes(gzip.compress((tmp_path / "pairs.jsonl").read_bytes()))
+    wanted(20, {"path": "more.jsonl.gz"})
+    check(tmp_path)
+    wanted(21, {"path": "more.jsonl.gz"})
+    assert "than there are: 20" in refusal(tmp_path)
+    wanted(10_000, {"hub": "a/b"})
+    check(tmp_path)  # nobody has counted them
+    (tmp_path / "more.jsonl.gz").write_bytes((tmp_path / "more.jsonl.gz").read_bytes()[:-9])
+    wanted(21, {"path": "more.jsonl.gz"})
+    assert "than there are" not in refused(tmp_path), "what is broken is not too little"
+
+
+def refused(folder: Path) -> str:
+    """What is told of an experiment that may be refused."""
+    try:
+        check(folder)
+    except SpecErrors as errors:
+        return str(errors)
+    return ""
 
 
 def test_the_rows_of_a_dataset_that_is_there_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
