@@ -17,6 +17,7 @@ from transfer_api.rules import IMMUTABLE, RULES, is_transition
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 ALL = document(vocabulary=VOCABULARY, instructionTuning=TUNING, evaluation=EVALUATION)
 EVALUATED = document(pretraining=None, evaluation=EVALUATION)
+BESIDE_ENGLISH = {"texts": [*EVALUATION["texts"], {"name": "udhr-en", "path": "en.txt", "language": "en"}]}
 EACH = {**EVALUATION, "when": "EachCheckpoint"}
 SNAPSHOTS = changed(ALL, "spec.pretraining.snapshotTokens", ["2K"])
 JUDGE = {"url": "https://judge.example/v1", "model": "judge-1"}
@@ -40,6 +41,11 @@ def validate(wanted: dict[str, Any]) -> list[str]:
     except SpecErrors as errors:
         return [str(error) for error in errors.errors]
     return []
+
+
+def retained(retention: dict[str, Any], **evaluation: Any) -> dict[str, Any]:
+    """With a gate on English."""
+    return changed(ALL, "spec.evaluation", {**EVALUATION, **evaluation, "retention": retention})
 
 
 EIGHT_BITS = changed(document(), "spec.pretraining.float8", "Rowwise")
@@ -87,19 +93,34 @@ CASES = [
     ("replicas over max", document(workers={"replicas": 3, "max": 2}), "replicas is larger than max"),
     ("no stage", document(pretraining=None), "has nothing to do"),
     ("evaluation only", document(pretraining=None, evaluation=EVALUATION), None),
-    ("retention", changed(ALL, "spec.evaluation.retention", {}), None),
-    ("retention of a third", changed(ALL, "spec.evaluation.retention", {"maxLoss": "0.33", "tasks": ["udhr-en"]}), None),
-    ("retention of all twice", changed(ALL, "spec.evaluation.retention", {"maxLoss": "2"}), "a maxLoss of at most 1"),
+    ("retention", retained({}, **BESIDE_ENGLISH), None),
+    ("retention of a third", retained({"maxLoss": "0.33", "tasks": ["udhr-en"]}, **BESIDE_ENGLISH), None),
+    ("retention of all twice", retained({"maxLoss": "2"}, **BESIDE_ENGLISH), "a maxLoss of at most 1"),
+    ("retention without a baseline", retained({}, **BESIDE_ENGLISH, baseline=False), "retention needs a baseline"),
+    ("retention without English", retained({}), "retention judges scores in English, and nothing gives any"),
+    ("retention of texts that nobody scores", retained({}, **BESIDE_ENGLISH, suites=["code-switching"]), "nothing gives any"),
+    ("retention of a suite that may be in English", retained({}, suites=["perplexity", "mmlu"]), None),
+    ("retention of questions that may be in English", retained({}, suites=["perplexity", "language-identity"]), None),
+    ("retention of English answers", retained({}, suites=["code-switching_en"]), None),
+    ("retention of other answers", retained({}, suites=["code-switching_hi", "perplexity"]), "nothing gives any"),
+    ("retention where all is in English", changed(retained({}), "spec.language", "en-GB"), None),
+    ("retention of answers in the experiment's English", changed(retained({}, suites=["code-switching"]), "spec.language", "EN"), None),
     (
-        "retention without a baseline",
-        changed(changed(ALL, "spec.evaluation.retention", {}), "spec.evaluation.baseline", False),
-        "retention needs a baseline",
+        "retention where all but the text is in English",
+        changed(changed(retained({}), "spec.language", "en"), "spec.evaluation.texts.0.language", "id"),
+        "nothing gives any",
     ),
+    ("retention of a text in another language", retained({"tasks": ["held-out"]}), None),
+    ("retention of a mean of texts", retained({"tasks": ["udhr", "perplexity"]}, **BESIDE_ENGLISH), None),
+    ("retention of answers", retained({"tasks": ["code-switching_id"]}, suites=["code-switching"]), None),
+    ("retention of no text", retained({"tasks": ["udhr-en", "nosuch"]}, **BESIDE_ENGLISH), "got ['nosuch']"),
+    ("retention of answers that nobody asks for", retained({"tasks": ["code-switching_id"]}), "names what is not measured"),
+    ("retention of a task of the harness", retained({"tasks": ["nosuch"]}, suites=["perplexity", "mmlu"]), None),
     ("checkpoints that nobody makes", changed(ALL, "spec.evaluation.when", "EachCheckpoint"), "and there are none"),
     ("checkpoints of a model that is only scored", document(pretraining=None, evaluation=EACH), "and there are none"),
     ("checkpoints", changed(SNAPSHOTS, "spec.evaluation", EACH), None),
-    ("a gate that stops", changed(SNAPSHOTS, "spec.evaluation", {**EACH, "retention": {"stop": True}}), None),
-    ("a gate that stops at the end", changed(ALL, "spec.evaluation.retention", {"stop": True}), "retention.stop needs when"),
+    ("a gate that stops", changed(SNAPSHOTS, "spec.evaluation", {**EACH, **BESIDE_ENGLISH, "retention": {"stop": True}}), None),
+    ("a gate that stops at the end", retained({"stop": True}, **BESIDE_ENGLISH), "retention.stop needs when"),
     ("code-switching", changed(ALL, "spec.evaluation.suites", ["code-switching"]), None),
     (
         "code-switching in a language without questions",
@@ -339,8 +360,14 @@ SPECS = st.fixed_dictionaries(
         "evaluation": st.fixed_dictionaries(
             {},
             optional={
-                "suites": st.lists(st.sampled_from(["perplexity", "mmlu", "bad name"]), max_size=3),
-                "texts": st.lists(st.fixed_dictionaries({"name": st.sampled_from(["a", "b"]), "path": st.just("x")}), max_size=2),
+                "suites": st.lists(st.sampled_from(["perplexity", "mmlu", "code-switching", "code-switching_en", "bad name"]), max_size=3),
+                "texts": st.lists(
+                    st.fixed_dictionaries(
+                        {"name": st.sampled_from(["a", "b"]), "path": st.just("x")}, optional={"language": st.sampled_from(["en", "id"])}
+                    ),
+                    max_size=2,
+                ),
+                "retention": st.fixed_dictionaries({}, optional={"tasks": st.lists(st.sampled_from(["a", "nosuch"]), max_size=2)}),
             },
         ),
         "workers": st.fixed_dictionaries({}, optional={key: st.integers(0, 3) for key in ("min", "replicas", "max")}),

@@ -90,7 +90,7 @@ def test_without_baseline_nothing_is_compared() -> None:
         ("spec.pretraining.anomalies", {"action": "Stop"}),
         ("spec.pretraining.validationSteps", 5), ("spec.pretraining.mixture.0.language", "jv"), ("spec.vocabulary.corpus.0.language", "jv"),
         ("spec.tracking", {"mlflow": {"uri": "https://mlflow.example"}}),
-        ("spec.dataSecret", "bucket"), ("spec.evaluation.retention", {}),
+        ("spec.dataSecret", "bucket"), ("spec.evaluation.retention", {"tasks": ["held-out"]}),
     ],
 )  # fmt: skip
 def test_what_does_not_change_the_result_keeps_every_key(path: str, value: Any) -> None:

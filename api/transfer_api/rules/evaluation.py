@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from transfer_api.rules.rule import Violation, rule, share
-from transfer_api.spec import GAOKAO_OPEN, LLM_EVAL, PERPLEXITY, Evaluation, JudgeSpending, When
+from transfer_api.spec import CODE_SWITCHING, GAOKAO_OPEN, LLM_EVAL, PERPLEXITY, Evaluation, JudgeSpending, When
+
+# What is measured with nothing but the suites perplexity and code-switching can be told from the file; tasks of the harness, and the
+# languages of a set of questions, cannot.
+TOLD_BY_THE_FILE = f"self.suites.all(suite, suite == '{PERPLEXITY}' || suite.matches('^{CODE_SWITCHING}(_|$)'))"
 
 SPENDING = ("spec.evaluation.judge.spending", "spec.evaluation.secondJudge.spending")
 
@@ -106,6 +110,38 @@ def _retention_compares(evaluation: Evaluation) -> Violation | None:
     if float(evaluation.retention.max_loss) > 1:
         return share("retention.maxLoss", evaluation.retention.max_loss, "0.05 for a twentieth of the base model's score")
     return None
+
+
+def told_by_the_file(evaluation: Evaluation) -> bool:
+    """Whether everything that is measured can be told from the file."""
+    return all(suite == PERPLEXITY or suite.partition("_")[0] == CODE_SWITCHING for suite in evaluation.suites)
+
+
+# Texts in several languages have a mean, named as they begin: udhr of udhr-hi and udhr-id, or perplexity of hi and id.
+@rule(
+    "spec.evaluation",
+    cel=f"!has(self.retention) || !{TOLD_BY_THE_FILE} || self.retention.tasks.all(task, "
+    f"('{PERPLEXITY}' in self.suites && (task == '{PERPLEXITY}' || self.texts.exists(text, text.name.startsWith(task)))) || "
+    f"(task.startsWith('{CODE_SWITCHING}') && self.suites.exists(suite, suite != '{PERPLEXITY}')))",
+    message="retention.tasks names what is not measured",
+)
+def _retention_knows_its_tasks(evaluation: Evaluation) -> Violation | None:
+    if evaluation.retention is None or not told_by_the_file(evaluation):
+        return None
+    texts = [text.name for text in evaluation.texts] if PERPLEXITY in evaluation.suites else []
+    own = [suite for suite in evaluation.suites if suite != PERPLEXITY]
+
+    def measured(task: str) -> bool:
+        mean = PERPLEXITY in evaluation.suites and task == PERPLEXITY
+        return mean or any(name.startswith(task) for name in texts) or (bool(own) and task.startswith(CODE_SWITCHING))
+
+    unknown = [task for task in evaluation.retention.tasks if not measured(task)]
+    if not unknown:
+        return None
+    return Violation(
+        field="retention.tasks", value=unknown, allowed=", ".join([*texts, *own]) or "a name in evaluation.texts",
+        next_step="Correct the name, add the text to evaluation.texts, or remove it to judge by all that is in English",
+    )  # fmt: skip
 
 
 @rule(

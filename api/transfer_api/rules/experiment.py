@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from transfer_api.gpu import is_gpu
-from transfer_api.language import ASKED_LANGUAGES, primary
+from transfer_api.language import ASKED_LANGUAGES, ENGLISH, primary
+from transfer_api.rules.evaluation import TOLD_BY_THE_FILE, told_by_the_file
 from transfer_api.rules.rule import Violation, rule
 from transfer_api.rules.training import TRAINS_EMBEDDINGS
-from transfer_api.spec import CODE_SWITCHING, ExperimentSpec, Method, When
+from transfer_api.spec import CODE_SWITCHING, PERPLEXITY, ExperimentSpec, Method, When
+
+IS_ENGLISH = f"'(?i)^{ENGLISH}(-|$)'"
 
 
 @rule(
@@ -52,6 +55,34 @@ def _checkpoints_are_made(spec: ExperimentSpec) -> Violation | None:
         field="evaluation.when", value=spec.evaluation.when.value, allowed="only with pretraining.snapshotTokens",
         next_step="Add pretraining.snapshotTokens, such as [10M, 50M], or remove when",
     )  # fmt: skip
+
+
+@rule(
+    "spec",
+    cel="!has(self.evaluation) || !has(self.evaluation.retention) || self.evaluation.retention.tasks.size() > 0 || "
+    f"!{TOLD_BY_THE_FILE.replace('self.', 'self.evaluation.')} || "
+    f"('{PERPLEXITY}' in self.evaluation.suites && self.evaluation.texts.exists(text, has(text.language) ? "
+    f"text.language.matches({IS_ENGLISH}) : self.language.matches({IS_ENGLISH}))) || "
+    f"('{CODE_SWITCHING}' in self.evaluation.suites && self.language.matches({IS_ENGLISH})) || "
+    f"'{CODE_SWITCHING}_{ENGLISH}' in self.evaluation.suites",
+    message="evaluation.retention judges scores in English, and nothing gives any",
+)
+def _retention_sees_english(spec: ExperimentSpec) -> Violation | None:
+    evaluation = spec.evaluation
+    if evaluation is None or evaluation.retention is None or evaluation.retention.tasks or not told_by_the_file(evaluation):
+        return None
+    texts = [text.language or spec.language for text in evaluation.texts] if PERPLEXITY in evaluation.suites else []
+    if any(primary(language) == ENGLISH for language in texts) or any(_answers_in_english(suite, spec) for suite in evaluation.suites):
+        return None
+    return Violation(
+        field="evaluation.retention", allowed="only where a text or a task is in English",
+        next_step="Add an English text to evaluation.texts (language: en), name tasks to judge by in retention.tasks, or remove retention",
+    )  # fmt: skip
+
+
+def _answers_in_english(suite: str, spec: ExperimentSpec) -> bool:
+    name, _, language = suite.partition("_")
+    return name == CODE_SWITCHING and (language == ENGLISH if language else primary(spec.language) == ENGLISH)
 
 
 @rule(
