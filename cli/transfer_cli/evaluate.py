@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from transfer_api.errors import ExitCode, SpecError
+from transfer_api.language import ENGLISH, check_language, primary
 from transfer_api.spec import API_VERSION, LANGUAGE_SUITES, LLM_EVAL, NAME_LENGTH, PERPLEXITY, TransferExperiment
 from transfer_cli.paths import chosen_storage, default_output, folder
 
-DEFAULT_LANGUAGE = "en"
+DEFAULT_LANGUAGE = ENGLISH
 JUDGES = 2
 """Most of them."""
 FETCH = "fetch"
@@ -37,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--languages",
         metavar="A,B",
-        help="BCP 47 codes: languages of suites that exist in several, the first being the target (default: en)",
+        help="BCP 47 codes: languages of suites that exist in several, the first being the target (default: those of --texts and "
+        "--questions, English last; else en)",
     )
     parser.add_argument("--texts", nargs="+", metavar="[LANGUAGE=]FILE", default=[], help="held-out texts of the suite perplexity")
     parser.add_argument("--task-folders", nargs="+", metavar="DIR", default=[], help="folders with task files of your own")
@@ -89,7 +91,7 @@ def fetch(options: argparse.Namespace) -> int:
     from transfer_cli.mirror import data_sets_of, fill, fill_files
     from transfer_evaluator.mirror import Mirror
 
-    suites = _in_each([*options.more, *_split(options.suites)], _split(options.languages) or [DEFAULT_LANGUAGE])
+    suites = _in_each([*options.more, *_split(options.suites)], _checked(_split(options.languages)) or [DEFAULT_LANGUAGE])
     if not suites or options.mirror is None:
         field, what = ("SUITE", "no suite") if not suites else ("--mirror", "no folder")
         raise SpecError(f"{what} is named", field=field, next_step="Write `transfer evaluate fetch SUITE ... --mirror DIR`")
@@ -110,15 +112,17 @@ def build(options: argparse.Namespace) -> tuple[TransferExperiment, dict[str, An
     """
     from transfer_api.load import experiment_from
 
-    languages = _split(options.languages) or [DEFAULT_LANGUAGE]
-    texts = [_text(text, languages[0]) for text in options.texts]
+    named = _checked(_split(options.languages))
+    texts = [_text(text, [*named, DEFAULT_LANGUAGE][0]) for text in options.texts]
+    questions = [_question_set(given, [*named, DEFAULT_LANGUAGE][0]) for given in options.questions]
+    languages = named or _languages_of([*texts, *questions]) or [DEFAULT_LANGUAGE]
     suites = _split(options.suites) or [*([PERPLEXITY] if texts else []), *([LLM_EVAL] if options.questions else [])]
     if not suites:
         raise SpecError(
             "names nothing to measure", field="--suites", allowed="suites of docs/evaluation.md, parted by commas",
             next_step="Add --suites mmlu, --texts FILE for perplexity, or --questions FILE --judge MODEL=URL for llm-eval",
         )  # fmt: skip
-    asked = _in_each(suites, languages, [Path(folder) for folder in options.task_folders])
+    asked = _in_each(suites, named or list(map(primary, languages)), [Path(folder) for folder in options.task_folders])
     evaluation: dict[str, Any] = {"suites": asked, "baseline": options.baseline is not None}
     judges = _judges(options.judge)
     wanted = {
@@ -126,7 +130,7 @@ def build(options: argparse.Namespace) -> tuple[TransferExperiment, dict[str, An
         "texts": _named_apart(texts),
         "taskFolders": [_place(folder) for folder in options.task_folders],
         "mirror": _place(options.mirror) if options.mirror is not None else None,
-        "questions": _named_apart([_question_set(given, languages[0]) for given in options.questions]),
+        "questions": _named_apart(questions),
         "answerTokens": options.answer_tokens,
         **dict(zip(("judge", "secondJudge"), judges, strict=False)),
         "shots": options.shots,
@@ -146,6 +150,20 @@ def build(options: argparse.Namespace) -> tuple[TransferExperiment, dict[str, An
 
 def _split(names: str | None) -> list[str]:
     return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+def _checked(languages: list[str]) -> list[str]:
+    for language in languages:
+        try:
+            check_language(language)
+        except ValueError as error:
+            raise SpecError(str(error), field="--languages", value=language, next_step="Correct it") from error
+    return languages
+
+
+def _languages_of(sources: list[dict[str, Any]]) -> list[str]:
+    """The languages of texts and questions, English last: it is what is not to be lost, and the first one is the target."""
+    return sorted(dict.fromkeys(source["language"] for source in sources), key=lambda code: primary(code) == ENGLISH)
 
 
 def _in_each(suites: list[str], languages: list[str], folders: list[Path] | None = None) -> list[str]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from transfer_api.language import ENGLISH, primary
 from transfer_api.progress import Score
 
-ENGLISH = "en"
 NAMES = ("suite", "task", "language", "metric")
 COLUMNS = (*NAMES, "baseline", "result", "difference", "95 % interval", "items")
 """What a screen has room for."""
@@ -165,18 +165,16 @@ def interval(score: Score) -> str:
 def verdict(scores: Sequence[Score], language: str) -> str:
     """What became of the target language and of English, in one sentence made of scores only."""
     bits = [score for score in scores if score.metric == "bits_per_byte"]
-    target = [_clause(score) for score in bits if _same_language(score.language, language)]
-    english = [_clause(score) for score in bits if _same_language(score.language, ENGLISH)] if language != ENGLISH else []
+    beside = primary(language) != ENGLISH
+    target = [_clause(score) for score in bits if primary(score.language) == primary(language)]
+    english = [_clause(score) for score in bits if beside and primary(score.language) == ENGLISH]
     if not target and not english:
-        return "No bits per byte were measured; see the table."
+        where = f" in {language}{' or English' if beside else ''}" if bits else ""
+        return f"No bits per byte were measured{where}; see the table."
     parts = [
         f"{name}: {'; '.join(clauses)}" for name, clauses in ((f"Target language ({language})", target), ("English", english)) if clauses
     ]
     return ". ".join(parts) + "."
-
-
-def _same_language(left: str, right: str) -> bool:
-    return left.split("-")[0].lower() == right.split("-")[0].lower()
 
 
 def _clause(score: Score) -> str:

@@ -82,6 +82,33 @@ def test_what_is_left_out_has_a_default(arguments: list[str], expected: dict[str
 
 
 @pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("arguments", "language", "suites"),
+    [
+        pytest.param(["--texts", "id=id.txt"], "id", ["code-switching_id"], id="one text"),
+        pytest.param(["--texts", "id.txt"], "en", ["code-switching_en"], id="a text without its language"),
+        pytest.param(
+            ["--texts", "en=en.txt", "zh-Hans=id.txt"], "zh-Hans", ["code-switching_zh", "code-switching_en"], id="English is no target"
+        ),
+        pytest.param(["--texts", "id=id.txt", "--languages", "sw"], "sw", ["code-switching_sw"], id="languages that are named"),
+        pytest.param([], "en", ["code-switching_en"], id="neither"),
+    ],
+)
+def test_the_languages_are_those_of_the_texts_where_none_is_named(arguments: list[str], language: str, suites: list[str]) -> None:
+    spec = built("Mine.v2", "--suites", "perplexity,code-switching" if "--texts" in arguments else "code-switching", *arguments)
+    assert spec["language"] == language
+    assert [suite for suite in spec["evaluation"]["suites"] if suite != "perplexity"] == suites
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(("languages", "message"), [("id,eng", "write en"), ("indonesian", "BCP 47")])
+def test_languages_that_do_not_exist_are_refused(languages: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as raised:
+        built("Mine.v2", "--suites", "code-switching", "--languages", languages)
+    assert raised.value.field == "--languages"
+
+
+@pytest.mark.usefixtures("place")
 def test_a_model_of_the_hub_is_named_with_its_commit() -> None:
     spec = built(f"org/some.model@{COMMIT}", "--suites", "mmlu")
     assert (spec["name"], spec["model"]) == ("evaluate-some-model", {"name": "org/some.model", "revision": COMMIT})
@@ -187,11 +214,12 @@ def test_the_table_stands_beside_the_baseline_and_is_not_made_again(
     save_tiny_model(tmp_path / "base")
     save_tiny_model(tmp_path / "mine", seed=1)
     (tmp_path / "held-out.txt").write_text("\n\n".join(SENTENCES[2:]))
-    command = ["evaluate", "mine", "--baseline", "base", "--languages", "id", "--texts", "held-out.txt", "--limit", "1", "--output", "out"]
+    command = ["evaluate", "mine", "--baseline", "base", "--texts", "id=held-out.txt", "--limit", "1", "--output", "out"]
     assert main(command) == ExitCode.COMPLETE
     told = capsys.readouterr().out
     assert "2 stages (baseline, evaluation)" in told
     assert "bits_per_byte" in told
+    assert "Target language (id): " in told
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     (score,) = [score for score in results["scores"] if score["metric"] == "bits_per_byte"]
     assert score["difference"] == pytest.approx(score["value"] - score["baseline"])

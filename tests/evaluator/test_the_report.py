@@ -228,7 +228,14 @@ def test_a_difference_that_too_few_items_vouch_for_is_not_called_none():
 def test_the_verdict_on_an_evaluation_alone_states_the_value():
     alone = scores()[0].model_copy(update={"baseline": None, "difference": None})
     assert verdict([alone], "id") == "Target language (id): 1.180 bits per byte on guide-id."
-    assert "No bits per byte" in verdict([], "id")
+    assert verdict([alone], "id-ID").startswith("Target language (id-ID): ")
+    assert verdict([alone.model_copy(update={"language": "en-GB"})], "en").count("guide-id") == 1
+
+
+def test_the_verdict_does_not_deny_what_the_table_has():
+    assert verdict([], "id") == "No bits per byte were measured; see the table."
+    assert verdict(scores()[:1], "hi") == "No bits per byte were measured in hi or English; see the table."
+    assert verdict(scores()[:1], "en") == "No bits per byte were measured in en; see the table."
 
 
 @pytest.mark.parametrize(
