@@ -14,6 +14,7 @@ from typing import Any
 from transfer_api.errors import ExitCode, SpecError
 from transfer_api.language import ENGLISH, check_language, primary
 from transfer_api.spec import API_VERSION, LANGUAGE_SUITES, LLM_EVAL, NAME_LENGTH, PERPLEXITY, TransferExperiment
+from transfer_cli.outputs import ADAPTER, MODEL
 from transfer_cli.paths import chosen_storage, default_output, folder
 
 DEFAULT_LANGUAGE = ENGLISH
@@ -248,8 +249,10 @@ def _named_apart(texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _name(model: str) -> str:
-    """Of the experiment and of its folder below runs/."""
-    return _plain(f"evaluate-{Path(model.partition('@')[0]).absolute().name}")[:NAME_LENGTH].rstrip("-")
+    """Of the experiment and of its folder below runs/: after the model's folder, or the run that a folder `model` is of."""
+    path = Path(model.partition("@")[0]).absolute()
+    name = path.parent.name if path.name in (MODEL, ADAPTER) else path.name
+    return _plain(f"evaluate-{name}")[:NAME_LENGTH].rstrip("-")
 
 
 def _plain(name: str) -> str:

@@ -23,9 +23,10 @@ from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomicall
 STATUS = "status.yaml"
 LOCK = ".lock"
 STAMP = ".written"
-"""Marks an output folder as a run's, and records what it was given (`Written`); empty while that is not whole."""
+"""Marks an output folder as a run's, and records what it was given (`Written`)."""
 COPYING = ".written.copying"
 MODEL, ADAPTER = "model", "adapter"
+_CARD = f"{MODEL}/{CARD}"
 NAMES = (MODEL, ADAPTER, "items", "logs", "report.html", "report.md", "report.tex", RESULTS, STATUS, LOCK)
 """All that a run writes into its output folder, besides the stamp."""
 MODEL_KINDS = (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTION_TUNING)
@@ -33,20 +34,34 @@ MODEL_KINDS = (StageKind.VOCABULARY, StageKind.PRETRAINING, StageKind.INSTRUCTIO
 
 
 class Written(BaseModel):
-    """What people were given, once all of it was written."""
+    """What people were given."""
 
-    artifacts: dict[str, str]
+    experiment: str = ""
+    """Whose outputs they are."""
+    whole: bool = True
+    """Whether all of it was written."""
+    artifacts: dict[str, str] = {}
     """Digests by the stages' keys."""
-    files: list[str]
-    """Of report and model, relative to the output folder."""
+    files: list[str] = []
+    """Of report and model, relative to the output folder; where it is not whole, all that a run may have written."""
 
     @classmethod
     def read(cls, output: Path) -> Written | None:
         """What the stamp records; None where there is none or the outputs are not whole."""
+        found = cls.recorded(output)
+        return found if found.whole else None
+
+    @classmethod
+    def recorded(cls, output: Path) -> Written:
+        """The same, whole or not; empty and not whole where there is none that can be read."""
         try:
             return cls.model_validate_json((output / STAMP).read_bytes())
         except (OSError, ValueError):
-            return None
+            return cls(whole=False)
+
+    def write(self, output: Path) -> None:
+        """Leaves it in the output folder."""
+        write_atomically(output / STAMP, self.model_dump_json(indent=1))
 
     def missing(self, output: Path) -> list[str]:
         """Files that are not there any more. What people have changed in the others is theirs."""
@@ -58,16 +73,22 @@ def output_errors(output: Path) -> AbstractContextManager[None]:
     return storage_errors(output, field="output", option="--output")
 
 
-def check_output(output: Path, more: Iterable[str] = ()) -> None:
-    """Whether a run may write into a folder: a run's, or one that holds nothing of the names it writes.
+def check_output(output: Path, experiment: str, more: Iterable[str] = ()) -> None:
+    """Whether a run may write into a folder: one of the same experiment's runs, or one that holds nothing of the names it writes.
 
     Args:
         output: the folder, which need not be there.
+        experiment: its name.
         more: names beside those of every run.
 
     Raises:
-        SpecError: it would replace what no run has made.
+        SpecError: it would replace what no run, or another experiment, has made.
     """
+    if (owner := Written.recorded(output).experiment) not in ("", experiment):
+        raise SpecError(
+            f"holds what the experiment {owner} has made", field="output", value=str(output),
+            next_step="Choose another folder with --output, or remove this one",
+        )  # fmt: skip
     if _is_of_a_run(output):
         return
     if found := [name for name in (*NAMES, *more) if os.path.lexists(output / name)]:
@@ -77,10 +98,12 @@ def check_output(output: Path, more: Iterable[str] = ()) -> None:
         )  # fmt: skip
 
 
-def claim(output: Path) -> None:
-    """Marks a folder, before anything else is written, as a run's."""
+def claim(output: Path, experiment: str) -> None:
+    """Marks a folder, before anything else is written, as one of an experiment's."""
     with output_errors(output):
-        (output / STAMP).touch()
+        known = Written.recorded(output)
+        if known.experiment != experiment:
+            known.model_copy(update={"experiment": experiment}).write(output)
 
 
 def _is_of_a_run(output: Path) -> bool:
@@ -155,15 +178,20 @@ def write_outputs(
     store = ArtifactStore(storage)
     artifacts = {stage.key: stage.artifact.digest if stage.artifact else "" for stage in status.stages}
     with output_errors(output):
-        written = Written.read(output)
-        same = not again and written is not None and written.artifacts == artifacts
-        if not same:
-            (output / STAMP).write_bytes(b"")
-            for name in (MODEL, ADAPTER):
-                _remove(output / name)
-        if not same or (written and written.missing(output)):
+        written = Written.recorded(output)
+        same = not again and written.whole and written.artifacts == artifacts
+        if not same or written.missing(output):
+            name, given = experiment.metadata.name, _given(store, plan)
+            Written(experiment=name, whole=False, files=sorted({*written.files, *given})).write(output)
+            if not same:
+                model = models(plan)[-1].key if models(plan) else ""
+                stays = not again and written.whole and artifacts.get(model, "") == written.artifacts.get(model)
+                if stays:
+                    _remove(output / _CARD)
+                else:
+                    _clear(output, {*written.files, *given})
             files = [*_copy_model(experiment, store, plan, output), *_report(experiment, plan, status, storage, output)]
-            write_atomically(output / STAMP, Written(artifacts=artifacts, files=files).model_dump_json(indent=1))
+            Written(experiment=name, artifacts=artifacts, files=files).write(output)
     return scores_of_result(store, plan)
 
 
@@ -172,7 +200,7 @@ def write_report_alone(
 ) -> None:
     """Writes the report of an experiment that ended before its result, without a model."""
     with output_errors(output):
-        (output / STAMP).write_bytes(b"")
+        Written.recorded(output).model_copy(update={"whole": False}).write(output)
         _report(experiment, plan, status, storage, output)
 
 
@@ -205,21 +233,45 @@ def _copy_model(experiment: TransferExperiment, store: ArtifactStore, plan: tupl
     """Puts the last model that was made at `model/`, with its card, and its adapter beside it; returns the names of all their files.
 
     They are copies, since people change what they are given; what is there already stays.
+
+    Raises:
+        ArtifactError: what is copied is damaged.
     """
     if not (made := models(plan)):
         return []
-    kind, key, card = made[-1].kind, made[-1].key, f"{MODEL}/{CARD}"
-    artifact = store.open(kind, key, verify=False)
-    given = {name for name in store.manifest(kind, key)["files"] if name.startswith((f"{MODEL}/", f"{ADAPTER}/"))} - {card}
-    for name in sorted(given):
-        if not (output / name).is_file():
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            # Whole or not there at all: what is there is not looked into again.
-            shutil.copy2(artifact / name, output / COPYING)
-            (output / COPYING).replace(output / name)
-    if not (output / card).is_file():
-        write_atomically(output / card, model_card(experiment, plan, store, scores_of_result(store, plan)))
-    return [*sorted(given), card]
+    given = _given(store, plan)
+    missing = sorted(name for name in given - {_CARD} if not (output / name).is_file())
+    artifact = store.open(made[-1].kind, made[-1].key, verify=bool(missing))
+    for name in missing:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not there at all: what is there is not looked into again.
+        shutil.copy2(artifact / name, output / COPYING)
+        (output / COPYING).replace(output / name)
+    if not (output / _CARD).is_file():
+        write_atomically(output / _CARD, model_card(experiment, plan, store, scores_of_result(store, plan)))
+    return sorted(given)
+
+
+def _given(store: ArtifactStore, plan: Sequence[StagePlan]) -> set[str]:
+    """Files of the last model that was made, below the output folder: with its card, and its adapter beside it."""
+    if not (made := models(plan)):
+        return set()
+    files = store.manifest(made[-1].kind, made[-1].key)["files"]
+    return {name for name in files if name.startswith((f"{MODEL}/", f"{ADAPTER}/"))} | {_CARD}
+
+
+def _clear(output: Path, names: Iterable[str]) -> None:
+    """Removes the files of a model and its adapter, and folders that are empty then; what others put there stays."""
+    for top in (output / MODEL, output / ADAPTER):
+        if top.is_symlink():
+            top.unlink()
+        for name in names:
+            if (output / name).is_relative_to(top):
+                _remove(output / name)
+        folders = sorted((path for path in top.rglob("*") if path.is_dir() and not path.is_symlink()), reverse=True)
+        for folder in [*folders, top]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _remove(path: Path) -> None:

@@ -69,7 +69,7 @@ def check(
         [
             lambda: _writable(storage, "storage", "--storage"),
             lambda: _writable(output, "output", "--output"),
-            lambda: check_output(output, kept),
+            lambda: check_output(output, experiment.metadata.name, kept),
             lambda: _apart(storage, output),
             lambda: _port(metrics_port),
             lambda: _gpus(spec),

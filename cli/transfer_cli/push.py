@@ -1,12 +1,14 @@
 """`transfer push`: hands the model of a finished run on, to a folder or to a repository of a model hub.
 
 What goes: `model/` as the run left it, weights, tokenizer and card, and with LoRA the adapter beside it as `adapter/`. A folder is only
-filled where it is empty or holds what an earlier push put there; on a hub a push is one commit.
+filled where it is empty or an earlier push filled it, and what others put there stays; on a hub a push is one commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import shlex
 import shutil
@@ -14,13 +16,14 @@ from pathlib import Path
 
 from transfer_api.errors import ArtifactError, ExitCode, SpecError
 from transfer_api.status import Phase
-from transfer_cli.card import CARD
 from transfer_cli.outputs import ADAPTER, MODEL, MODEL_KINDS, Written, output_errors, read_status
 from transfer_cli.status import output_of
+from transfer_pod.artifact import sha256, write_atomically
 
 HUB = "hub:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*")
-_MARK = "<!-- pushed by transfer -->"
+PUSHED = ".pushed.json"
+"""In a folder: which files a push has put there."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +48,10 @@ def run(options: argparse.Namespace) -> int:
     else:
         if options.public or options.branch:
             raise SpecError("is for a hub", field="--branch" if options.branch else "--public", next_step="Write the target hub:OWNER/NAME")
-        where = str(push_to_folder(files, Path(options.target)))
+        target = Path(options.target)
+        if output.resolve() in (target.resolve(), *target.resolve().parents):
+            raise SpecError("lies in the run's own folder", field="TARGET", value=options.target, next_step="Choose a folder outside of it")
+        where = str(push_to_folder(files, target))
     print(f"{len(files)} files, {sum(path.stat().st_size for path in files.values()) / 1e9:.2f} GB: {where}")
     return ExitCode.COMPLETE
 
@@ -79,32 +85,54 @@ def pushable(output: Path, name: str) -> dict[str, Path]:
 
 
 def push_to_folder(files: dict[str, Path], target: Path) -> Path:
-    """Copies the files; what an earlier push left there and is no longer of the model goes.
+    """Copies the files; what an earlier push left there and is no longer of the model goes, and what others put there stays.
 
     Raises:
-        SpecError: the folder holds something else.
+        SpecError: the folder holds something else, or a file to be replaced is not as a push left it.
     """
+    if target.exists() and not target.is_dir():
+        raise SpecError("is not a folder", field="TARGET", value=str(target), next_step="Name a folder, or hub:OWNER/NAME")
     with output_errors(target):
-        old = sorted(path for path in target.rglob("*") if path.is_file()) if target.exists() else []
-        card = target / CARD
-        if target.exists() and not target.is_dir():
-            raise SpecError("is not a folder", field="TARGET", value=str(target), next_step="Name a folder, or hub:OWNER/NAME")
-        if old and not (card.is_file() and card.read_text(encoding="utf-8").rstrip().endswith(_MARK)):
+        pushed = _pushed(target)
+        if pushed is None and target.exists() and any(target.iterdir()):
             raise SpecError(
                 "holds files that no push has put there", field="TARGET", value=str(target), allowed="an empty or a new folder",
                 next_step="Choose another one, or empty it",
             )  # fmt: skip
+        pushed = pushed or {}
+        ours = {name for name, digest in pushed.items() if digest is None or _is_as(target / name, digest)}
+        if changed := sorted(name for name in files if name not in ours and os.path.lexists(target / name)):
+            raise SpecError(
+                f"holds files of the model's names that are not as a push left them: {', '.join(changed)}", field="TARGET",
+                value=str(target), next_step="Move them away, or choose another folder",
+            )  # fmt: skip
         target.mkdir(parents=True, exist_ok=True)
-        # The card first: with its mark there, a push that was interrupted can be done again.
-        card.write_text(f"{files[CARD].read_text(encoding='utf-8')}\n{_MARK}\n", encoding="utf-8")
-        for path in old:
-            if path != card:
-                path.unlink()
+        # Before anything is copied: a push that is interrupted can be done again.
+        _write_pushed(target, {**{name: pushed[name] for name in ours}, **dict.fromkeys(files)})
+        for name in ours - files.keys():
+            (target / name).unlink(missing_ok=True)
         for name, path in files.items():
-            if name != CARD:
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target / name)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+        _write_pushed(target, {name: sha256(target / name) for name in files})
     return target
+
+
+def _pushed(target: Path) -> dict[str, str | None] | None:
+    """What a push put into a folder, each file with its digest, or without one while it is copied; None where none has."""
+    try:
+        found = json.loads((target / PUSHED).read_bytes())
+        return found if isinstance(found, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _write_pushed(target: Path, files: dict[str, str | None]) -> None:
+    write_atomically(target / PUSHED, json.dumps(files, indent=1))
+
+
+def _is_as(path: Path, digest: str) -> bool:
+    return not os.path.lexists(path) or (path.is_file() and sha256(path) == digest)
 
 
 def push_to_hub(files: dict[str, Path], repository: str, *, public: bool, branch: str | None) -> str:

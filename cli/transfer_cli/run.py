@@ -102,7 +102,7 @@ def start(
         backend=LocalBackend(experiment=experiment, storage=storage, search=search, logs=output / "logs"),
     )
     name = experiment.metadata.name
-    claim(output)
+    claim(output, name)
     with lock.hold(output, name), open_display(experiment, plan) as display, _metrics(metrics_port, session, display):
         with output_errors(output):
             session.backend.logs.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ def test_a_full_output_disk_is_called_output(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "output").mkdir()
     writes = {
         "the status": lambda: run.Session._write(session, ExperimentStatus(), decision),
-        "the mark": lambda: outputs.claim(session.output),
+        "the mark": lambda: outputs.claim(session.output, "demo"),
         "the log of a pod": lambda: run.Session._act(session, decision),
         "the model": lambda: outputs.write_outputs(experiment, (), decision.status, storage=tmp_path, output=session.output),
     }

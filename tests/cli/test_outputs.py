@@ -180,3 +180,59 @@ def test_a_model_that_was_moved_to_another_disk_by_a_link_gives_its_place_to_the
     assert (output / "model" / "model.safetensors").is_file()
     assert not (output / "model").is_symlink()
     assert (place / "moved" / "model.safetensors").is_file()
+
+
+def zeroed(place: Path) -> Path:
+    """Spoils a file of the last model in the storage, and leaves its size."""
+    weights = next((place / "storage" / "artifacts" / "instruction-tuning").glob("*/model/model.safetensors"))
+    weights.write_bytes(bytes(weights.stat().st_size))
+    return weights
+
+
+def test_a_model_that_is_spoilt_at_its_size_is_not_given_to_people(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = zeroed(place)
+    assert run() == ExitCode.UNREADABLE
+    assert f"{weights} is not the file that was written" in capsys.readouterr().out
+    assert phase(place) is Phase.FAILED
+
+
+def test_the_output_of_another_experiment_is_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    before = names(place / "output")
+    (place / "experiment.yaml").write_text((place / "experiment.yaml").read_text().replace("name: demo", "name: other"))
+    assert run() == ExitCode.REFUSED
+    assert "output: holds what the experiment demo has made" in capsys.readouterr().err
+    assert names(place / "output") == before
+
+
+def edited(place: Path) -> None:
+    """The stamp of a run whose evaluation alone was another."""
+    written = Written.recorded(place / "output")
+    last = list(written.artifacts)[-1]
+    written.model_copy(update={"artifacts": {**written.artifacts, last: "sha256:0"}}).write(place / "output")
+
+
+def trained_otherwise(place: Path) -> None:
+    """The stamp of a run whose model was another, with a shard that this one has not."""
+    written = Written.recorded(place / "output")
+    shard = "model/model-00002-of-00002.safetensors"
+    (place / "output" / shard).write_text("old")
+    others = dict.fromkeys(written.artifacts, "sha256:0")
+    written.model_copy(update={"artifacts": others, "files": [*written.files, shard]}).write(place / "output")
+
+
+@pytest.mark.parametrize("before", [edited, trained_otherwise])
+def test_what_people_put_beside_a_model_stays(place: Path, before: Callable[[Path], None]) -> None:
+    assert run() == 0
+    (place / "output" / "model" / "model.gguf").write_text("converted")
+    before(place)
+    (place / "output" / "model" / "model.safetensors").write_text("changed")
+    assert run() == 0
+    folder = place / "output" / "model"
+    assert (folder / "model.gguf").read_text() == "converted"
+    assert not (folder / "model-00002-of-00002.safetensors").exists()
+    # A model that is the same is not written again.
+    assert ((folder / "model.safetensors").read_bytes() == b"changed") is (before is edited)
+    written = Written.read(place / "output")
+    assert written is not None
+    assert written.missing(place / "output") == []

@@ -24,6 +24,7 @@ from transfer_api.status import ExperimentStatus, Phase, StageState, StageStatus
 from transfer_cli.inputs import fingerprints
 from transfer_cli.main import main
 from transfer_cli.outputs import MODEL, STAMP, STATUS
+from transfer_cli.push import PUSHED, push_to_folder, pushable
 from transfer_pod.artifact import ArtifactStore
 
 SCORE = Score(
@@ -71,14 +72,59 @@ def test_the_card_says_what_the_model_was_made_of_and_what_it_scored(ran: Path) 
         assert (stage.key in card and reference.digest in card) == (stage.kind is not StageKind.EVALUATION)
 
 
+GIVEN = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "adapter/adapter_config.json"}
+
+
 def test_a_folder_gets_the_model_with_its_card_and_the_adapter_again_and_again(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         assert main(["push", "demo", "given"]) == 0
-        assert names(ran / "given") == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "adapter/adapter_config.json"}
-        (ran / "given" / "left").write_text("of an earlier model")
+        assert names(ran / "given") == GIVEN | {PUSHED}
     assert "5 files" in capsys.readouterr().out
     weights = (ran / "given" / "model.safetensors").read_bytes()
     assert weights == (ran / "runs" / "demo" / MODEL / "model.safetensors").read_bytes()
+
+
+def test_what_others_put_into_the_folder_stays_and_what_is_no_longer_of_the_model_goes(ran: Path) -> None:
+    assert main(["push", "demo", "given"]) == 0
+    (ran / "given" / ".git").mkdir()
+    for name in (".git/HEAD", "notes.txt"):
+        (ran / "given" / name).write_text("mine")
+    for name in ("runs/demo/model/tokenizer.json", "runs/demo/.written"):
+        (ran / name).write_text((ran / name).read_text().replace('"model/tokenizer.json",', ""))
+    (ran / "runs/demo/model/tokenizer.json").unlink()
+    assert main(["push", "demo", "given"]) == 0
+    assert names(ran / "given") == GIVEN - {"tokenizer.json"} | {PUSHED, ".git/HEAD", "notes.txt"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "generation_config.json"], ids=["changed since", "never pushed"])
+def test_a_file_that_is_not_as_a_push_left_it_is_not_replaced(ran: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", "demo", "given"]) == 0
+    (ran / "given" / name).write_text("my words")
+    (ran / "runs" / "demo" / MODEL / name).write_text("the model's")
+    assert main(["push", "demo", "given"]) == 2
+    assert f"not as a push left them: {name} (got 'given')" in capsys.readouterr().err
+    assert (ran / "given" / name).read_text() == "my words"
+
+
+def test_a_push_that_was_interrupted_is_done_again(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transfer_cli.push.shutil.copyfile", cut)
+        with pytest.raises(KeyboardInterrupt):
+            push_to_folder(pushable(ran / "runs" / "demo", "demo"), ran / "given")
+    assert main(["push", "demo", "given"]) == 0
+    assert names(ran / "given") == GIVEN | {PUSHED}
+
+
+@pytest.mark.parametrize("target", ["runs/demo", "runs/demo/model", "runs/demo/model/copy"])
+def test_a_run_is_not_pushed_into_itself(ran: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = names(ran / "runs")
+    assert main(["push", "demo", target]) == 2
+    assert "lies in the run's own folder" in capsys.readouterr().err
+    assert names(ran / "runs") == before
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
