@@ -100,9 +100,8 @@ def _too_few_examples(tuning: InstructionTuning, roots: tuple[Path, ...], errors
             f"asks for more examples than there are: {there}", field="spec.instructionTuning.examples", value=tuning.examples,
             allowed=f"at most {there}", next_step=f"Set examples: {there}, leave it out to take all, or add data",
         )  # fmt: skip
-    most = min((count for count in (there, tuning.examples) if count is not None), default=None)
-    if most is not None and tuning.steps is None:
-        yield from _too_large_batch("spec.instructionTuning", tuning, most, tuning.epochs or 1)
+    if there is not None and tuning.steps is None:  # fewer examples than a batch has rows are refused by a rule
+        yield from _too_large_batch("spec.instructionTuning", tuning, there, tuning.epochs or 1)
 
 
 def _too_large_batch(section: str, training: Pretraining | InstructionTuning, rows: int, epochs: int) -> Iterator[TransferError]:

@@ -48,6 +48,12 @@ def retained(retention: dict[str, Any], **evaluation: Any) -> dict[str, Any]:
     return changed(ALL, "spec.evaluation", {**EVALUATION, **evaluation, "retention": retention})
 
 
+def few_examples(examples: int | str, **budget: int) -> dict[str, Any]:
+    """A tuning with a batch of 511 rows and some tokens."""
+    tuning = {**TUNING, "examples": examples, "globalBatchTokens": "65.5K", **budget}
+    return changed(ALL, "spec.instructionTuning", tuning)
+
+
 EIGHT_BITS = changed(document(), "spec.pretraining.float8", "Rowwise")
 CASES = [
     ("valid", document(), None),
@@ -152,6 +158,15 @@ CASES = [
     ("warmup beside the decay that is not written", document(pretraining={**PRETRAINING, "schedule": "WSD", "warmup": "0.81"}), "together"),
     ("adapters without a method", document(pretraining={**PRETRAINING, "lora": {"rank": 16}}), "Add method: LoRA or method: QLoRA"),
     ("adapters of their defaults without a method", document(pretraining={**PRETRAINING, "lora": {}}), "spec.pretraining.lora: "),
+    ("examples that fill a batch", few_examples(511), None),
+    (
+        "examples that cannot fill a batch",
+        few_examples(510),
+        "at most 65280, a row of sequenceLength (128) for each example. Lower it, or set",
+    ),
+    ("examples that cannot fill it once", few_examples("0.1K", epochs=5), "more than the examples of all epochs"),
+    ("examples that fill it in some epochs", few_examples(100, epochs=6), None),
+    ("examples that are read as often as it takes", few_examples(1, steps=5), None),
     ("adapters of tuning in full", changed(ALL, "spec.instructionTuning", {**TUNING, "method": "Full", "lora": {}}), "Tuning.lora: "),
     ("adapters of tuning", changed(ALL, "spec.instructionTuning.lora", {}), None),
     ("adapters of QLoRA", document(pretraining={**QLORA, "lora": {"rank": 4}}), None),
@@ -369,6 +384,10 @@ SPECS = st.fixed_dictionaries(
                 ),
                 "retention": st.fixed_dictionaries({}, optional={"tasks": st.lists(st.sampled_from(["a", "nosuch"]), max_size=2)}),
             },
+        ),
+        "instructionTuning": st.fixed_dictionaries(
+            {"data": st.just([{"path": "a.jsonl"}]), "sequenceLength": st.integers(8, 64), "globalBatchTokens": st.integers(60, 700)},
+            optional={"examples": st.integers(1, 20), "epochs": st.integers(1, 3), "steps": st.integers(1, 3)},
         ),
         "workers": st.fixed_dictionaries({}, optional={key: st.integers(0, 3) for key in ("min", "replicas", "max")}),
     },

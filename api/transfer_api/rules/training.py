@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from transfer_api.amount import amount_cel, format_amount
 from transfer_api.rules.rule import Violation, exactly_one, rule, share
 from transfer_api.spec import (
     DECAY,
+    MOST_EPOCHS,
     Anomalies,
     AnomalyAction,
     CheckpointInterval,
@@ -88,6 +90,27 @@ def _batch_fits_budget(training: Pretraining) -> Violation | None:
     return Violation(
         field="tokens", value=training.tokens, allowed=f"at least globalBatchTokens ({format_amount(training.global_batch_tokens)})",
         next_step="Raise tokens or set a smaller globalBatchTokens",
+    )  # fmt: skip
+
+
+# Each example fills a row at most: n of them are too few where the batch has room for n + 1 rows.
+@rule(
+    "spec.instructionTuning",
+    cel=f"!has(self.examples) || has(self.steps) || ({amount_cel('self.examples')} * (has(self.epochs) ? double(self.epochs) : 1.0) + 1.0) "
+    f"* double(self.sequenceLength) > {amount_cel('self.globalBatchTokens')}",
+    message="globalBatchTokens is more than the examples of all epochs",
+)
+def _batch_fits_examples(tuning: InstructionTuning) -> Violation | None:
+    if tuning.examples is None or tuning.steps is not None:
+        return None
+    read, rows = tuning.examples * (tuning.epochs or 1), tuning.global_batch_tokens // tuning.sequence_length
+    if read >= rows:
+        return None
+    epochs = math.ceil(rows / tuning.examples)
+    return Violation(
+        field="globalBatchTokens", value=tuning.global_batch_tokens,
+        allowed=f"at most {read * tuning.sequence_length}, a row of sequenceLength ({tuning.sequence_length}) for each example",
+        next_step="Lower it" + (f", or set epochs: {epochs} or more" if epochs <= MOST_EPOCHS else ""),
     )  # fmt: skip
 
 
