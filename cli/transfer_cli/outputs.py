@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel
 
-from transfer_api.errors import ArtifactError, SpecError
+from transfer_api.errors import ArtifactError, SpecError, StorageError
 from transfer_api.progress import Score
 from transfer_api.results import RESULTS
 from transfer_api.spec import TransferExperiment
@@ -68,9 +68,19 @@ class Written(BaseModel):
         return [name for name in self.files if not (output / name).is_file()]
 
 
-def output_errors(output: Path) -> AbstractContextManager[None]:
-    """`storage_errors` of an output folder, which need not be on the disk of the storage."""
-    return storage_errors(output, field="output", option="--output")
+@contextmanager
+def output_errors(output: Path) -> Iterator[None]:
+    """`storage_errors` of an output folder, which need not be on the disk of the storage, and may be removed while a run goes on."""
+    with storage_errors(output, field="output", option="--output"):
+        try:
+            yield
+        except FileNotFoundError as error:
+            if output.is_dir():
+                raise
+            raise StorageError(
+                "is gone", field="output", value=str(output),
+                next_step="The same command makes it anew, and goes on from the last checkpoint, which is in the storage",
+            ) from error  # fmt: skip
 
 
 def check_output(output: Path, experiment: str, more: Iterable[str] = ()) -> None:

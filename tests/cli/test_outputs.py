@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.finished import finished
-from transfer_api.errors import ExitCode
-from transfer_api.status import Phase, Reason
+from transfer_api.errors import ExitCode, StorageError
+from transfer_api.status import ExperimentStatus, Phase, Reason
 from transfer_cli.main import main
-from transfer_cli.outputs import NAMES, STAMP, STATUS, Written, read_status
+from transfer_cli.outputs import NAMES, STAMP, STATUS, Written, read_status, write_status
 
 
 @pytest.fixture
@@ -236,3 +236,9 @@ def test_what_people_put_beside_a_model_stays(place: Path, before: Callable[[Pat
     written = Written.read(place / "output")
     assert written is not None
     assert written.missing(place / "output") == []
+
+
+def test_an_output_that_is_removed_while_a_run_goes_on_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="output: is gone") as found:
+        write_status(tmp_path / "gone", ExperimentStatus())
+    assert found.value.exit_code is ExitCode.CANNOT_WORK
