@@ -37,7 +37,8 @@ demo-short: ## the same in a few steps, to see that everything works (its scores
 test: setup ## run all tests but those of the cluster (none needs root); EXHAUSTIVE=1 for every fault at every write of the operator
 	@hack/cluster/tool helm >/dev/null && hack/cluster/tool versitygw >/dev/null  # built before a test's time runs
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 EXHAUSTIVE=$(EXHAUSTIVE) $(bin)/pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder --ignore tests/cluster \
-	  --cov=transfer_api --cov=transfer_operator.decide --cov-branch --cov-report=term:skip-covered --cov-fail-under=95 $(PYTEST)
+	  --cov=transfer_api --cov=transfer_operator.decide --cov-branch --cov-report=term:skip-covered --cov-report=json:.coverage.json --cov-fail-under=95 $(PYTEST)
+	@$(bin)/python -m tests.branches .coverage.json 95
 
 .PHONY: check
 check: setup ## style, types, import rules, generated files

@@ -63,13 +63,15 @@ def load_experiment(path: Path) -> TransferExperiment:
 
 
 def load_experiments(path: Path) -> list[TransferExperiment]:
-    """Every experiment of a file; documents of other API groups beside them (a Namespace, a Secret) are passed over.
+    """Every experiment of a file, also of one that `kubectl get -o yaml` wrote as a List.
+
+    Documents of other API groups beside them (a Namespace, a Secret) are passed over.
 
     Raises:
         SpecErrors: as `load_experiment`, with the problems of every document.
     """
     try:
-        documents = [document for document in _parse(read_text(path)) if document is not None]
+        documents = [document for document in _items(_parse(read_text(path))) if document is not None]
         ours = [document for document in documents if not _foreign(document)] or documents
         if not ours:
             raise SpecError("is empty", next_step=f"Begin with apiVersion: {API_VERSION} and kind: {KIND}")
@@ -184,6 +186,15 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT_WITHOUT_DOT, list("-+0123456789"))
+
+
+def _items(documents: list[Any]) -> Iterator[Any]:
+    """The documents, and in place of a list, as `kubectl get -o yaml` writes it, what is in it."""
+    for document in documents:
+        if isinstance(document, dict) and document.get("kind") == "List" and isinstance(document.get("items"), list):
+            yield from document["items"]
+        else:
+            yield document
 
 
 def _foreign(document: Any) -> bool:

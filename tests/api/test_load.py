@@ -353,6 +353,14 @@ def test_several_experiments_are_read_but_not_run_as_one(tmp_path: Path) -> None
     assert "holds several experiments" in refusal(path)
 
 
+def test_a_list_as_kubectl_writes_it_is_taken_apart(tmp_path: Path) -> None:
+    other = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}
+    whole = {"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": [other, document()]}
+    assert load_experiment(write(tmp_path, whole)).metadata.name == "demo"
+    whole["items"] = [changed(document(), "spec.language", "xx")]
+    assert "spec.language" in refusal(write(tmp_path, whole))
+
+
 def test_two_experiments_of_one_name_are_refused(tmp_path: Path) -> None:
     text = yaml.safe_dump(document())
     path = write(tmp_path, text + "---\n" + text)

@@ -246,7 +246,11 @@ class Pretraining(Optimization):
     )
     mixture: list[WeightedSource] = Field(min_length=1, max_length=32, description="Texts and their shares.")
     validation_steps: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Steps between two measurements of bits per byte on evaluation.texts. Default: none."
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Steps between two measurements of bits per byte on evaluation.texts. Default: none. "
+        "It tells about a training and does not change it: one that is made already is not made again for it.",
     )
     snapshot_tokens: list[ListedAmount] = Field(
         default=[], max_length=32,

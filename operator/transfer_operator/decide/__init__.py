@@ -31,9 +31,9 @@ or vanished is an incident: the record moves on to the next generation and one c
 write; the replacement is created because the record asks for it. A pod of any other generation is removed. So an incident is counted
 once, whatever is repeated.
 
-Read in this order: `snapshot` (what is seen), `decision` (what is answered), `verdict` (what the end of a pod means),
-`stage` (one stage), `gate` (what may end all of them early), `experiment` (all of them), `usage` (GPU-hours and goodput), `summary` (what
-people read).
+Read in this order: `snapshot` (what is seen), `decision` (what is answered), `experiment` (all stages), `stage` (the life of one),
+`workers` (its incidents), `verdict` (what the end of a pod means), `deadlines` (what takes too long). `step` is what those work on. The
+rest only tells: `gate` (what may end an experiment early), `usage` (GPU-hours and goodput), `summary` (what people read).
 """
 
 from transfer_operator.decide.decision import CreatePod, Decision, DeletePod, Event

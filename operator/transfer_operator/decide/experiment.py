@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
 from transfer_api.progress import ResultMessage
@@ -10,9 +11,9 @@ from transfer_api.stage import StagePlan
 from transfer_api.status import ArtifactStatus, Failure, Phase, Restarts, StageState, StageStatus, second
 from transfer_operator.decide import stage as stages
 from transfer_operator.decide.decision import Action, Decision, DeletePod, Event, Refusal
-from transfer_operator.decide.gate import judge_checkpoint, may_stop, stands_aside
+from transfer_operator.decide.gate import awaited_scores, judge_checkpoint, may_stop
 from transfer_operator.decide.snapshot import Pod, PodPhase, Snapshot
-from transfer_operator.decide.stage import Step, Surroundings
+from transfer_operator.decide.step import Step, Surroundings
 from transfer_operator.decide.summary import summarize
 from transfer_operator.decide.verdict import Done, verdict
 
@@ -41,10 +42,17 @@ def decide(snapshot: Snapshot, now: datetime) -> Decision:
     if refusal is not None:
         return _fail(snapshot, steps, refusal, now)
     for place, step in enumerate(steps):
-        others = [other.status for other in steps if other is not step]
-        if not snapshot.experiment.spec.suspend and _may_begin(snapshot, step, steps[:place], others):
+        if snapshot.experiment.spec.suspend or step.status.state in (StageState.RUNNING, StageState.COMPLETE):
+            continue
+        hold = _hold(snapshot, step, steps[:place], [other.status for other in steps if other is not step])
+        if hold is None:
             step.change(message="")
             stages.begin(step)
+            continue
+        if hold.message is not None:
+            step.change(message=hold.message)
+        if hold.until is not None:
+            step.wake.append(hold.until)
     return _answer(snapshot, steps, now)
 
 
@@ -63,11 +71,15 @@ def _advance(snapshot: Snapshot, plan: StagePlan, before: list[Step], now: datet
     )
     step = Step(plan=plan, around=around, status=record, pods=_pods(snapshot, plan))
     _adopt(step, snapshot.artifacts.get(plan.key))
-    suspend = snapshot.experiment.spec.suspend
     if step.status.state is StageState.RUNNING:
         stages.note_progress(step)
-        aside = stands_aside(snapshot, step, others)
-        (stages.suspend if suspend or aside else stages.advance)(step)
+        scores = awaited_scores(snapshot, step, others)
+        if scores is not None:
+            step.change(message=_aside(scores))
+        if scores is not None or snapshot.experiment.spec.suspend:
+            stages.suspend(step)
+        else:
+            stages.advance(step)
     if step.status.state is StageState.COMPLETE:
         stages.let_end(step)
     elif step.status.state is not StageState.RUNNING:
@@ -104,28 +116,41 @@ def _adopt(step: Step, finished: ResultMessage | None) -> None:
     step.events.append(Event(reason="StageReused", message=f"{step.plan.name}: {artifact.path}"))
 
 
-def _may_begin(snapshot: Snapshot, step: Step, before: list[Step], others: list[StageStatus]) -> bool:
-    """Whether it waits, the inputs are complete, a slot is free and no back-off is running."""
-    if step.status.state in (StageState.RUNNING, StageState.COMPLETE):
-        return False
+@dataclass(frozen=True)
+class Hold:
+    """Why a stage does not begin now."""
+
+    message: str | None = None
+    """What people are told; None where what was said before still holds."""
+    until: datetime | None = None
+
+
+def _hold(snapshot: Snapshot, step: Step, before: list[Step], others: list[StageStatus]) -> Hold | None:
+    """What a stage that does not run waits for; None where it may begin: its inputs are complete and a slot is free.
+
+    Args:
+        before: the stages before it in the plan.
+        others: the records of all stages but this one.
+    """
     retry = step.status.retry_time
     if retry is not None and retry > step.around.now:
-        step.wake.append(retry)
-        return False
+        return Hold(until=retry)
     if not _inputs_are_there(step.plan, others):
-        return False
+        return Hold()
     if (maker := snapshot.makers.get(step.plan.key)) is not None:
-        step.change(message=f"waits for {maker}, which makes the same stage")
-        return False
+        return Hold(f"waits for {maker}, which makes the same stage")
     unscored = any(other.plan.snapshot is not None and other.status.state is not StageState.COMPLETE for other in before)
     if unscored and step.plan.snapshot is None and may_stop(snapshot):
-        step.change(message="waits for the scores of the checkpoints, by which evaluation.retention may stop the experiment")
-        return False
-    if stands_aside(snapshot, step, others):
-        return False
+        return Hold("waits for the scores of the checkpoints, by which evaluation.retention may stop the experiment")
+    if (scores := awaited_scores(snapshot, step, others)) is not None:
+        return Hold(_aside(scores))
     slots = snapshot.settings.parallel_stages
     running = sum(1 for other in others if other.state is StageState.RUNNING)
-    return slots is None or running < slots
+    return Hold() if slots is not None and running >= slots else None
+
+
+def _aside(scores: StagePlan) -> str:
+    return f"waits for {scores.name}, by which evaluation.retention may stop it"
 
 
 def _inputs_are_there(plan: StagePlan, others: list[StageStatus]) -> bool:

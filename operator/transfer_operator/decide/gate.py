@@ -7,11 +7,11 @@ may stop it: to train on and be told later costs the more the longer the rest of
 from __future__ import annotations
 
 from transfer_api.retention import judge_retention
-from transfer_api.stage import StageKind, artifact_path, snapshot_key
+from transfer_api.stage import StageKind, StagePlan, artifact_path, snapshot_key
 from transfer_api.status import StageState, StageStatus
 from transfer_operator.decide.decision import Event, Refusal
 from transfer_operator.decide.snapshot import Snapshot
-from transfer_operator.decide.stage import Step
+from transfer_operator.decide.step import Step
 from transfer_operator.decide.summary import gate_of, scored
 
 
@@ -21,17 +21,14 @@ def may_stop(snapshot: Snapshot) -> bool:
     return gate is not None and gate.stop
 
 
-def stands_aside(snapshot: Snapshot, step: Step, others: list[StageStatus]) -> bool:
-    """Whether a training leaves the only slot to an evaluation that may stop it, and says so: one of a snapshot that is there."""
+def awaited_scores(snapshot: Snapshot, step: Step, others: list[StageStatus]) -> StagePlan | None:
+    """The evaluation for which a training leaves the only slot, since it may stop it: one of a snapshot that is there."""
     if not step.status.snapshots or snapshot.settings.parallel_stages != 1 or not may_stop(snapshot):
-        return False
+        return None
     done = {step.plan.key} | {other.key for other in others if other.state is StageState.COMPLETE}
     elsewhere = {*snapshot.artifacts, *snapshot.makers, *done, *(other.key for other in others if other.state is StageState.RUNNING)}
-    for plan in snapshot.plan:
-        if plan.snapshot in step.status.snapshots and set(plan.inputs.values()) <= done and plan.key not in elsewhere:
-            step.change(message=f"waits for {plan.name}, by which evaluation.retention may stop it")
-            return True
-    return False
+    ready = (plan for plan in snapshot.plan if plan.snapshot in step.status.snapshots and set(plan.inputs.values()) <= done)
+    return next((plan for plan in ready if plan.key not in elsewhere), None)
 
 
 def judge_checkpoint(snapshot: Snapshot, step: Step, steps: list[Step]) -> Refusal | None:

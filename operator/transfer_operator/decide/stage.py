@@ -1,124 +1,31 @@
-"""One stage: judge its pods, move its records on, ask for what is missing.
+"""The life of one stage: it begins, goes on, is suspended, is complete.
 
 `advance` runs down one list of steps. Each looks at the pods of the current attempt and either lets the next one look too or
-settles the matter: the stage is complete, it fails, or its attempt begins again.
+settles the matter: the stage fails, or its attempt begins again. That it is complete was seen before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 
-from transfer_api.errors import ExitCode
 from transfer_api.progress import Progress, ResultMessage
-from transfer_api.spec import ExperimentSpec
-from transfer_api.stage import StagePlan
-from transfer_api.status import ArtifactStatus, Cause, Reason, Restarts, StageState, StageStatus, WorkerRecord
-from transfer_operator.decide.decision import Action, CreatePod, DeletePod, Event, Refusal
-from transfer_operator.decide.snapshot import Pod, PodName, PodPhase, Role, Settings
-from transfer_operator.decide.verdict import RAN_OUT, Replace, Verdict, verdict
+from transfer_api.status import ArtifactStatus, Cause, StageState, WorkerRecord
+from transfer_operator.decide.deadlines import below_min_for_too_long, check_startup, give_back, stalled
+from transfer_operator.decide.decision import CreatePod, Event, Refusal
+from transfer_operator.decide.snapshot import Pod, PodName, Role
+from transfer_operator.decide.step import Step
+from transfer_operator.decide.verdict import Replace
+from transfer_operator.decide.workers import count, judge, judge_rendezvous, judge_workers, replace_workers
 
-FIRST_BACKOFF = timedelta(seconds=10)
-LONGEST_BACKOFF = timedelta(minutes=5)
-ECHO = timedelta(minutes=1)
 LAST_WORDS = timedelta(seconds=30)
 """Time in which the pods of a complete stage end by themselves, so that their logs are whole and stay readable."""
-OUT_OF_MEMORY_WAYS = (
-    "lower microBatchTokens or sequenceLength, set activationCheckpointing: Always, use method LoRA, or "
-    "raise workers.resources.limits.memory"
-)
 OVERDUE = timedelta(minutes=1)
 """How long after its grace a pod that was told to go is waited for: a node that answers has killed it long before."""
-PATIENCE = timedelta(seconds=30)
-"""How long volumes and images may take before a pod counts as one that waits for them."""
 MOST_PASSED_OVER = 64
 """As many as the status has room for."""
 WHY = 400
 """Most characters of why a judge did not answer that stand in a message."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What a stage may know besides itself."""
-
-    spec: ExperimentSpec
-    settings: Settings
-    now: datetime
-    spent: Restarts
-    """Restarts of the other stages: budgets are the experiment's."""
-    note_progress: bool = True
-    """Whether progress alone is worth a status write now."""
-    asked_since: datetime | None = None
-    reachable: bool = True
-    """Both as in the snapshot."""
-
-
-@dataclass(kw_only=True)
-class Step:
-    """What one stage comes to in one call."""
-
-    plan: StagePlan
-    around: Surroundings
-    status: StageStatus
-    pods: tuple[Pod, ...]
-    actions: list[Action] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    refusal: Refusal | None = None
-    wake: list[datetime] = field(default_factory=list)
-
-    def change(self, **fields: object) -> None:
-        """Moves the record on."""
-        self.status = self.status.model_copy(update=fields)
-
-    def delete(self, pod: Pod) -> None:
-        """Asks for the removal of a pod, once, unless that is under way."""
-        asked = any(action.name == pod.name for action in self.actions if isinstance(action, DeletePod))
-        if not pod.terminating and not asked:
-            grace = 0 if pod.ended else self.around.settings.grace_seconds
-            self.actions.append(DeletePod(name=pod.name, grace_seconds=grace))
-
-    def name(self, record: WorkerRecord) -> PodName:
-        """The pod that a record asks for."""
-        kind, key, attempt = self.plan.kind.value, self.plan.key, self.status.attempt
-        return PodName(stage=key, kind=kind, attempt=attempt, index=record.index, generation=record.generation)
-
-    @property
-    def rendezvous(self) -> PodName:
-        """The rendezvous pod of the current attempt."""
-        return PodName(stage=self.plan.key, kind=self.plan.kind.value, attempt=self.status.attempt, role=Role.RENDEZVOUS)
-
-    def pod(self, name: PodName) -> Pod | None:
-        """The pod of that name, if there is one."""
-        return next((pod for pod in self.pods if pod.name == name), None)
-
-    def wanted(self) -> Iterator[tuple[WorkerRecord, Pod | None]]:
-        """The records that ask for a pod, each with its pod."""
-        for record in self.status.workers:
-            if not record.retired:
-                yield record, self.pod(self.name(record))
-
-    @property
-    def last_crashes(self) -> tuple[Pod, ...]:
-        """Of each worker of the attempt the last pod that failed by itself: it holds nothing but its log, which would go with it."""
-        mine = [pod for pod in self.pods if pod.name.role is Role.WORKER and pod.name.attempt == self.status.attempt]
-        failed = [pod for pod in mine if pod.ended and not (pod.disrupted or pod.lost) and pod.exit_code not in (None, 0, ExitCode.SAVED)]
-        return tuple({pod.name.index: pod for pod in sorted(failed, key=lambda pod: pod.name.generation)}.values())
-
-    @property
-    def desired(self) -> int:
-        """Pods that the stage should have, besides the rendezvous."""
-        return self.plan.pods(self.around.spec.workers.replicas)
-
-    @property
-    def min_nodes(self) -> int:
-        """Workers with which training goes on, never more than are wanted; one of those that only share work does it all."""
-        return min(self.around.spec.workers.min, self.desired) if self.plan.kind.elastic else 1
-
-    @property
-    def meets(self) -> bool:
-        """Whether the pods of the attempt meet at a rendezvous; a worker that will always be alone needs none."""
-        return self.plan.kind.elastic and self.status.max_workers > 1
 
 
 def begin(step: Step) -> None:
@@ -171,12 +78,21 @@ def advance(step: Step) -> None:
         create_missing(step)
 
 
+def restart(step: Step, incident: Replace) -> None:
+    """Counts an incident of the whole attempt and begins the next one."""
+    count(step, incident)
+    step.events.append(Event(reason="AttemptRestarted", message=f"{step.plan.name}: {incident.message} ({incident.cause})", warning=True))
+    if step.refusal is None:
+        step.change(message=incident.message[:1024])
+        begin(step)
+
+
 def suspend(step: Step) -> None:
     """Asks every pod to save and end; the stage is suspended once they are gone, or cannot be waited for any longer.
 
     From now on no pod is wanted, so none that goes is an incident, whether or not the experiment is resumed meanwhile.
     """
-    step.refusal = next((result for pod in step.pods if isinstance(result := _judge(pod), Refusal)), None)
+    step.refusal = next((result for pod in step.pods if isinstance(result := judge(pod), Refusal)), None)
     for pod in step.pods:
         step.delete(pod)
     now, grace = step.around.now, timedelta(seconds=step.around.settings.grace_seconds)
@@ -281,181 +197,6 @@ def latest_progress(pods: tuple[Pod, ...]) -> Progress | None:
     return found[1] if found else None
 
 
-Incident = tuple[WorkerRecord, Pod | None, Replace]
-
-
-def judge_workers(step: Step) -> list[Incident]:
-    """Finds the incidents of the wanted generations. Nothing is counted yet: where one worker says why it cannot work, the
-    others' crashes are its echo.
-    """
-    incidents: list[Incident] = []
-    for record, pod in list(step.wanted()):
-        result = _judge_wanted(pod, record.seen)
-        if isinstance(result, Refusal):
-            step.refusal = step.refusal or result
-        elif isinstance(result, Replace):
-            incidents.append((record, pod, result))
-        elif pod is not None and not record.seen and not pod.refused:
-            put(step, record.model_copy(update={"seen": True}))
-    return incidents
-
-
-def judge_rendezvous(step: Step) -> Replace | None:
-    """Why the workers have no store to meet at any more; None while they have one, or it is yet to come."""
-    if not step.meets:
-        return None
-    pod = step.pod(step.rendezvous)
-    result = _judge_wanted(pod, step.status.rendezvous_seen)
-    if isinstance(result, Refusal):
-        step.refusal = step.refusal or result
-    elif isinstance(result, Replace):
-        return Replace(cause=result.cause, message=f"rendezvous: {result.message}")
-    elif pod is not None and not step.status.rendezvous_seen and not pod.refused:
-        step.change(rendezvous_seen=True)
-    return None
-
-
-def _judge_wanted(pod: Pod | None, seen: bool) -> Verdict | None:
-    if pod is not None:
-        return _judge(pod)
-    return Replace(cause=Cause.INFRASTRUCTURE, message="the pod is gone without a trace") if seen else None
-
-
-def _judge(pod: Pod) -> Verdict | None:
-    """None for a pod that lives."""
-    return None if pod.alive else verdict(pod)
-
-
-def replace_workers(step: Step, incidents: list[Incident]) -> bool:
-    """Each incident counts once and moves one record on; False where that spends a budget.
-
-    What ran out of memory goes first: it explains the crashes beside it.
-    """
-    for record, pod, incident in sorted(incidents, key=lambda one: not one[2].out_of_memory):
-        if pod is None or not is_echo(step, pod, incident):
-            count(step, incident, pod)
-        if step.refusal is not None:
-            return False
-        replace(step, record, incident, rejected=pod is not None and pod.rejected)
-    return True
-
-
-def is_echo(step: Step, pod: Pod, incident: Replace) -> bool:
-    """Whether a crash belongs to one that was counted already.
-
-    Workers that run in step crash together, within seconds; a budget must not depend on how many of them there are. The
-    pods that replace them are younger than the crash, so whatever they do counts again.
-    """
-    crash = step.status.crash_time
-    if crash is None or incident.cause is not Cause.APPLICATION or (incident.out_of_memory and not step.status.out_of_memory):
-        return False
-    return pod.created < crash and step.around.now - crash <= ECHO
-
-
-def replace(step: Step, record: WorkerRecord, incident: Replace, *, rejected: bool = False) -> None:
-    """Asks for the next generation of one worker: at once, or, where node after node rejects it, after a while."""
-    rejections = record.rejections + 1 if rejected else 0
-    wait = backoff(rejections)
-    new = WorkerRecord(
-        index=record.index, generation=record.generation + 1, cause=incident.cause, message=incident.message[:512],
-        rejections=rejections, retry_time=step.around.now + wait if wait else None,
-    )  # fmt: skip
-    put(step, new)
-    words = f"{step.name(record)}: {incident.message}"
-    step.change(message=words[:1024])
-    step.events.append(Event(reason="WorkerReplaced", message=f"{words} ({incident.cause})", warning=incident.cause is not Cause.SAVED))
-
-
-def put(step: Step, record: WorkerRecord) -> None:
-    """Puts a record in the place of the one of its index."""
-    step.change(workers=[record if old.index == record.index else old for old in step.status.workers])
-
-
-def count(step: Step, incident: Replace, pod: Pod | None = None) -> None:
-    """Counts an incident, backs off where our own code keeps failing, and refuses when a budget is spent."""
-    restarts = step.status.restarts.plus(incident.cause)
-    step.change(restarts=restarts, out_of_memory=step.status.out_of_memory + incident.out_of_memory)
-    if incident.cause is Cause.APPLICATION:
-        step.change(crash_time=step.around.now)
-    if incident.cause in (Cause.APPLICATION, Cause.STALL):
-        step.change(fruitless=step.status.fruitless + 1)
-        if wait := backoff(step.status.fruitless):
-            step.change(retry_time=step.around.now + wait)
-    limit = getattr(step.around.spec.restarts, incident.cause.value, None)
-    spent = (step.around.spent + restarts).count(incident.cause)
-    if incident.out_of_memory and step.status.out_of_memory > 1:
-        reason = Reason.OUT_OF_MEMORY
-        words = f"ran out of memory twice; {OUT_OF_MEMORY_WAYS if incident.message == RAN_OUT else incident.message}"
-    elif limit is not None and spent > limit:
-        reason = Reason.RESTART_LIMIT_EXCEEDED
-        words = f"{incident.message}; the {incident.cause} budget of {limit} restarts is spent (spec.restarts.{incident.cause})"
-    else:
-        return
-    name, code = (str(pod.name), pod.exit_code) if pod is not None else ("", None)
-    step.refusal = Refusal(reason=reason, message=f"{step.plan.name}: {words}", pod=name, exit_code=code)
-
-
-def backoff(fruitless: int) -> timedelta:
-    """Wait before the try after so many failures in a row: 0, 10, 20, 40 … 300 s."""
-    if fruitless <= 1:
-        return timedelta()
-    factor: int = 2 ** min(fruitless - 2, 10)
-    return min(LONGEST_BACKOFF, FIRST_BACKOFF * factor)
-
-
-def restart(step: Step, incident: Replace) -> None:
-    """Counts an incident of the whole attempt and begins the next one."""
-    count(step, incident)
-    step.events.append(Event(reason="AttemptRestarted", message=f"{step.plan.name}: {incident.message} ({incident.cause})", warning=True))
-    if step.refusal is None:
-        step.change(message=incident.message[:1024])
-        begin(step)
-
-
-def stalled(step: Step) -> bool:
-    """Whether enough pods run and yet no step was done for too long.
-
-    A step that is done again counts as one: after a crash the highest step seen is not passed before the next checkpoint is. Only who
-    could have told of a step is blamed for none: not before the pods are asked, and never where no pod has ever answered, as behind a
-    policy that lets nobody ask.
-    """
-    now = step.around.now
-    running = [pod for _, pod in step.wanted() if pod is not None and pod.alive and pod.phase is PodPhase.RUNNING]
-    if len(running) < step.min_nodes:
-        return False
-    enough = sorted(pod.started or pod.created for pod in running)[step.min_nodes - 1]
-    answers = [pod.progress for pod in running if pod.progress is not None]
-    if not (answers or step.status.last_step or step.around.reachable):
-        return False
-    told = [answer.last_step_time for answer in answers if answer.last_step_time is not None]
-    steps = [min(now, datetime.fromtimestamp(time, UTC)) for time in told]  # clocks differ: none is ahead of ours
-    asked = step.around.asked_since or enough if not told else enough
-    return _overdue(step, max([enough, asked, step.status.last_step_time or enough, *steps]), step.around.spec.deadlines.stall_seconds)
-
-
-def below_min_for_too_long(step: Step) -> bool:
-    """Whether too few workers hold nodes for too long. Pods that all wait hold nothing and go on waiting."""
-    running = sum(1 for _, pod in step.wanted() if pod is not None and pod.alive and pod.phase is PodPhase.RUNNING)
-    if running == 0 or running >= step.min_nodes:
-        if step.status.below_min_since is not None:
-            step.change(below_min_since=None)
-        return False
-    if step.status.below_min_since is None:
-        step.change(below_min_since=step.around.now)
-    assert step.status.below_min_since is not None
-    return _overdue(step, step.status.below_min_since, step.around.spec.deadlines.below_min_seconds)
-
-
-def give_back(step: Step) -> None:
-    """Releases the nodes for a while, so that two half-started experiments cannot block each other."""
-    # Different keys wait differently long: the one that comes back first finds room for all of its workers.
-    wait = timedelta(seconds=30 + int(step.plan.key[:4], 16) % 60)
-    step.change(state=StageState.WAITING, retry_time=step.around.now + wait, below_min_since=None, workers=[])
-    step.change(message=f"fewer than {step.min_nodes} workers could run; their nodes are given back for {wait.seconds} s")
-    step.events.append(Event(reason="GaveNodesBack", message=f"{step.plan.name}: {step.status.message}", warning=True))
-    step.wake.append(step.around.now + wait)
-
-
 def resize(step: Step) -> None:
     """Retires the highest indices when fewer workers are wanted; brings them back, or adds new ones, when more are."""
     known = {record.index for record in step.status.workers}
@@ -464,31 +205,13 @@ def resize(step: Step) -> None:
             pod = step.pod(step.name(record))
             if pod is not None:
                 step.delete(pod)
-            put(step, record.model_copy(update={"retired": True}))
+            step.put(record.model_copy(update={"retired": True}))
         elif record.index < step.desired and record.retired:
             # The old pod may still be saving: its name is taken, so the index comes back as the next generation.
-            put(step, WorkerRecord(index=record.index, generation=record.generation + 1, cause=Cause.SAVED, message="scaled up"))
+            step.put(WorkerRecord(index=record.index, generation=record.generation + 1, cause=Cause.SAVED, message="scaled up"))
     added = [WorkerRecord(index=index) for index in range(step.desired) if index not in known]
     if added:
         step.change(workers=[*step.status.workers, *added])
-
-
-def check_startup(step: Step) -> None:
-    """Fails a stage whose pods do not start, unless enough others train meanwhile."""
-    wanted = [pod for _, pod in step.wanted() if pod is not None]
-    if step.plan.shared and sum(1 for pod in wanted if pod.phase is PodPhase.RUNNING) >= step.min_nodes:
-        wanted = []
-    if step.meets and (store := step.pod(step.rendezvous)) is not None:
-        wanted.append(store)
-    limit = step.around.spec.deadlines.startup_seconds
-    # The summary begins to tell of these then, which may be when nothing else happens.
-    soon = [pod.created + PATIENCE for pod in wanted if pod.alive and pod.on_its_way]
-    step.wake += [moment for moment in soon if moment > step.around.now]
-    for pod in wanted:
-        if pod.alive and not pod.queued and pod.phase is PodPhase.PENDING and _overdue(step, pod.placed or pod.created, limit):
-            message = f"{pod.name} did not start in {limit} s: {pod.waiting or 'no reason given'}"
-            step.refusal = Refusal(reason=Reason.STARTUP_DEADLINE_EXCEEDED, pod=str(pod.name), message=message)
-            return
 
 
 def create_missing(step: Step) -> None:
@@ -523,12 +246,3 @@ def remove_strangers(step: Step) -> None:
     for pod in step.pods:
         if pod.name not in asked and pod not in step.last_crashes:
             step.delete(pod)
-
-
-def _overdue(step: Step, since: datetime, seconds: int) -> bool:
-    """Whether a deadline has passed; if not, the stage is to be looked at again when it does."""
-    deadline = since + timedelta(seconds=seconds)
-    if step.around.now >= deadline:
-        return True
-    step.wake.append(deadline)
-    return False

@@ -28,8 +28,9 @@ from transfer_api.status import (
     WorkersStatus,
     second,
 )
+from transfer_operator.decide.deadlines import PATIENCE
 from transfer_operator.decide.snapshot import Pod, PodPhase, Role, Snapshot
-from transfer_operator.decide.stage import PATIENCE, latest_progress
+from transfer_operator.decide.stage import latest_progress
 from transfer_operator.decide.usage import measure
 
 SCORES_IN_STATUS = 64
