@@ -74,7 +74,8 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int, section: str = "
         modules_to_save=embeddings[:1] if tied else embeddings or None, ensure_weight_tying=tied and lora.train_embeddings,
     )  # fmt: skip
     torch.manual_seed(seed)
-    return cast(PeftModel, get_peft_model(model, config))
+    with _hidden("bitsandbytes"):  # 1.5 s in every worker of every round, for a kind of layer that is not there
+        return cast(PeftModel, get_peft_model(model, config))
 
 
 def save_adapter(model: PeftModel, folder: Path, base: ModelSource | None) -> None:
