@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import is_hypothesis_test, settings
 
 # A shared machine may be slow at any moment: an example is judged by what it finds, not by how long it takes.
 settings.register_profile("patient", deadline=None)
@@ -28,11 +28,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
-    """Branches are counted only in the tests of what they are counted for: tracing makes tests, and what they are set up with, longer."""
+    """Branches are counted only in the tests of what they are counted for, and not where examples are drawn.
+
+    Tracing makes tests, and what they are set up with, two to four times as long; and what is taken by chance is no coverage.
+    """
     plugin = item.config.pluginmanager.get_plugin("_cov")
     controller = plugin.cov_controller if plugin is not None else None
     if controller is not None:
         counted = item.path.parent.name == "api" or item.path.name.startswith("test_decide")
+        counted = counted and not is_hypothesis_test(getattr(item, "obj", None))
         if counted != controller.started:
             controller.resume() if counted else controller.pause()
     return (yield)
