@@ -4,8 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 STORAGE ?= runs/.storage
-# Test processes. Each test keeps to one thread, or they would fight for the cores.
-JOBS ?= 2
+# Test processes: one more than cores, since many a test waits. Each keeps to one thread, or they would fight for the cores.
+JOBS ?= 3
 bin := .venv/bin
 export PYTHON
 
