@@ -21,6 +21,8 @@ from transfer_cli.paths import chosen_storage, folder
 from transfer_cli.status import output_of
 from transfer_pod.artifact import ArtifactStore
 
+_NAME_STORAGE = "Name the storage of the run with --storage"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -60,9 +62,12 @@ def verified(store: ArtifactStore, stage: StageStatus) -> str:
     from transfer_trainer.rows import row_order, total_steps
     from transfer_trainer.store import RowStore
 
-    finished = store.find(stage.kind, stage.key) is not None
+    there = store.find(stage.kind, stage.key)
+    finished = there is not None
     if not finished and stage.state is StageState.COMPLETE:
-        raise ArtifactError(f"its artifact is not in {store.root}", next_step="Name the storage of the run with --storage")
+        raise ArtifactError(f"its artifact is not in {store.root}", next_step=_NAME_STORAGE)
+    if there is not None and stage.artifact is not None and there.digest != stage.artifact.digest:
+        raise ArtifactError(f"what is in {store.root} was made by another run of the same stage", next_step=_NAME_STORAGE)
     folder = store.path(stage.kind, stage.key) if finished else store.work_path(stage.kind, stage.key)
     if not finished and not all((folder / name).is_file() for name in (LEDGER, STAGE)):
         return "not begun"

@@ -10,7 +10,7 @@ import yaml
 
 from tests.support.pods import ROWS_PER_STEP, make_storage, training_stage
 from transfer_api.stage import StagePlan
-from transfer_api.status import ExperimentStatus, StageState, StageStatus
+from transfer_api.status import ArtifactStatus, ExperimentStatus, StageState, StageStatus
 from transfer_cli.main import main
 from transfer_pod.artifact import ArtifactStore
 from transfer_pod.context import PodContext
@@ -31,9 +31,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
-def verify(output: Path, storage: Path, state: StageState = StageState.COMPLETE, stage: StagePlan = STAGE) -> int:
+def verify(
+    output: Path, storage: Path, state: StageState = StageState.COMPLETE, stage: StagePlan = STAGE, artifact: ArtifactStatus | None = None
+) -> int:
     output.mkdir(exist_ok=True)
-    said = StageStatus(name=stage.name, kind=stage.kind, key=stage.key, state=state)
+    said = StageStatus(name=stage.name, kind=stage.kind, key=stage.key, state=state, artifact=artifact)
     status = ExperimentStatus(stages=[said]).model_dump(mode="json", by_alias=True, exclude_none=True)
     (output / "status.yaml").write_text(yaml.safe_dump(status))
     return main(["ledger", "verify", str(output), "--storage", str(storage)])
@@ -45,6 +47,19 @@ def test_a_true_ledger_is_proved_with_steps_rows_and_processes(trained: Path, tm
     assert (
         f"pretraining: proved: {STEPS} steps, {STEPS * ROWS_PER_STEP} rows, each read when it was due and none twice; processes 1;" in said
     )
+
+
+def test_the_same_stage_in_another_storage_is_not_taken_for_that_of_the_run(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = ArtifactStore(trained).find(STAGE.kind, STAGE.key)
+    assert there is not None
+    mine = ArtifactStatus(path=there.path, digest=there.digest)
+    assert verify(tmp_path / "run", trained, artifact=mine) == 0
+    assert verify(tmp_path / "run", trained, artifact=mine.model_copy(update={"digest": "sha256:" + "0" * 64})) == 11
+    said = capsys.readouterr().err
+    assert "made by another run of the same stage" in said
+    assert "--storage" in said
 
 
 def test_a_run_of_several_passes_is_not_said_to_have_read_no_row_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
