@@ -59,4 +59,10 @@ def _counts(score: Score, retention: Retention) -> bool:
 
 
 def _lines(lines: Sequence[tuple[Score, float, float]]) -> str:
-    return "; ".join(f"{score.task} {score.metric} lost {low:+.1%} to {high:+.1%}" for score, low, high in lines)
+    return "; ".join(f"{score.task} {score.metric} {_told(low, high)}" for score, low, high in lines)
+
+
+def _told(low: float, high: float) -> str:
+    if high < 0:
+        return f"gained {-high:.1%} to {-low:.1%}"
+    return f"lost {low:+.1%} to {high:+.1%}"

@@ -285,6 +285,7 @@ class ScoreStatus(Observed):
     baseline: str | None = Field(default=None, max_length=32)
     difference: str | None = Field(default=None, max_length=32)
     interval: list[str] = Field(default=[], max_length=2, description="Low and high end of the 95 % interval.")
+    higher_is_better: bool = Field(default=True, description="Whether a model with a larger value is the better one.")
     items: int = 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -95,7 +96,7 @@ class Display:
         for stage in status.stages:
             if stage.artifact is not None and stage.artifact.provisional:
                 self.line(f"{stage.name}: {stage.message}. The same command does.", style="yellow")
-        shown = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
+        shown = _from_here(output)
         report = f"Report: {shown}/report.html"
         model = f"   Model: {shown}/model" if (output / "model").is_dir() else ""
         self.line(f"Complete. {report}{model}")
@@ -202,3 +203,10 @@ def score_table(scores: list[Score]) -> Table:
     for row in render_table(scores):
         table.add_row(*row.cells, style={"better": "green", "worse": "red"}.get(row.effect, ""))
     return table
+
+
+def _from_here(path: Path) -> Path:
+    """A path as people read it: from the current folder, where it lies there and that folder is still there."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.relative_to(Path.cwd())
+    return path

@@ -6,6 +6,7 @@ A command's module is imported only when it is the one that runs, so that `trans
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import signal
 import sys
@@ -37,9 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as ended:  # argparse: --help, --version, or an option that is wrong
         sys.exit(stdout.delivered(int(ended.code or 0)))
     except OSError as error:
-        if not stdout.is_lost():
+        if stdout.is_lost():
+            return stdout.give_up(error)
+        if error.errno != errno.ENAMETOOLONG:
             raise
-        return stdout.give_up(error)
+        print(f"transfer {chosen}: a name is too long (got {error.filename!r}, allowed 255 bytes in each part)", file=sys.stderr)
+        return ExitCode.REFUSED
 
 
 def _command(arguments: list[str], chosen: str | None) -> int:

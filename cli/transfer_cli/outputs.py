@@ -18,7 +18,7 @@ from transfer_api.spec import TransferExperiment
 from transfer_api.stage import StageKind, StagePlan
 from transfer_api.status import ExperimentStatus
 from transfer_cli.card import CARD, model_card
-from transfer_pod.artifact import ArtifactStore, storage_errors, write_atomically
+from transfer_pod.artifact import ArtifactStore, is_temporary, storage_errors, write_atomically
 
 STATUS = "status.yaml"
 LOCK = ".lock"
@@ -192,6 +192,7 @@ def write_outputs(
         same = not again and written.whole and written.artifacts == artifacts
         if not same or written.missing(output):
             name, given = experiment.metadata.name, _given(store, plan)
+            _sweep(output)
             Written(experiment=name, whole=False, files=sorted({*written.files, *given})).write(output)
             if not same:
                 model = models(plan)[-1].key if models(plan) else ""
@@ -203,6 +204,14 @@ def write_outputs(
             files = [*_copy_model(experiment, store, plan, output), *_report(experiment, plan, status, storage, output)]
             Written(experiment=name, artifacts=artifacts, files=files).write(output)
     return scores_of_result(store, plan)
+
+
+def _sweep(output: Path) -> None:
+    """Removes what a run that was killed was writing at that moment."""
+    for folder in (output, output / MODEL):
+        for path in folder.glob(".*"):
+            if is_temporary(path):
+                path.unlink(missing_ok=True)
 
 
 def write_report_alone(

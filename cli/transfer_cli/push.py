@@ -16,9 +16,9 @@ from pathlib import Path
 
 from transfer_api.errors import ArtifactError, ExitCode, SpecError
 from transfer_api.status import Phase
-from transfer_cli.outputs import ADAPTER, MODEL, MODEL_KINDS, Written, output_errors, read_status
+from transfer_cli.outputs import ADAPTER, MODEL, MODEL_KINDS, Written, read_status
 from transfer_cli.status import output_of
-from transfer_pod.artifact import sha256, write_atomically
+from transfer_pod.artifact import is_temporary, sha256, storage_errors, write_atomically
 
 HUB = "hub:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*")
@@ -78,10 +78,14 @@ def pushable(output: Path, name: str) -> dict[str, Path]:
             f"{output} is not whole: it lacks {', '.join(missing)}" if written else f"{output} was not written to its end",
             next_step=f"`transfer run FILE --output {shlex.quote(str(output))}` of the same file puts there what is missing",
         )
-    found = {str(path.relative_to(output / MODEL)): path for path in sorted((output / MODEL).rglob("*")) if path.is_file()}
+    found = {str(path.relative_to(output / MODEL)): path for path in _files(output / MODEL)}
     if (output / ADAPTER).is_dir():
-        found |= {str(path.relative_to(output)): path for path in sorted((output / ADAPTER).rglob("*")) if path.is_file()}
+        found |= {str(path.relative_to(output)): path for path in _files(output / ADAPTER)}
     return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not is_temporary(path))
 
 
 def push_to_folder(files: dict[str, Path], target: Path) -> Path:
@@ -92,7 +96,7 @@ def push_to_folder(files: dict[str, Path], target: Path) -> Path:
     """
     if target.exists() and not target.is_dir():
         raise SpecError("is not a folder", field="TARGET", value=str(target), next_step="Name a folder, or hub:OWNER/NAME")
-    with output_errors(target):
+    with storage_errors(target, field="TARGET", then="the same command does it again"):
         pushed = _pushed(target)
         if pushed is None and target.exists() and any(target.iterdir()):
             raise SpecError(

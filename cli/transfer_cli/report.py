@@ -11,7 +11,7 @@ from transfer_api.stage import input_paths, plan_stages
 from transfer_api.status import ExperimentStatus, Phase, Reason, StageState
 from transfer_cli import preflight
 from transfer_cli.display import open_console, score_table
-from transfer_cli.outputs import read_status, write_outputs, write_report_alone
+from transfer_cli.outputs import check_output, read_status, write_outputs, write_report_alone
 from transfer_cli.paths import chosen_storage, default_output, folder, run_command
 from transfer_pod.artifact import ArtifactStore
 
@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes report.md, report.html, results.json and model/ again and prints the table."""
+    if options.file.is_dir():
+        step = "Name the experiment's file; the folder of its run, unless it is the usual one, goes with --output"
+        raise SpecError("is a folder", field="FILE", value=str(options.file), next_step=step)
     experiment = load_experiment(options.file)
     storage = chosen_storage(options.storage)
     output = (options.output or default_output(experiment.metadata.name)).absolute()
@@ -32,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     stopped = status is not None and status.failure is not None and status.failure.reason is Reason.BEYOND_MARGIN
     if status is None or not (status.phase is Phase.COMPLETE or stopped):
         raise SpecError("is not complete", field="metadata.name", value=experiment.metadata.name, next_step=f"Run `{command}` first")
+    check_output(output, experiment.metadata.name)
     _check_storage(status, storage)
     digests = preflight.fingerprints(experiment, storage=storage, search=(options.file.absolute().parent,))
     plan = plan_stages(experiment.spec, digests)

@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from transfer_api.errors import ArtifactError, ExitCode, SpecError
 from transfer_api.results import RESULTS, Results
 from transfer_cli.display import open_console
+from transfer_cli.outputs import NAMES, STAMP
 from transfer_cli.status import output_of
+from transfer_pod.artifact import storage_errors, write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,15 +35,26 @@ def run(options: argparse.Namespace) -> int:
     from transfer_evaluator.seeds import combine_runs
 
     scores = combine_runs([_read(name) for name in options.runs])
-    if options.json is not None:
-        lines = [{**dataclasses.asdict(score), "effect": score.effect, "seed_share": score.combined.seed_share} for score in scores]
-        options.json.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.json is not None and options.json.name in NAMES and (options.json.parent / STAMP).exists():
+        raise SpecError("is a file of a run", field="--json", value=str(options.json), next_step="Choose another name or folder")
     console = open_console()
     console.print(_table(scores, len(options.runs)))
     console.print("Interval: 95 %, over seeds and items. Seed: its share of the variance of the mean; the rest is that of the items.")
     if not all(score.items_counted for score in scores):
         console.print("–: no mean of items, so its interval is over seeds alone.")
+    if options.json is not None:
+        _write(options.json, scores)
     return ExitCode.COMPLETE
+
+
+def _write(path: Path, scores: Sequence[CombinedScore]) -> None:
+    """Writes every figure, whole or not at all."""
+    lines = [{**dataclasses.asdict(score), "effect": score.effect, "seed_share": score.combined.seed_share} for score in scores]
+    try:
+        with storage_errors(path, field="--json", then="the same command does it again"):
+            write_atomically(path, json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise SpecError(f"cannot be written: {error.strerror}", field="--json", value=str(path), next_step="Choose another file") from error
 
 
 def _read(name: str) -> Results:

@@ -247,7 +247,12 @@ def _plots(report: ReportInput) -> list[tuple[str, str]]:
     """Title and SVG of every plot that has data: scores first, then the course of training."""
     plots = [*score_plots(report.scores), *checkpoint_plots(report.checkpoints)]
     for curve in report.curves:
-        plots.append((f"Bits per byte of held-out texts along {curve.stage}", validation_plot(curve, report.text_languages)))
+        plots.append(
+            (
+                f"Bits per byte of held-out texts along {curve.stage}, cut into its rows",
+                validation_plot(curve, report.text_languages),
+            )
+        )
         plots.append((f"Loss along {curve.stage}", loss_plot(curve)))
     return [(title, svg) for title, svg in plots if svg]
 

@@ -13,9 +13,6 @@ from transfer_cli.display import score_table
 from transfer_cli.status import describe
 from transfer_evaluator.table import verdict
 
-LOWER_IS_BETTER = ("perplexity", "bits_per_byte")
-"""Endings of such metrics' names: the status does not tell in which direction one goes."""
-
 
 def main() -> int:
     """Reads the object from standard input."""
@@ -33,8 +30,8 @@ def main() -> int:
 def _score(line: ScoreStatus) -> Score:
     numbers = {name: float(text) for name in ("value", "baseline", "difference") if (text := getattr(line, name)) is not None}
     interval = (float(line.interval[0]), float(line.interval[1])) if len(line.interval) == 2 else None
-    names = {name: getattr(line, name) for name in ("suite", "task", "language", "metric", "items")}
-    return Score.model_validate({**names, **numbers, "interval": interval, "higher_is_better": not line.metric.endswith(LOWER_IS_BETTER)})
+    names = {name: getattr(line, name) for name in ("suite", "task", "language", "metric", "higher_is_better", "items")}
+    return Score.model_validate({**names, **numbers, "interval": interval})
 
 
 if __name__ == "__main__":

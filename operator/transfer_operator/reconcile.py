@@ -54,8 +54,8 @@ class Memory:
     """When the status was last written."""
     refused: dict[str, Refused] = field(default_factory=dict)
     """Pods that cannot be made, by name."""
-    served: set[str] = field(default_factory=set)
-    """UIDs of rendezvous pods that have their Service."""
+    served: dict[str, float] = field(default_factory=dict)
+    """When the Service of a rendezvous pod was last seen, by the pod's UID."""
     unserved: dict[str, Refused] = field(default_factory=dict)
     """Rendezvous pods whose Service cannot be made, by name."""
     seen: set[str] = field(default_factory=set)
@@ -152,7 +152,7 @@ class Reconciler:
         runs = {stage.key for stage in known.status.stages if stage.state is StageState.RUNNING}
         begins = [stage.key for stage in decision.status.stages if stage.state is StageState.RUNNING and stage.key not in runs]
         with self.view.beginning(key, known, begins):
-            written = await self._write(key, known, memory, decision.status)
+            written = await self._write(key, known, memory, _with_pod_named(known, decision.status))
         failure: ClusterError | None = None
         try:
             await self._act(key, known, memory, decision)
@@ -303,11 +303,8 @@ class Reconciler:
             metrics.RESTARTS.labels(cause.value).inc(max(0, new.restarts.count(cause) - old.restarts.count(cause)))
         if new.results is not None and old.results is None:
             metrics.RESULTS_WRITTEN.inc()
-        if (
-            new.workers.ready
-            and not any((old.workers.ready, old.progress, old.completion_time))
-            and not any(s.artifact for s in old.stages)
-        ):
+        begins = old.phase is Phase.PENDING and new.phase is Phase.RUNNING
+        if begins and not any(stage.artifact and stage.artifact.reused for stage in new.stages):  # an artifact that is there needs no pod
             created = datetime.fromisoformat(str(known.body["metadata"]["creationTimestamp"]))
             metrics.TIME_TO_RUNNING.observe(max(0.0, (self.now() - created).total_seconds()))
         if old.workers.desired and new.workers.desired and new.workers.desired != old.workers.desired and new.stage == old.stage:
@@ -337,17 +334,34 @@ class Reconciler:
             self.view.put_pod(body)
 
     async def _serve(self, key: Key, known: Known, memory: Memory, pod: Body) -> None:
-        """Gives a rendezvous pod its Service, which belongs to it. Asked once for each pod, and again after a restart of the operator."""
+        """Gives a rendezvous pod its Service, which belongs to it, and another where somebody deletes that.
+
+        Without it no worker that comes later finds the others, and those that are there train on as if all were well. Services are not
+        watched: each is asked for at times.
+        """
         uid, name = pod["metadata"]["uid"], manifest.parse_name(pod)
         over = "deletionTimestamp" in pod["metadata"] or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-        if name is None or name.role is not Role.RENDEZVOUS or uid in memory.served or over or known.experiment is None:
+        if name is None or name.role is not Role.RENDEZVOUS or over or known.experiment is None:
             return
+        if (seen := memory.served.get(uid)) is not None:
+            if (left := seen + self.settings.resync_seconds - self.clock()) <= 0 and not await self._is_served(key, known, name, uid):
+                del memory.served[uid]
+            else:
+                memory.served[uid] = seen if left > 0 else self.clock()
+                self.queue.add(key, left if left > 0 else self.settings.resync_seconds)
+                return
         service = manifest.rendezvous_service(known.experiment, name, uid, self.settings)
         body = await self._make(key, known, memory.unserved, name, SERVICES, service, uid)
         if body is not None:
-            memory.served.add(uid)
+            memory.served[uid] = self.clock()
+            self.queue.add(key, self.settings.resync_seconds)
             if memory.unserved.pop(str(name), None) is not None:
                 self.queue.add(key)  # so that the status tells it
+
+    async def _is_served(self, key: Key, known: Known, name: PodName, uid: str) -> bool:
+        assert known.experiment is not None
+        found = await self.cluster.get(SERVICES, key[0], manifest.service_name(known.experiment, name))
+        return found is not None and any(owner["uid"] == uid for owner in found["metadata"].get("ownerReferences", ()))
 
     async def _make(
         self, key: Key, known: Known, notes: dict[str, Refused], name: PodName, resource: Resource, body: Body, owner: str
@@ -414,6 +428,15 @@ class Reconciler:
                 await self.cluster.create(EVENTS, body["metadata"]["namespace"], body)
             except ClusterError as error:
                 logger.info("an event was not written: %s", error)
+
+
+def _with_pod_named(known: Known, status: ExperimentStatus) -> ExperimentStatus:
+    """What a failure says of the pod: the name of the object, as people give it to kubectl."""
+    failure = status.failure
+    if failure is None or not failure.pod or known.status.failure is not None:
+        return status
+    name = f"{known.body['metadata']['name']}-{failure.pod}"
+    return status.model_copy(update={"failure": failure.model_copy(update={"pod": name})})
 
 
 def _worker(stage: StageStatus, record: WorkerRecord) -> PodName:

@@ -179,14 +179,18 @@ def _check(folder: Path, name: str, entry: dict[str, Any], *, verify: bool) -> P
 _REMOVE = "Remove {} to have it made again"
 
 
+_GOES_ON = "what is finished is kept and the run goes on from its last checkpoint"
+
+
 @contextlib.contextmanager
-def storage_errors(path: Path, *, field: str = "storage", option: str = "") -> Iterator[None]:
+def storage_errors(path: Path, *, field: str = "storage", option: str = "", then: str = _GOES_ON) -> Iterator[None]:
     """Turns a full or read-only disk into a StorageError that names the folder and the way out.
 
     Args:
         path: what is written.
         field: what a user calls the folder.
         option: how another one is chosen, where there is an option for it.
+        then: what comes of a disk that is full, once there is room.
     """
     another = f"another folder with {option}" if option else "another folder"
     try:
@@ -194,7 +198,7 @@ def storage_errors(path: Path, *, field: str = "storage", option: str = "") -> I
     except OSError as error:
         number = _number(error)
         if number in _NO_SPACE:
-            free = f"Free space there, or choose {another}; what is finished is kept and the run goes on from its last checkpoint"
+            free = f"Free space there, or choose {another}; {then}"
             raise StorageError("no space left", field=field, value=str(path), next_step=free) from error
         if number == errno.EXDEV:
             raise StorageError(
@@ -222,6 +226,14 @@ def allow_reading(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(path.stat().st_mode | (0o666 & ~umask))
+
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is what `write_atomically` leaves where it is killed, and nobody reads."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def write_atomically(path: Path, content: str) -> None:

@@ -27,14 +27,14 @@ def leave_when_asked() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(int(ExitCode.SAVED)))
 
 
-def finish(termination_log: Path, work: Callable[[], ResultMessage]) -> int:
+def finish(termination_log: Path, storage: Path, work: Callable[[], ResultMessage]) -> int:
     """Does the work, writes the termination message and returns the exit code.
 
     A `TransferError` gives its own code; a full or read-only disk gives 10; anything else is a crash (1), whose last
     line of traceback goes into the message and whose traceback goes to the log.
     """
     try:
-        with storage_errors(Path("storage")):
+        with storage_errors(storage):
             message, code = work(), int(ExitCode.COMPLETE)
     except SaveRequested as request:
         message, code = ResultMessage(outcome=Outcome.SAVED, reason="SaveRequested", message=str(request)), int(ExitCode.SAVED)

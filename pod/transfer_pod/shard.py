@@ -44,7 +44,7 @@ def run_shard(context: PodContext, stage: Stage) -> int:
         check_contents(context)
         return _served(context, stage)
 
-    return finish(context.termination_log, work)
+    return finish(context.termination_log, context.storage, work)
 
 
 def finished(context: PodContext) -> ResultMessage | None:

@@ -154,6 +154,25 @@ def test_another_run_puts_there_what_is_missing_and_keeps_what_was_changed(place
     assert (output / "model" / "config.json").read_text() == "changed"
 
 
+def test_what_a_killed_run_was_writing_is_removed_by_the_next_and_pushed_by_none(place: Path) -> None:
+    assert run() == 0
+    output = place / "output"
+    before = names(output)
+    left = [
+        output / ".report.html.0123456789abcdef",
+        output / "model" / ".README.md.0123456789abcdef",
+        output / "..written.0123456789abcdef",
+    ]
+    for path in left:
+        path.write_text("half")
+    assert main(["push", "output/", "given"]) == 0
+    assert not list((place / "given").glob(".README*"))
+    (output / "report.html").unlink()
+    assert run() == 0
+    assert names(output) == before
+    assert not any(path.exists() for path in left)
+
+
 def test_a_report_that_is_asked_for_writes_all_again(place: Path) -> None:
     assert run() == 0
     (place / "output" / "model" / "config.json").write_text("changed")
@@ -201,6 +220,8 @@ def test_the_output_of_another_experiment_is_left_alone(place: Path, capsys: pyt
     before = names(place / "output")
     (place / "experiment.yaml").write_text((place / "experiment.yaml").read_text().replace("name: demo", "name: other"))
     assert run() == ExitCode.REFUSED
+    assert "output: holds what the experiment demo has made" in capsys.readouterr().err
+    assert main(["report", "experiment.yaml", "--storage", "storage", "--output", "output"]) == ExitCode.REFUSED
     assert "output: holds what the experiment demo has made" in capsys.readouterr().err
     assert names(place / "output") == before
 

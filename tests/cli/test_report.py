@@ -64,3 +64,8 @@ def test_a_file_that_has_changed_is_said_to_have_changed(ran: Path, capsys: pyte
 def test_a_run_that_is_to_come_first_is_named_with_the_folders_that_were_given(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (ran / "output" / STATUS).unlink()
     assert f"Run `transfer run {ran}/experiment.yaml --output {ran}/output --storage {ran}/storage` first" in refusal(ran, capsys)
+
+
+def test_the_folder_of_a_run_is_not_its_file(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(ran / "output")]) == 2
+    assert "FILE: is a folder" in capsys.readouterr().err

@@ -164,6 +164,21 @@ def test_progress_is_that_of_the_pod_that_is_furthest_in_the_newest_round():
     assert (progress.tokens, progress.tokens_per_second, progress.remaining_seconds) == (999, "1234.6", 8)
 
 
+def test_progress_does_not_fall_to_nothing_while_pods_that_go_on_load():
+    made = training().steps("w0-g1", 40).steps("w1-g1", 40).after(10).decides()
+    assert made.status.progress.percentage == 40
+    made = made.steps("w0-g1", 0, total_steps=0).steps("w1-g1", 0, total_steps=0).after(10).decides()
+    assert (made.status.progress.step, made.status.progress.percentage) == (40, 40)
+    made = made.steps("w0-g1", 31).steps("w1-g1", 31).after(10).decides()
+    assert made.status.progress.step == 31
+
+
+def test_suspension_is_told_while_pods_still_save():
+    made = training().edit(suspend=True).decides()
+    told = next(one for one in made.status.conditions if one.type == "Suspended")
+    assert (told.status, told.reason) == ("False", Reason.SUSPEND_REQUESTED)
+
+
 def test_what_is_unknown_or_endless_has_no_remaining_time_and_no_percentage():
     made = training().steps("w0-g1", 40, total_steps=0, remaining_seconds=float("inf")).after(10).decides()
     assert (made.status.progress.remaining_seconds, made.status.progress.percentage) == (None, 0)

@@ -16,6 +16,7 @@ from tests.operator.virtual_time import clock, run
 from transfer_api.status import ConditionType, Phase, Reason, StageState
 from transfer_operator import metrics
 from transfer_operator.cluster import Body
+from transfer_operator.settings import OperatorSettings
 
 Case = Callable[[Rig], Awaitable[None]]
 
@@ -86,6 +87,7 @@ def test_a_stage_of_one_pod_costs_four_requests() -> None:
     on(case)
 
 
+RESYNC = OperatorSettings(identity="any").resync_seconds
 _EVALUATION = {"suites": ["perplexity"], "texts": [{"name": "id", "path": "held-out.txt"}]}
 
 
@@ -261,6 +263,7 @@ def test_a_pod_that_nobody_owns_ends_the_experiment_at_its_deadline() -> None:
         assert failure is not None
         assert failure.reason is Reason.STARTUP_DEADLINE_EXCEEDED
         assert "kubectl delete pod" in failure.message
+        assert failure.pod in {pod["metadata"]["name"] for pod in rig.pods()}, "by the name that kubectl knows"
 
     on(case)
 
@@ -292,6 +295,39 @@ def test_a_service_of_somebody_else_is_named_until_somebody_deletes_it() -> None
         await rig.until(lambda: condition(rig, ConditionType.WORKERS_READY).status == "True", seconds=30)
         await rig.ends()
         assert rig.status().restarts.total == 0
+
+    on(case)
+
+
+def test_a_service_that_somebody_deletes_is_made_again() -> None:
+    async def case(rig: Rig) -> None:
+        rig.kubelet.steps = _Slow()
+        rig.apply()
+        await trains(rig)
+        (service,) = rig.server.every("services")
+        rig.server.remove("services", NAMESPACE, service["metadata"]["name"])
+        await rig.until(lambda: rig.server.every("services"), seconds=2 * RESYNC)
+        (again,) = rig.server.every("services")
+        assert again["metadata"]["name"] == service["metadata"]["name"]
+        assert again["metadata"]["uid"] != service["metadata"]["uid"]
+        made = counted(rig.server.writes)["POST services"]
+        await asyncio.sleep(4 * RESYNC)
+        assert counted(rig.server.writes)["POST services"] == made, "one that is there is only looked at"
+
+    on(case)
+
+
+def test_the_time_to_the_first_pod_that_runs_is_measured_once() -> None:
+    def measured() -> float:
+        return metrics.REGISTRY.get_sample_value("transfer_operator_experiment_time_to_running_seconds_count") or 0.0
+
+    async def case(rig: Rig) -> None:
+        before = measured()
+        rig.apply()
+        await trains(rig)
+        assert measured() == before + 1
+        await rig.ends()
+        assert measured() == before + 1
 
     on(case)
 

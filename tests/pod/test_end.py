@@ -31,7 +31,7 @@ def ending_with(error: BaseException):
 )
 def test_an_error_decides_code_and_message(tmp_path: Path, error: BaseException, code: int, outcome: Outcome, words: str) -> None:
     log = tmp_path / "termination-log"
-    assert finish(log, ending_with(error)) == code
+    assert finish(log, tmp_path, ending_with(error)) == code
     message = ResultMessage.decode(log.read_text())
     assert message is not None
     assert message.outcome is outcome
@@ -40,7 +40,7 @@ def test_an_error_decides_code_and_message(tmp_path: Path, error: BaseException,
 
 def test_success_leaves_the_artifact_in_the_message(tmp_path: Path) -> None:
     log = tmp_path / "termination-log"
-    assert finish(log, lambda: ResultMessage(outcome=Outcome.COMPLETE, artifact=ARTIFACT)) == 0
+    assert finish(log, tmp_path, lambda: ResultMessage(outcome=Outcome.COMPLETE, artifact=ARTIFACT)) == 0
     message = ResultMessage.decode(log.read_text())
     assert message is not None
     assert message.artifact == ARTIFACT

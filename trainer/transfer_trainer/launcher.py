@@ -73,7 +73,7 @@ def launch(context: PodContext) -> int:
     """Runs an elastic stage in this pod and returns the pod's exit code."""
     with tempfile.TemporaryDirectory(prefix="transfer-") as folder:
         launcher = Launcher(context, Path(folder))
-        code = finish(context.termination_log, launcher.run)
+        code = finish(context.termination_log, context.storage, launcher.run)
         if code == ExitCode.SAVED:
             progress = launcher.file.read() or Progress()
             write_termination_message(context.termination_log, _message(Outcome.SAVED, progress, message="saved on request"))

@@ -21,7 +21,8 @@ An experiment is a list of stages (`transfer_api.stage.plan_stages`), each of wh
                            Suspended ──┘ │
                                ▲─────────┘
 
-One failed stage ends the experiment; what ran beside it is left as `Suspended`. A stage that another experiment makes (`makers`) is waited
+One failed stage ends the experiment; what ran beside it is left as `Suspended`. So is a training that leaves the only slot to the scores of
+its own checkpoint. A stage that another experiment makes (`makers`) is waited
 for. An evaluation of a checkpoint begins as soon as a pod of the training tells of the snapshot. By what it scored it may end the
 experiment in the middle of that training, although it is Complete itself (`evaluation.retention.stop`).
 The experiment is Pending until a first pod runs, then Running (or Suspended), and at last Complete or Failed, which nothing changes.
@@ -32,8 +33,9 @@ write; the replacement is created because the record asks for it. A pod of any o
 once, whatever is repeated.
 
 Read in this order: `snapshot` (what is seen), `decision` (what is answered), `experiment` (all stages), `stage` (the life of one),
-`workers` (its incidents), `verdict` (what the end of a pod means), `deadlines` (what takes too long). `step` is what those work on. The
-rest only tells: `gate` (what may end an experiment early), `usage` (GPU-hours and goodput), `summary` (what people read).
+`workers` (its incidents), `verdict` (what the end of a pod means), `deadlines` (what takes too long), `gate` (what may end an experiment
+early). `step` is what those work on: one stage in this call, no step of training. The rest only tells: `usage` (GPU-hours and goodput),
+`summary` (what people read).
 """
 
 from transfer_operator.decide.decision import CreatePod, Decision, DeletePod, Event

@@ -116,6 +116,9 @@ def _adopt(step: Step, finished: ResultMessage | None) -> None:
     step.events.append(Event(reason="StageReused", message=f"{step.plan.name}: {artifact.path}"))
 
 
+_SAME_STAGE = ", which makes the same stage"
+
+
 @dataclass(frozen=True)
 class Hold:
     """Why a stage does not begin now."""
@@ -138,7 +141,7 @@ def _hold(snapshot: Snapshot, step: Step, before: list[Step], others: list[Stage
     if not _inputs_are_there(step.plan, others):
         return Hold()
     if (maker := snapshot.makers.get(step.plan.key)) is not None:
-        return Hold(f"waits for {maker}, which makes the same stage")
+        return Hold(f"waits for {maker}{_SAME_STAGE}")
     unscored = any(other.plan.snapshot is not None and other.status.state is not StageState.COMPLETE for other in before)
     if unscored and step.plan.snapshot is None and may_stop(snapshot):
         return Hold("waits for the scores of the checkpoints, by which evaluation.retention may stop the experiment")
@@ -146,7 +149,9 @@ def _hold(snapshot: Snapshot, step: Step, before: list[Step], others: list[Stage
         return Hold(_aside(scores))
     slots = snapshot.settings.parallel_stages
     running = sum(1 for other in others if other.state is StageState.RUNNING)
-    return Hold() if slots is not None and running >= slots else None
+    if slots is not None and running >= slots:
+        return Hold("" if step.status.message.endswith(_SAME_STAGE) else None)
+    return None
 
 
 def _aside(scores: StagePlan) -> str:

@@ -97,10 +97,11 @@ def _progress(
     if current is None:
         # The same object where nothing is new: usage is measured where progress is.
         return old if old is None or old.remaining_seconds is None else old.model_copy(update={"remaining_seconds": None})
-    if told is None:
-        return old if old is not None and old.stage == current.name else ProgressStatus(stage=current.name)
+    same = old is not None and old.stage == current.name
+    if told is None or (same and not (told.step or told.total_steps)):  # a pod that loads knows no step yet
+        return old if same else ProgressStatus(stage=current.name)
     due = old is None or old.last_updated is None or (now - old.last_updated).total_seconds() >= snapshot.settings.status_seconds
-    if not due and old is not None and old.stage == current.name:
+    if not due and same:
         return old
     remaining = told.remaining_seconds
     new = ProgressStatus(
@@ -170,6 +171,7 @@ def _score(score: Score) -> ScoreStatus:
         baseline=number(score.baseline) if score.baseline is not None else None,
         difference=signed(score.difference) if score.difference is not None else None,
         interval=[signed(end) if score.difference is not None else number(end) for end in score.interval or ()],
+        higher_is_better=score.higher_is_better,
         items=score.items,
     )
 
@@ -191,7 +193,7 @@ def _conditions(
         ConditionType.ACCEPTED: (True, Reason.ACCEPTED, ""),
         ConditionType.WORKERS_READY: _workers_ready(snapshot, stages, workers, now),
         ConditionType.STALLED: _stalled(snapshot, stages, now),
-        ConditionType.SUSPENDED: _suspended(phase),
+        ConditionType.SUSPENDED: _suspended(snapshot, phase),
         ConditionType.COMPLETE: (phase is Phase.COMPLETE, _complete_reason(phase), ""),
         ConditionType.FAILED: (True, failure.reason, failure.message) if failure else (False, _complete_reason(phase), ""),
     }
@@ -238,7 +240,12 @@ def _workers_ready(snapshot: Snapshot, stages: list[StageStatus], workers: Worke
     if current is None and waiting is not None:
         return False, Reason.BELOW_MIN, waiting.message
     if current is None:
-        return False, Reason.NO_WORKERS, ""
+        waits = next((stage.message for stage in stages if stage.state is StageState.WAITING and stage.message), "")
+        return (
+            False,
+            Reason.NO_WORKERS,
+            f"{REASON_TEXT[Reason.NO_WORKERS]} The next stage {waits}." if waits.startswith("waits for") else "",
+        )
     least = snapshot.experiment.spec.workers.min if current.kind.elastic else 1
     if workers.ready < least:
         return False, Reason.BELOW_MIN, _why(Reason.BELOW_MIN, snapshot, current, now)
@@ -279,9 +286,12 @@ def _stalled(snapshot: Snapshot, stages: list[StageStatus], now: datetime) -> tu
     return False, Reason.PROGRESSING, ""
 
 
-def _suspended(phase: Phase) -> tuple[bool, Reason, str]:
-    holds = phase is Phase.SUSPENDED
-    return holds, Reason.SUSPEND_REQUESTED if holds else Reason.RESUMED, ""
+def _suspended(snapshot: Snapshot, phase: Phase) -> tuple[bool, Reason, str]:
+    if phase is Phase.SUSPENDED:
+        return True, Reason.SUSPEND_REQUESTED, ""
+    if snapshot.experiment.spec.suspend and not phase.terminal:
+        return False, Reason.SUSPEND_REQUESTED, f"{REASON_TEXT[Reason.SUSPEND_REQUESTED]} Its pods save and end."
+    return False, Reason.RESUMED, ""
 
 
 def _complete_reason(phase: Phase) -> Reason:
