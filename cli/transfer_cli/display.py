@@ -55,7 +55,7 @@ class Display:
         """Shows what has changed."""
         for event in events:
             told_below = status.failure is not None and event.message == status.failure.message
-            if event.reason not in ("StageComplete", "StageReused", "Complete") and not told_below:
+            if event.reason not in ("StageComplete", "StageReused", "Complete", "Suspended", "Resumed") and not told_below:
                 self.line(f"{event.reason}: {event.message}", style="yellow" if event.warning else None)
         for stage in status.stages:
             if self._states.get(stage.name) != stage.state:

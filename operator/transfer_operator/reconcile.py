@@ -145,7 +145,8 @@ class Reconciler:
             await self._tell_unreadable(key, known, memory)
             return "invalid"
         if known.experiment is None:
-            await self._write(key, known, memory, _refused(known, self.now()))
+            if await self._write(key, known, memory, _refused(known, self.now())):
+                await self._tell(known, (Event(reason=Reason.INVALID_SPEC, message=known.problem, warning=True),))
             return "invalid"
         await self._confirm_losses(key, known, memory)
         decision = decide(self._snapshot(key, known, memory), self.now())

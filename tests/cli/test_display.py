@@ -66,8 +66,8 @@ def test_what_is_unusual_about_the_items_stands_below_the_table_once(capsys: pyt
 
 
 def test_other_events_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    Display(open_console(), "id", None).update(ExperimentStatus(), None, [Event(reason=Reason.RESUMED, message="going on", warning=False)])
-    assert "going on" in capsys.readouterr().out
+    Display(open_console(), "id", None).update(ExperimentStatus(), None, [Event(reason="PodWaits", message="w0 waits", warning=True)])
+    assert "w0 waits" in capsys.readouterr().out
 
 
 def test_a_stage_that_was_stopped_over_night_took_as_long_as_it_ran(capsys: pytest.CaptureFixture[str]) -> None:

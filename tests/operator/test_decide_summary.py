@@ -90,6 +90,8 @@ def test_workers_ready_says_what_a_pod_waits_for(change, reason, told):
     assert (condition.status, condition.reason) == ("False", reason)
     prefix = f"pretraining-{made.planned('pretraining').key[:10]}-"
     assert condition.message == REASON_TEXT[reason] + (f" {prefix}{told}" if told else "")
+    assert [event.message for event in made.last.events if event.reason == "PodWaits"] == ([condition.message] if told else [])
+    assert not made.decides().last.events, "told once"
 
 
 def test_what_takes_a_while_is_looked_at_again_when_it_takes_long():

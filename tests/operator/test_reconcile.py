@@ -347,6 +347,8 @@ def test_a_spec_that_cannot_work_is_told_and_begun_once_it_is_mended() -> None:
         assert "spec.workers" in accepted.message
         await rig.is_quiet()
         assert not rig.pods()
+        (told,) = events(rig, "InvalidSpec")
+        assert "spec.workers" in told
         rig.server.edit(NAMESPACE, "tiny", workers={"min": 1})
         await rig.ends()
         assert rig.status().phase is Phase.COMPLETE
@@ -369,6 +371,7 @@ def test_suspend_releases_the_pods_and_resume_goes_on() -> None:
         assert rig.status().restarts.total == 0
         assert done
         assert stage(rig).attempt == 2
+        assert (len(events(rig, "Suspended")), len(events(rig, "Resumed"))) == (1, 1)
 
     on(case)
 

@@ -14,7 +14,7 @@ from transfer_operator.decide.decision import Action, Decision, DeletePod, Event
 from transfer_operator.decide.gate import awaited_scores, judge_checkpoint, may_stop
 from transfer_operator.decide.snapshot import Pod, PodPhase, Snapshot
 from transfer_operator.decide.step import Step, Surroundings
-from transfer_operator.decide.summary import summarize
+from transfer_operator.decide.summary import changes, summarize
 from transfer_operator.decide.verdict import Done, verdict
 
 
@@ -180,6 +180,7 @@ def _answer(snapshot: Snapshot, steps: list[Step], now: datetime) -> Decision:
         # One event tells that the last stage is complete and all is; it would be every third request of a one-pod experiment.
         events = [event for event in events if event not in steps[-1].events or event.reason != "StageComplete"]
         events.append(Event(reason="Complete", message=summary.results.score if summary.results else "every stage is complete"))
+    events += changes(snapshot.status, summary)
     wake = [moment for step in steps for moment in step.wake]
     look_again = max(0.0, (min(wake) - now).total_seconds()) if wake else None
     actions: list[Action] = [action for step in steps for action in step.actions]

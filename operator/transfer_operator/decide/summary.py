@@ -29,11 +29,14 @@ from transfer_api.status import (
     second,
 )
 from transfer_operator.decide.deadlines import PATIENCE
+from transfer_operator.decide.decision import Event
 from transfer_operator.decide.snapshot import Pod, PodPhase, Role, Snapshot
 from transfer_operator.decide.stage import latest_progress
 from transfer_operator.decide.usage import measure
 
 SCORES_IN_STATUS = 64
+WAITS = " waits: "
+"""Between a pod and what it waits for."""
 METRICS_IN_STATUS = 64
 
 
@@ -269,7 +272,7 @@ def _why(reason: Reason, snapshot: Snapshot, current: StageStatus, now: datetime
         and (pod.name.role is Role.RENDEZVOUS or (pod.name.index, pod.name.generation) in wanted)
         and not (pod.on_its_way and now - pod.created < PATIENCE)
     ]
-    return f"{REASON_TEXT[reason]} {waiting[0].name} waits: {waiting[0].waiting}" if waiting else ""
+    return f"{REASON_TEXT[reason]} {waiting[0].name}{WAITS}{waiting[0].waiting}" if waiting else ""
 
 
 def _stalled(snapshot: Snapshot, stages: list[StageStatus], now: datetime) -> tuple[bool | None, Reason, str]:
@@ -284,6 +287,19 @@ def _stalled(snapshot: Snapshot, stages: list[StageStatus], now: datetime) -> tu
     if not snapshot.reachable and any(now - (pod.started or pod.created) >= PATIENCE for pod in silent):
         return None, Reason.NO_ANSWER, ""
     return False, Reason.PROGRESSING, ""
+
+
+def changes(old: ExperimentStatus, new: ExperimentStatus) -> list[Event]:
+    """What is told once when it begins: that all stands still on request, goes on, or that a pod waits for something."""
+    told = []
+    if Phase.SUSPENDED in (old.phase, new.phase) and old.phase is not new.phase:
+        suspended = new.phase is Phase.SUSPENDED
+        message = "progress is saved and the workers are released" if suspended else "goes on from what is saved"
+        told.append(Event(reason="Suspended" if suspended else "Resumed", message=message))
+    before, now = (next((one.message for one in status.conditions if one.type is ConditionType.WORKERS_READY), "") for status in (old, new))
+    if WAITS in now and WAITS not in before:
+        told.append(Event(reason="PodWaits", message=now, warning=True))
+    return told
 
 
 def _suspended(snapshot: Snapshot, phase: Phase) -> tuple[bool, Reason, str]:
