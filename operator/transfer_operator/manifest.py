@@ -51,7 +51,7 @@ _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|k|[MGTPE]|[KMGTPE]i)?", re.ASCI
 _POWERS = "kMGTPE"
 
 
-def object_name(experiment: str, name: PodName) -> str:
+def object_name(experiment: str, name: PodName | str) -> str:
     """Name of a pod object: at most 128 characters.
 
     The experiment is part of it because two experiments of a namespace may need stages of the same key in different storages.

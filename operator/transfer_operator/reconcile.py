@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from transfer_api.progress import ArtifactReference, Outcome, Progress, ResultMessage
-from transfer_api.spec import API_VERSION, ExperimentSpec
+from transfer_api.spec import API_VERSION, ExperimentSpec, TransferExperiment
 from transfer_api.stage import StageKind, StagePlan
 from transfer_api.status import (
     Cause,
@@ -344,24 +344,22 @@ class Reconciler:
         over = "deletionTimestamp" in pod["metadata"] or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
         if name is None or name.role is not Role.RENDEZVOUS or over or known.experiment is None:
             return
-        if (seen := memory.served.get(uid)) is not None:
-            if (left := seen + self.settings.resync_seconds - self.clock()) <= 0 and not await self._is_served(key, known, name, uid):
-                del memory.served[uid]
-            else:
-                memory.served[uid] = seen if left > 0 else self.clock()
-                self.queue.add(key, left if left > 0 else self.settings.resync_seconds)
+        again = self.settings.resync_seconds
+        if uid in memory.served and (left := memory.served[uid] + again - self.clock()) > 0:
+            self.queue.add(key, left)
+            return
+        if uid not in memory.served or not await self._is_served(key, known.experiment, name, uid):
+            memory.served.pop(uid, None)
+            service = manifest.rendezvous_service(known.experiment, name, uid, self.settings)
+            if await self._make(key, known, memory.unserved, name, SERVICES, service, uid) is None:
                 return
-        service = manifest.rendezvous_service(known.experiment, name, uid, self.settings)
-        body = await self._make(key, known, memory.unserved, name, SERVICES, service, uid)
-        if body is not None:
-            memory.served[uid] = self.clock()
-            self.queue.add(key, self.settings.resync_seconds)
             if memory.unserved.pop(str(name), None) is not None:
                 self.queue.add(key)  # so that the status tells it
+        memory.served[uid] = self.clock()
+        self.queue.add(key, again)
 
-    async def _is_served(self, key: Key, known: Known, name: PodName, uid: str) -> bool:
-        assert known.experiment is not None
-        found = await self.cluster.get(SERVICES, key[0], manifest.service_name(known.experiment, name))
+    async def _is_served(self, key: Key, experiment: TransferExperiment, name: PodName, uid: str) -> bool:
+        found = await self.cluster.get(SERVICES, key[0], manifest.service_name(experiment, name))
         return found is not None and any(owner["uid"] == uid for owner in found["metadata"].get("ownerReferences", ()))
 
     async def _make(
@@ -436,7 +434,7 @@ def _with_pod_named(known: Known, status: ExperimentStatus) -> ExperimentStatus:
     failure = status.failure
     if failure is None or not failure.pod or known.status.failure is not None:
         return status
-    name = f"{known.body['metadata']['name']}-{failure.pod}"
+    name = manifest.object_name(known.body["metadata"]["name"], failure.pod)
     return status.model_copy(update={"failure": failure.model_copy(update={"pod": name})})
 
 

@@ -177,8 +177,6 @@ def _check(folder: Path, name: str, entry: dict[str, Any], *, verify: bool) -> P
 
 
 _REMOVE = "Remove {} to have it made again"
-
-
 _GOES_ON = "what is finished is kept and the run goes on from its last checkpoint"
 
 
@@ -228,7 +226,7 @@ def allow_reading(folder: Path) -> None:
             path.chmod(path.stat().st_mode | (0o666 & ~umask))
 
 
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")
 
 
 def is_temporary(path: Path) -> bool:

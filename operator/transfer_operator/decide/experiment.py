@@ -150,7 +150,7 @@ def _hold(snapshot: Snapshot, step: Step, before: list[Step], others: list[Stage
     slots = snapshot.settings.parallel_stages
     running = sum(1 for other in others if other.state is StageState.RUNNING)
     if slots is not None and running >= slots:
-        return Hold("" if step.status.message.endswith(_SAME_STAGE) else None)
+        return Hold("" if step.status.message.endswith(_SAME_STAGE) else None)  # its maker is gone
     return None
 
 
